@@ -1,0 +1,120 @@
+"""The native parts of ualm: the CPU frame sampler and the functions that its tests look at.
+
+Arrays are checked, never converted: another dtype is a TypeError, another shape, order or a read-only output a
+ValueError. H is the model's hidden size, D the codec's latent size, K the codebook size, V the text vocabulary.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+_F32 = NDArray[np.float32]
+_I32 = NDArray[np.int32]
+
+STOP: int
+"""The row ended the segment: stream 0 is eos or eot."""
+LIMIT: int
+"""``max_steps`` rows are drawn and none was a stop row."""
+LATENT: int
+"""``latent_out`` holds the frame that this row made complete (rows 7 and later of a sound, not the stop row)."""
+
+class FrameSampler:
+    """Logits of one step in; the drawn row, the next input embedding and the finished frame's latent out.
+
+    One sampler serves one sequence and one thread at a time. It reads the tables in place (a read-only memory map will
+    do) and keeps them alive. Ids: eos 2, eot 3, text ``text_base + i``, stream n's pad ``audio_base + n (K + 1)``.
+    """
+
+    def __init__(
+        self,
+        *,
+        codebook_size: int,
+        text_size: int,
+        audio_base: int,
+        text_base: int,
+        embedding: _F32,
+        rvq_table: _F32,
+        rvq_bias: _F32,
+    ) -> None:
+        """``embedding`` float32 [N, H], ``rvq_table`` float32 [8, K, D], ``rvq_bias`` float32 [D]."""
+
+    def begin_audio(
+        self,
+        *,
+        mode: Literal["fixed", "reference"],
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        guidance: float,
+        max_steps: int,
+        seed: int,
+        segment: int,
+    ) -> None:
+        """Begin a sound. ``temperature`` 0 is greedy, ``top_k`` 0 and ``top_p`` 1 keep all candidates.
+
+        "fixed" mode needs ``max_steps`` of at least 8. A value out of range is a ValueError, and the segment under way
+        goes on.
+        """
+
+    def begin_text(
+        self,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        guidance: float,
+        max_steps: int,
+        seed: int,
+        segment: int,
+    ) -> None:
+        """Begin a text; see :meth:`begin_audio`."""
+
+    def step(self, logits: _F32, row_out: _I32, embedding_out: _F32, latent_out: _F32) -> int:
+        """Draw the next row and return its flags (STOP, LIMIT, LATENT; never STOP with either of the others).
+
+        ``logits`` float32 [B, L]: B is 2 with guidance above 1 (row 0 conditional, row 1 null), else 1; L is
+        ``audio_logits`` or ``text_logits``. Written: ``row_out`` int32 [8]; ``embedding_out`` float32 [H], the sum of
+        the row's embeddings, of which only stream 0 counts in a stop row and in a last row of "reference" mode;
+        ``latent_out`` float32 [D] if LATENT is set.
+
+        Logits that cannot be drawn from (NaN, +inf, nothing but -inf) are a ValueError that names row and stream; the
+        segment then stays where it was. RuntimeError before ``begin_*`` and after STOP or LIMIT.
+        """
+
+    def embed(self, rows: _I32, out: _F32) -> None:
+        """Write the sums of the 8 embeddings of ``rows`` int32 [n, 8] to ``out`` float32 [n, H]. Id 0 adds nothing."""
+
+    @property
+    def row(self) -> int:
+        """Rows drawn so far in this segment."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def latent_size(self) -> int: ...
+    @property
+    def audio_logits(self) -> int:
+        """Columns of an audio step: eos, eot, then pad and K codes of each of the 8 streams."""
+
+    @property
+    def text_logits(self) -> int:
+        """Columns of a text step: eos, eot, then V text ids."""
+
+def codes_to_latents(codes: _I32 | NDArray[np.int16], rvq_table: _F32, rvq_bias: _F32, out: _F32) -> None:
+    """Write the latents of ``codes`` [T, 8] to ``out`` float32 [T, D], with the arithmetic of ``FrameSampler.step``."""
+
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10."""
+
+def log_f32(values: _F32) -> _F32:
+    """The sampler's own natural logarithm."""
+
+def exp_f32(values: _F32) -> _F32:
+    """The sampler's own exponential."""
+
+def gumbel_of_bits(bits: int) -> float:
+    """Gumbel noise of one 32-bit random word: ``-log(-log(u))``, u = ((bits >> 8) + 0.5) 2^-24."""
+
+def gumbel(seed: int, segment: int, row: int, stream: int, id: int) -> float:
+    """The noise added to a candidate's scaled logit."""

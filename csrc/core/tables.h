@@ -1,0 +1,31 @@
+// The two sums of table rows that end a frame: the next input embedding and the codec latent. Both add in stream order,
+// so every device gets the same bits. `first` and `stride` share a row between threads; one thread takes 0 and 1.
+#pragma once
+
+#include "core/layout.h"
+
+namespace ualm {
+
+UALM_HD inline void add_row(float* out, const float* row, int64_t width, int64_t first, int64_t stride) {
+  for (int64_t i = first; i < width; i += stride) out[i] = add(out[i], row[i]);
+}
+
+// out[width] = sum over streams 0 .. streams-1 of table[ids[stream]], table [vocabulary, width]. Id 0 adds nothing.
+UALM_HD inline void sum_embeddings(const float* table, int64_t width, const int32_t* ids, int streams, float* out,
+                                   int64_t first, int64_t stride) {
+  for (int64_t i = first; i < width; i += stride) out[i] = 0.0f;
+  for (int stream = 0; stream < streams; ++stream) {
+    if (ids[stream] != 0) add_row(out, table + ids[stream] * width, width, first, stride);
+  }
+}
+
+// out[width] = bias + sum over streams of rvq_table[stream][codes[stream]], rvq_table [8, codebook_size, width].
+UALM_HD inline void sum_codes(const float* rvq_table, const float* rvq_bias, int64_t codebook_size, int64_t width,
+                              const int32_t* codes, float* out, int64_t first, int64_t stride) {
+  for (int64_t i = first; i < width; i += stride) out[i] = rvq_bias[i];
+  for (int stream = 0; stream < kStreams; ++stream) {
+    add_row(out, rvq_table + (stream * codebook_size + codes[stream]) * width, width, first, stride);
+  }
+}
+
+}  // namespace ualm

@@ -1,0 +1,301 @@
+"""The transformer body: one ONNX graph for prefill and decode, in two dialects of the KV section.
+
+``standard``: TensorScatter + Slice + Attention with an explicit mask (ONNX opset 24), the form that TensorRT maps to its
+own cache update. ``grouped``: ONNX Runtime's GroupQueryAttention, measured about twice as fast on the CPU for long
+contexts; it takes head sizes that are multiples of 16. Everything else, and every weight, is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..runtime.errors import ExportError
+from .checkpoint import TensorSource
+from .graph import Graph
+from .weights import WeightStore
+
+
+@dataclass(frozen=True)
+class BackboneShape:
+    """Sizes of a Qwen2 body, checked against the tensors found."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_positions: int
+
+    @property
+    def qkv_size(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def grouped_attention(self) -> bool:
+        """Whether ONNX Runtime's GroupQueryAttention takes this head size."""
+        return self.head_dim % 16 == 0
+
+
+def backbone_shape(config: Mapping[str, Any]) -> BackboneShape:
+    """Read the sizes from a Qwen2 ``config.json``."""
+    rope = config.get("rope_parameters") or {}
+    heads = config["num_attention_heads"]
+    return BackboneShape(
+        hidden_size=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        ffn_size=config["intermediate_size"],
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+        max_positions=config.get("max_position_embeddings", 32768),
+    )
+
+
+class BackbonePlan:
+    """Plans the body's tensors in the store and draws its graphs."""
+
+    def __init__(self, source: TensorSource, shape: BackboneShape, store: WeightStore) -> None:
+        self.source, self.shape, self.store = source, shape, store
+        self.tensors = self._expected()
+        for name, expected in self.tensors.items():
+            if source.shape(name) != expected:
+                raise ExportError(
+                    f"tensor {name} has shape {list(source.shape(name))}, the backbone's config.json asks for "
+                    f"{list(expected)}"
+                )
+        self._plan()
+
+    def _expected(self) -> dict[str, tuple[int, ...]]:
+        s = self.shape
+        q, kv, h, f = s.heads * s.head_dim, s.kv_heads * s.head_dim, s.hidden_size, s.ffn_size
+        names: dict[str, tuple[int, ...]] = {"model.norm.weight": (h,)}
+        for i in range(s.layers):
+            p = f"model.layers.{i}"
+            names |= {f"{p}.input_layernorm.weight": (h,), f"{p}.post_attention_layernorm.weight": (h,)}
+            for letter, size in (("q", q), ("k", kv), ("v", kv)):
+                names |= {
+                    f"{p}.self_attn.{letter}_proj.weight": (size, h),
+                    f"{p}.self_attn.{letter}_proj.bias": (size,),
+                }
+            names[f"{p}.self_attn.o_proj.weight"] = (h, q)
+            names |= {f"{p}.mlp.{part}_proj.weight": (f, h) for part in ("gate", "up")}
+            names[f"{p}.mlp.down_proj.weight"] = (h, f)
+        return names
+
+    def _plan(self) -> None:
+        s, add = self.shape, self.store.add
+        h, f = s.hidden_size, s.ffn_size
+        add("backbone.norm", (h,), lambda: self.source.read("model.norm.weight"))
+        add("rope.inverse_frequencies", (s.head_dim // 2,), lambda: inverse_frequencies(s))
+        for i in range(s.layers):
+            p, o = f"model.layers.{i}", f"backbone.{i}"
+            qkv = [f"{p}.self_attn.{letter}_proj" for letter in "qkv"]
+            gate_up = [f"{p}.mlp.gate_proj", f"{p}.mlp.up_proj"]
+            self._add_vector(f"{o}.input_norm", h, f"{p}.input_layernorm.weight")
+            self._add_vector(f"{o}.post_norm", h, f"{p}.post_attention_layernorm.weight")
+            self._add_matrix(f"{o}.qkv", (h, s.qkv_size), qkv)
+            self._add_bias(f"{o}.qkv_bias", s.qkv_size, qkv)
+            self._add_matrix(f"{o}.o", (s.heads * s.head_dim, h), [f"{p}.self_attn.o_proj"])
+            self._add_matrix(f"{o}.gate_up", (h, 2 * f), gate_up)
+            self._add_matrix(f"{o}.down", (f, h), [f"{p}.mlp.down_proj"])
+
+    def _add_vector(self, name: str, size: int, tensor: str) -> None:
+        self.store.add(name, (size,), lambda: self.source.read(tensor))
+
+    def _add_bias(self, name: str, size: int, parts: list[str]) -> None:
+        self.store.add(name, (size,), lambda: np.concatenate([self.source.read(f"{p}.bias") for p in parts]))
+
+    def _add_matrix(self, name: str, shape: tuple[int, int], parts: list[str]) -> None:
+        """Plan [in, out]: the transposed weights of ``parts`` side by side, so that they share one product."""
+
+        def make() -> np.ndarray:
+            matrix = np.empty(shape, np.float32)
+            column = 0
+            for part in parts:
+                weight = self.source.read(f"{part}.weight")
+                matrix[:, column : column + len(weight)] = weight.T
+                column += len(weight)
+            return matrix
+
+        self.store.add(name, shape, make)
+
+    def graph(self, dialect: str) -> Graph:
+        """The body in ``dialect`` "standard" or "grouped".
+
+        Inputs: ``embeddings`` float32 [B, S, H]; ``past_key.i``, ``past_value.i`` float32 [B, kv_heads, capacity,
+        head_dim], which the caller binds to the same memory as ``present_key.i``, ``present_value.i``.
+        Output: ``hidden`` float32 [B, H], the final-norm hidden state of the last position.
+        """
+        s = self.shape
+        grouped = dialect == "grouped"
+        g = Graph(f"backbone_{dialect}", self.store, contrib=grouped, opset=23 if grouped else 24)
+        x = g.input("embeddings", ["batch", "rows", s.hidden_size])
+        attend = _GroupedAttention(g, s) if grouped else _StandardAttention(g, s)
+        for i in range(s.layers):
+            o = f"backbone.{i}"
+            y = self._norm(g, x, f"{o}.input_norm")
+            qkv = g.linear(y, f"{o}.qkv", f"{o}.qkv_bias", name=f"{o}.qkv")
+            y = attend(i, qkv)
+            y = g.linear(y, f"{o}.o", name=f"{o}.o")
+            x = g.op("Add", x, y, name=f"{o}.attention_residual")
+            y = self._norm(g, x, f"{o}.post_norm")
+            gate, up = g.op_n(
+                "Split", 2, g.linear(y, f"{o}.gate_up", name=f"{o}.gate_up"), axis=-1, num_outputs=2, name=f"{o}.split"
+            )
+            gate = g.op("Mul", gate, g.op("Sigmoid", gate, name=f"{o}.sigmoid"), name=f"{o}.silu")
+            y = g.linear(g.op("Mul", gate, up, name=f"{o}.gated"), f"{o}.down", name=f"{o}.down")
+            x = g.op("Add", x, y, name=f"{o}.ffn_residual")
+        # only the last position is ever read: prefill would otherwise carry S rows through the last norm
+        last = g.op("Gather", x, g.constant(-1, "int64"), axis=1, name="last_row")
+        g.output(self._norm(g, last, "backbone.norm"), "hidden", ["batch", s.hidden_size])
+        attend.finish()
+        return g
+
+    def _norm(self, g: Graph, x: str, weight: str) -> str:
+        return g.op(
+            "RMSNormalization", x, g.weight(weight), axis=-1, epsilon=self.shape.rms_norm_eps, name=f"{weight}.rms"
+        )
+
+
+class _Cache:
+    """Declares the cache inputs and outputs of every layer."""
+
+    def __init__(self, g: Graph, s: BackboneShape) -> None:
+        self.g, self.s = g, s
+        self.shape = ["batch", s.kv_heads, "capacity", s.head_dim]
+        self.outputs: list[tuple[str, str]] = []
+
+    def past(self, i: int) -> tuple[str, str]:
+        return self.g.input(f"past_key.{i}", self.shape), self.g.input(f"past_value.{i}", self.shape)
+
+    def present(self, i: int, key: str, value: str) -> None:
+        self.outputs += [(key, f"present_key.{i}"), (value, f"present_value.{i}")]
+
+    def finish(self) -> None:
+        for value, name in self.outputs:
+            self.g.output(value, name, self.shape)
+
+
+class _GroupedAttention(_Cache):
+    """Rotary embedding, cache write and attention in one contrib operator.
+
+    Further inputs: ``last_position`` int32 [B] (position of the last row fed), ``total_rows`` int32 [] (rows held after
+    this call), ``cos`` and ``sin`` float32 [max_context, head_dim / 2].
+    """
+
+    def __init__(self, g: Graph, s: BackboneShape) -> None:
+        super().__init__(g, s)
+        self.last = g.input("last_position", ["batch"], "int32")
+        self.total = g.input("total_rows", [], "int32")
+        self.cos = g.input("cos", ["max_context", s.head_dim // 2])
+        self.sin = g.input("sin", ["max_context", s.head_dim // 2])
+
+    def __call__(self, i: int, qkv: str) -> str:
+        key, value = self.past(i)
+        y, present_key, present_value = self.g.op_n(
+            "GroupQueryAttention",
+            3,
+            *(qkv, "", "", key, value, self.last, self.total, self.cos, self.sin),
+            domain="com.microsoft",
+            name=f"backbone.{i}.attention",
+            num_heads=self.s.heads,
+            kv_num_heads=self.s.kv_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+        )
+        self.present(i, present_key, present_value)
+        return y
+
+
+class _StandardAttention(_Cache):
+    """Standard operators; the mask's last dimension says how many rows are held.
+
+    Further inputs: ``write_index`` int64 [B] (position of the first row fed), ``mask`` float32 [B, 1, S, total]
+    (0 where a row may look, -inf or a large negative number elsewhere), ``cos`` and ``sin`` float32 [B, S, head_dim / 2]
+    of the rows fed.
+    """
+
+    def __init__(self, g: Graph, s: BackboneShape) -> None:
+        super().__init__(g, s)
+        self.index = g.input("write_index", ["batch"], "int64")
+        self.mask = g.input("mask", ["batch", 1, "rows", "total"])
+        self.cos = g.input("cos", ["batch", "rows", s.head_dim // 2])
+        self.sin = g.input("sin", ["batch", "rows", s.head_dim // 2])
+        self.total = g.op("Shape", self.mask, start=3, end=4, name="total_rows")
+
+    def __call__(self, i: int, qkv: str) -> str:
+        g, s, o = self.g, self.s, f"backbone.{i}"
+        q_size, kv_size = s.heads * s.head_dim, s.kv_heads * s.head_dim
+        q, k, v = g.op_n("Split", 3, qkv, g.ints(q_size, kv_size, kv_size), axis=-1, name=f"{o}.qkv_split")
+        q, k = self._rotate(q, s.heads, f"{o}.q"), self._rotate(k, s.kv_heads, f"{o}.k")
+        v = self._by_head(v, s.kv_heads, f"{o}.v")
+        held = []
+        past = self.past(i)
+        for letter, cache, new in (("k", past[0], k), ("v", past[1], v)):
+            present = g.op("TensorScatter", cache, new, self.index, axis=2, mode="linear", name=f"{o}.{letter}_write")
+            held.append((present, g.op("Slice", present, g.ints(0), self.total, g.ints(2), name=f"{o}.{letter}_held")))
+        self.present(i, held[0][0], held[1][0])
+        y = g.op("Attention", q, held[0][1], held[1][1], self.mask, name=f"{o}.attention")
+        y = g.op("Transpose", y, perm=[0, 2, 1, 3], name=f"{o}.rows_first")
+        return g.op("Reshape", y, g.ints(0, 0, q_size), name=f"{o}.merge_heads")
+
+    def _by_head(self, x: str, heads: int, name: str) -> str:
+        x = self.g.op("Reshape", x, self.g.ints(0, 0, heads, self.s.head_dim), name=f"{name}_heads")
+        return self.g.op("Transpose", x, perm=[0, 2, 1, 3], name=f"{name}_by_head")
+
+    def _rotate(self, x: str, heads: int, name: str) -> str:
+        return self.g.op("RotaryEmbedding", self._by_head(x, heads, name), self.cos, self.sin, name=f"{name}_rotary")
+
+
+def inverse_frequencies(shape: BackboneShape) -> np.ndarray:
+    """RoPE frequencies ``theta^(-2i/d)``, float32 [head_dim / 2], rounded where transformers rounds.
+
+    A frequency off by one unit in the last place turns a key at position 8000 by 4e-4 rad, which is more than our
+    tolerance: hence torch's own float32 power, once, at export.
+    """
+    import torch
+
+    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
+    return (1.0 / (shape.rope_theta**exponents)).numpy()
+
+
+def null_branch_vectors(source: TensorSource, shape: BackboneShape) -> tuple[np.ndarray, np.ndarray]:
+    """Un-rotated keys and values of the guidance null branch, each float32 [layers, kv_heads, head_dim].
+
+    Every row of the null prefix has the zero embedding, so at each layer all positions hold one and the same value
+    vector; attention over equal values returns that value whatever the weights, hence one row, without any
+    attention, gives the whole prefix for any length.
+    """
+    s = shape
+    x = np.zeros(s.hidden_size, np.float32)
+    keys, values = (np.empty((s.layers, s.kv_heads, s.head_dim), np.float32) for _ in range(2))
+
+    def linear(name: str, vector: np.ndarray, *, bias: bool = False) -> np.ndarray:
+        y = source.read(f"{name}.weight") @ vector
+        return y + source.read(f"{name}.bias") if bias else y
+
+    def norm(name: str, vector: np.ndarray) -> np.ndarray:
+        scale = np.sqrt(np.mean(np.square(vector, dtype=np.float64)) + s.rms_norm_eps)
+        return source.read(f"{name}.weight") * (vector / scale).astype(np.float32)
+
+    for i in range(s.layers):
+        p = f"model.layers.{i}"
+        y = norm(f"{p}.input_layernorm", x)
+        keys[i] = linear(f"{p}.self_attn.k_proj", y, bias=True).reshape(s.kv_heads, s.head_dim)
+        values[i] = linear(f"{p}.self_attn.v_proj", y, bias=True).reshape(s.kv_heads, s.head_dim)
+        attended = np.repeat(values[i], s.heads // s.kv_heads, axis=0).reshape(-1)
+        x = x + linear(f"{p}.self_attn.o_proj", attended)
+        y = norm(f"{p}.post_attention_layernorm", x)
+        gate, up = linear(f"{p}.mlp.gate_proj", y), linear(f"{p}.mlp.up_proj", y)
+        silu = gate * (0.5 * (1.0 + np.tanh(0.5 * gate)))  # x * sigmoid(x), in a form that cannot overflow
+        x = x + linear(f"{p}.mlp.down_proj", (silu * up).astype(np.float32))
+    return keys, values

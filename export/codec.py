@@ -1,0 +1,313 @@
+"""The X-Codec decoder as one ONNX part, and the codebook tables that feed it.
+
+Decoding a frame is: sum the eight code vectors, apply ``fc2``, run the DAC decoder without its tanh. The first two
+steps are linear, so they fold into one small table per codebook (``codec.rvq_table``); the graph here is the third.
+HuBERT and the semantic branches serve encoding only; their tensors are recognised and left behind.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from huggingface_hub.errors import StrictDataclassError
+from transformers import XcodecConfig
+
+from ..runtime.errors import ExportError
+from .checkpoint import TensorSource, conv_shape, read_conv, weight_norm_names
+from .graph import Graph
+from .weights import WeightStore
+
+PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
+#: Modules that only encoding uses.
+ENCODER_SIDE = ("acoustic_encoder.", "encoder_semantic.", "decoder_semantic.", "semantic_model.", "fc.", "fc1.")
+#: Dilations of the three residual units of a block (DAC, Kumar et al. 2023, appendix A).
+DILATIONS = (1, 3, 9)
+_CODEBOOK = re.compile(r"quantizer\.quantizers\.(\d+)\.codebook\.(?:embed|inited|cluster_size|embed_avg)")
+
+
+@dataclass(frozen=True)
+class CodecPart:
+    """The planned decoder.
+
+    ``graph``: ``latents`` float32 [1, latent_size, frames] -> ``pcm`` float32 [1, frames * hop_length].
+    ``context``: how many frames before and after a frame its samples depend on.
+    ``tensors``: names in the checkpoint that are used here, or known not to be needed for decoding.
+    """
+
+    graph: Graph
+    sample_rate: int
+    hop_length: int
+    codebook_size: int
+    latent_size: int
+    context: tuple[int, int]
+    tensors: set[str]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution of the decoder; ``snake`` names the activation in front of it, where there is one."""
+
+    name: str
+    inputs: int
+    outputs: int
+    kernel: int
+    padding: int
+    snake: str = ""
+    stride: int = 1
+    dilation: int = 1
+    output_padding: int = 0
+    transposed: bool = False
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int]:
+        """Torch's order, which is ONNX's too: [out, in, kernel], and [in, out, kernel] when transposed."""
+        return (self.inputs, self.outputs, self.kernel) if self.transposed else (self.outputs, self.inputs, self.kernel)
+
+    def reach(self, first: int, last: int) -> tuple[int, int]:
+        """Output positions that change when inputs ``first`` .. ``last`` change, both ends included."""
+        span = (self.kernel - 1) * self.dilation
+        if self.transposed:
+            return first * self.stride - self.padding, last * self.stride - self.padding + span
+        return first + self.padding - span, last + self.padding
+
+
+def decoder_convolutions(latent_size: int, width: int, ratios: Sequence[int]) -> list[Convolution]:
+    """The decoder's convolutions in the order in which they run."""
+    layers = [Convolution("conv1", latent_size, width, kernel=7, padding=3)]
+    for index, ratio in enumerate(ratios):
+        block = f"block.{index}"
+        inputs, outputs = width // 2**index, width // 2 ** (index + 1)
+        # kernel 2r, padding ceil(r/2), output padding r mod 2: (T-1)r - 2 ceil(r/2) + 2r + r mod 2 = T r, exactly
+        layers.append(
+            Convolution(
+                f"{block}.conv_t1",
+                inputs,
+                outputs,
+                kernel=2 * ratio,
+                padding=math.ceil(ratio / 2),
+                snake=f"{block}.snake1",
+                stride=ratio,
+                output_padding=ratio % 2,
+                transposed=True,
+            )
+        )
+        for unit, dilation in enumerate(DILATIONS, start=1):
+            name = f"{block}.res_unit{unit}"
+            layers.append(
+                Convolution(
+                    f"{name}.conv1", outputs, outputs, 7, 3 * dilation, snake=f"{name}.snake1", dilation=dilation
+                )
+            )
+            layers.append(Convolution(f"{name}.conv2", outputs, outputs, 1, 0, snake=f"{name}.snake2"))
+    layers.append(Convolution("conv2", width // 2 ** len(ratios), 1, kernel=7, padding=3, snake="snake1"))
+    return layers
+
+
+def frame_reach(layers: Sequence[Convolution]) -> tuple[int, int]:
+    """First and last sample, counted from a frame's own first sample, that change when the frame changes.
+
+    A residual unit's direct path lies inside its convolutions' reach, so the chain of convolutions decides.
+    """
+    first = last = 0
+    for layer in layers:
+        first, last = layer.reach(first, last)
+    return first, last
+
+
+def frame_context(layers: Sequence[Convolution]) -> tuple[int, int]:
+    """How many frames before and after a frame its own samples depend on."""
+    hop = math.prod(layer.stride for layer in layers)
+    first, last = frame_reach(layers)
+    return max(last // hop, 0), max((hop - 1 - first) // hop, 0)
+
+
+def plan_codec(source: TensorSource, config: Mapping[str, Any], store: WeightStore, *, streams: int = 8) -> CodecPart:
+    """Check the codec's tensors, plan the decoder's weights and tables in ``store``, and draw its graph.
+
+    ``config`` is the parsed ``config.json`` of an ``XcodecModel``; fields left out take transformers' defaults.
+    Plans, besides the graph's weights, ``codec.rvq_table`` float32 [streams, K, D] with
+    ``table[n] = C_n @ fc2.weight.T`` and ``codec.rvq_bias`` float32 [D], so that a frame's latent is
+    ``sum_n table[n, code_n] + bias``. Raises ExportError naming the field or tensor that does not fit.
+    """
+    full, ratios = _read_config(config)
+    acoustic = full.acoustic_model_config
+    if full.num_quantizers < streams:
+        raise ExportError(
+            f"codec config: target_bandwidths ending in {full.target_bandwidths[-1]} kbit/s make {full.num_quantizers} "
+            f"quantizers at {full.frame_rate} frames/s; the {streams} streams of a row need {streams}"
+        )
+    layers = decoder_convolutions(acoustic.hidden_size, acoustic.decoder_hidden_size, ratios)
+    planner = _Planner(source, store)
+    planner.plan_tables(streams, full.codebook_size, full.codebook_dim, acoustic.hidden_size)
+    for layer in layers:
+        planner.plan_convolution(layer)
+    planner.ignore(full.num_quantizers)
+    return CodecPart(
+        graph=_draw(layers, store),
+        sample_rate=full.sample_rate,
+        hop_length=full.hop_length,
+        codebook_size=full.codebook_size,
+        latent_size=acoustic.hidden_size,
+        context=frame_context(layers),
+        tensors=planner.tensors,
+    )
+
+
+def _read_config(config: Mapping[str, Any]) -> tuple[Any, list[int]]:
+    """An XcodecConfig with defaults filled in; and the upsampling ratios, which transformers does not check."""
+    try:
+        full: Any = XcodecConfig.from_dict(dict(config))
+        acoustic, hop, _ = full.acoustic_model_config, full.hop_length, full.num_quantizers
+    except (StrictDataclassError, TypeError, ValueError, KeyError, ZeroDivisionError, OverflowError) as error:
+        raise ExportError(f"codec config: not a configuration that XcodecModel takes ({error})") from error
+    sizes = {
+        "sample_rate": full.sample_rate,
+        "codebook_size": full.codebook_size,
+        "codebook_dim": full.codebook_dim,
+        "acoustic_model_config.hidden_size": acoustic.hidden_size,
+        "acoustic_model_config.decoder_hidden_size": acoustic.decoder_hidden_size,
+    }
+    for field, value in sizes.items():
+        if type(value) is not int or value < 1:
+            raise ExportError(f"codec config: {field} is {value!r}; a positive whole number is expected")
+    ratios = acoustic.upsampling_ratios
+    field = f"codec config: acoustic_model_config.upsampling_ratios is {ratios!r}"
+    # a ratio of 1 would need an output padding as large as the stride, which no framework takes
+    if not isinstance(ratios, (list, tuple)) or not ratios or any(type(r) is not int or r < 2 for r in ratios):
+        raise ExportError(f"{field}; a list of whole numbers from 2 up is expected")
+    if math.prod(ratios) != hop:
+        raise ExportError(
+            f"{field}, {math.prod(ratios)} samples a frame, but downsampling_ratios "
+            f"{list(acoustic.downsampling_ratios)} make a hop_length of {hop}; the two must agree"
+        )
+    if acoustic.decoder_hidden_size < 2 ** len(ratios):
+        raise ExportError(
+            f"codec config: acoustic_model_config.decoder_hidden_size is {acoustic.decoder_hidden_size}, which "
+            f"{len(ratios)} blocks cannot halve; at least {2 ** len(ratios)} is needed"
+        )
+    if full.codebook_dim != full.hidden_size:
+        raise ExportError(
+            f"codec config: codebook_dim is {full.codebook_dim}, but fc2 takes the acoustic and semantic hidden sizes "
+            f"together, {full.hidden_size}; the two must agree"
+        )
+    return full, list(ratios)
+
+
+class _Planner:
+    """Checks tensors against the shapes expected, plans them, and notes their names."""
+
+    def __init__(self, source: TensorSource, store: WeightStore) -> None:
+        self.source, self.store = source, store
+        self.tensors: set[str] = set()
+
+    def plan_tables(self, streams: int, codebook_size: int, codebook_dim: int, latent_size: int) -> None:
+        codebooks = [f"{PREFIX}quantizer.quantizers.{n}.codebook.embed" for n in range(streams)]
+        held = next((n for n, name in enumerate(codebooks) if name not in self.source), streams)
+        if held < streams:
+            raise ExportError(
+                f"tensor {codebooks[held]} is missing: the checkpoint holds {held} quantizers, the {streams} streams "
+                f"of a row need {streams}"
+            )
+        for name in codebooks:
+            self._check(name, (codebook_size, codebook_dim))
+        weight, bias = f"{PREFIX}fc2.weight", f"{PREFIX}fc2.bias"
+        self._check(weight, (latent_size, codebook_dim))
+        self._check(bias, (latent_size,))
+
+        def make_table() -> np.ndarray:
+            fc2 = self.source.read(weight).astype(np.float64).T
+            table = np.empty((streams, codebook_size, latent_size), np.float32)
+            for n, name in enumerate(codebooks):
+                table[n] = self.source.read(name).astype(np.float64) @ fc2
+            return table
+
+        self.store.add("codec.rvq_table", (streams, codebook_size, latent_size), make_table)
+        self.store.add("codec.rvq_bias", (latent_size,), lambda: self.source.read(bias))
+
+    def plan_convolution(self, layer: Convolution) -> None:
+        prefix, name = f"{PREFIX}acoustic_decoder.{layer.name}", f"codec.{layer.name}"
+        self._check_weight(prefix, layer.weight_shape)
+        self._check(f"{prefix}.bias", (layer.outputs,))
+        self.store.add(f"{name}.weight", layer.weight_shape, lambda: read_conv(self.source, prefix))
+        self.store.add(f"{name}.bias", (layer.outputs,), lambda: self.source.read(f"{prefix}.bias"))
+        if layer.snake:
+            self._plan_snake(layer.snake, layer.inputs)
+
+    def ignore(self, quantizers: int) -> None:
+        """Note the tensors that a whole XcodecModel has and decoding does not need."""
+        for name in self.source:
+            if not name.startswith(PREFIX):
+                continue
+            local = name[len(PREFIX) :]
+            codebook = _CODEBOOK.fullmatch(local)
+            if local.startswith(ENCODER_SIDE) or (codebook and int(codebook[1]) < quantizers):
+                self.tensors.add(name)
+
+    def _plan_snake(self, name: str, channels: int) -> None:
+        tensor, shape = f"{PREFIX}acoustic_decoder.{name}.alpha", (1, channels, 1)
+        self._check(tensor, shape)
+        self.store.add(f"codec.{name}.alpha", shape, lambda: self.source.read(tensor))
+
+        def make_gain() -> np.ndarray:
+            shifted = self.source.read(tensor) + np.float32(1e-9)
+            if not shifted.all():
+                raise ExportError(f"tensor {tensor}: an alpha of -1e-9 makes Snake divide by zero")
+            return 1 / shifted
+
+        self.store.add(f"codec.{name}.gain", shape, make_gain)
+
+    def _check_weight(self, prefix: str, expected: tuple[int, ...]) -> None:
+        """Check a convolution's weight, or the weight-normed pair that stands for it."""
+        conv_shape(self.source, prefix)  # raises where no spelling is there
+        if f"{prefix}.weight" in self.source:
+            return self._check(f"{prefix}.weight", expected)
+        pairs = weight_norm_names(prefix)
+        magnitude, direction = next(pair for pair in pairs if pair[1] in self.source)
+        self._check(direction, expected)
+        # any other magnitude might broadcast without a word
+        return self._check(magnitude, (expected[0], 1, 1))
+
+    def _check(self, name: str, expected: tuple[int, ...]) -> None:
+        found = self.source.shape(name)
+        if found != expected:
+            raise ExportError(
+                f"tensor {name} has shape {list(found)}, the codec's config.json asks for {list(expected)}"
+            )
+        self.tensors.add(name)
+
+
+def _draw(layers: Sequence[Convolution], store: WeightStore) -> Graph:
+    g = Graph("codec", store)
+    x = g.input("latents", [1, layers[0].inputs, "frames"])
+    direct = x
+    for layer in layers:
+        if layer.name.endswith("res_unit1.conv1"):
+            direct = x
+        if layer.snake:
+            x = _snake(g, x, layer.snake)
+        x = _convolve(g, x, layer)
+        if ".res_unit" in layer.name and layer.name.endswith(".conv2"):
+            x = direct = g.op("Add", direct, x, name=f"codec.{layer.name}.residual")
+    g.output(g.op("Squeeze", x, g.ints(1)), "pcm", [1, "samples"])
+    return g
+
+
+def _snake(g: Graph, x: str, name: str) -> str:
+    """``x + sin(alpha x)^2 / (alpha + 1e-9)`` (Ziyin et al. 2020; the small term as in DAC)."""
+    sine = g.op("Sin", g.op("Mul", x, g.weight(f"codec.{name}.alpha")))
+    return g.op("Add", x, g.op("Mul", g.op("Mul", sine, sine), g.weight(f"codec.{name}.gain")))
+
+
+def _convolve(g: Graph, x: str, layer: Convolution) -> str:
+    weights = g.weight(f"codec.{layer.name}.weight"), g.weight(f"codec.{layer.name}.bias")
+    shared: dict[str, Any] = {"kernel_shape": [layer.kernel], "strides": [layer.stride], "dilations": [layer.dilation]}
+    if not layer.transposed:
+        return g.op("Conv", x, *weights, name=f"codec.{layer.name}", pads=[layer.padding] * 2, **shared)
+    # cutting output_padding less at the end is what the attribute of that name means
+    pads = [layer.padding, layer.padding - layer.output_padding]
+    return g.op("ConvTranspose", x, *weights, name=f"codec.{layer.name}", pads=pads, **shared)

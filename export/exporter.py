@@ -1,0 +1,196 @@
+"""A training run in, a bundle out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from ..runtime.bundle import (
+    MANIFEST,
+    TOKENIZER,
+    WEIGHTS,
+    CodecIdentity,
+    Manifest,
+    MappedTensors,
+    ModelIdentity,
+    describe_file,
+)
+from ..runtime.errors import ExportError
+from ..runtime.files import replacing_folder
+from ..runtime.sampling import AudioSampling, TextSampling
+from ..runtime.vocabulary import Vocabulary
+from .backbone import BackbonePlan, backbone_shape, null_branch_vectors
+from .checkpoint import Checkpoint
+from .codec import CodecPart, plan_codec
+from .encoder_afwhisper import plan_encoder as plan_afwhisper
+from .encoder_common import EncoderPart
+from .encoder_omni import plan_encoder as plan_omni
+from .golden import TOLERANCES, write_golden
+from .graph import Graph
+from .heads import HeadsPlan
+from .run import Recipe, RunFiles, find_run, read_recipe
+from .tokenizer import write_tokenizer
+from .weights import WeightStore
+
+PRECISIONS = ("fp32",)
+
+#: Called with a stage's name, the bytes done and the bytes in all.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made: the bundle's folder, bytes of each file, seconds of each stage."""
+
+    bundle: Path
+    run: RunFiles
+    sizes: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+def export_run(
+    run: Path | None,
+    bundle: Path,
+    *,
+    config: Path | None = None,
+    weights: Path | None = None,
+    step: int | None = None,
+    precision: str = "fp32",
+    progress: Progress = lambda stage, done, total: None,
+) -> ExportReport:
+    """Export a training run to the folder ``bundle``, which appears whole or not at all.
+
+    Arguments as :func:`run.find_run`. Raises :class:`ExportError`, naming the field or tensor, and
+    :class:`OutputError` when the bundle cannot be written.
+    """
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision = {precision!r}: choose {', '.join(PRECISIONS)}")
+    clock = _Clock()
+    files = find_run(run, config=config, weights=weights, step=step)
+    recipe = read_recipe(files.config)
+    checkpoint = Checkpoint(files.weights)
+    plan = _Plan(checkpoint, recipe)
+    clock.lap("read")
+    with replacing_folder(bundle) as folder:
+        plan.write(folder, progress)
+        write_tokenizer(recipe, folder / TOKENIZER)
+        clock.lap("write")
+        manifest = plan.manifest(files, precision)
+        write_golden(folder, manifest, MappedTensors(folder / WEIGHTS))
+        clock.lap("golden vector")
+        progress("hashes", 0, 1)
+        manifest = _with_files(manifest, folder)
+        _write_manifest(manifest, folder)
+        progress("hashes", 1, 1)
+        clock.lap("hashes")
+    sizes = {name: file.size for name, file in manifest.files.items()}
+    sizes[MANIFEST] = (bundle / MANIFEST).stat().st_size
+    return ExportReport(bundle, files, sizes, clock.seconds)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage], self._last = now - self._last, now
+
+
+class _Plan:
+    """All parts of a bundle, planned and checked against the checkpoint before anything is written."""
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.shape = backbone_shape(recipe.backbone)
+        self.store = WeightStore(WEIGHTS)
+        self.backbone = BackbonePlan(checkpoint, self.shape, self.store)
+        self.codec: CodecPart = plan_codec(checkpoint, dict(recipe.codec), self.store)
+        self.vocabulary = Vocabulary.in_order(recipe.vocabulary_order, recipe.text_size, self.codec.codebook_size)
+        self.heads = HeadsPlan(checkpoint, self.vocabulary, self.shape.hidden_size, self.store)
+        plan_encoder = plan_omni if recipe.encoder_kind == "qwen2.5-omni" else plan_afwhisper
+        self.encoder: EncoderPart = plan_encoder(
+            checkpoint, dict(recipe.encoder), dict(recipe.features), self.store, self.shape.hidden_size
+        )
+        self._plan_null_branch(checkpoint)
+        self._refuse_extra(checkpoint)
+
+    def _plan_null_branch(self, checkpoint: Checkpoint) -> None:
+        s = self.shape
+        vectors: list = []
+
+        def make(which: int):  # both come from one pass over the layers
+            if not vectors:
+                vectors.extend(null_branch_vectors(checkpoint, s))
+            return vectors[which]
+
+        for which, name in enumerate(("null.keys", "null.values")):
+            self.store.add(name, (s.layers, s.kv_heads, s.head_dim), lambda which=which: make(which))
+
+    def _refuse_extra(self, checkpoint: Checkpoint) -> None:
+        known = set(self.backbone.tensors) | set(self.heads.tensors) | self.encoder.tensors | self.codec.tensors
+        extra = sorted(name for name in checkpoint if name not in known)
+        if extra:
+            more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+            raise ExportError(
+                f"{checkpoint.path}: unexpected tensors {', '.join(extra[:3])}{more}: train.yaml's configurations do not "
+                "describe this checkpoint"
+            )
+
+    def graphs(self) -> dict[str, Graph]:
+        """Role -> graph. The standard dialect is always there; ONNX Runtime's own where the head size allows."""
+        graphs = {"backbone": self.backbone.graph("standard")}
+        if self.shape.grouped_attention:
+            graphs["backbone.grouped"] = self.backbone.graph("grouped")
+        graphs |= {f"head.{head}": self.heads.graph(head) for head in self.heads.sizes}
+        return graphs | {"encoder": self.encoder.graph, "codec": self.codec.graph}
+
+    def write(self, folder: Path, progress: Progress) -> None:
+        self.store.lay_out()
+        for role, graph in self.graphs().items():
+            graph.save(folder, _onnx_name(role))
+        done, total = 0, self.store.nbytes
+        progress("weights", 0, total)
+        for written in self.store.write(folder):
+            done += written
+            progress("weights", done, total)
+
+    def manifest(self, files: RunFiles, precision: str) -> Manifest:
+        s, c = self.shape, self.codec
+        return Manifest(
+            model=ModelIdentity(s.hidden_size, s.layers, s.heads, s.kv_heads, s.head_dim, s.max_positions),
+            vocabulary=self.vocabulary,
+            codec=CodecIdentity(c.sample_rate, c.hop_length, c.latent_size, *c.context),
+            features=MappingProxyType(self.encoder.features.to_json()),
+            sampling={"audio": vars(AudioSampling()), "text": vars(TextSampling())},
+            parts={role: {"file": _onnx_name(role), "precision": precision} for role in self.graphs()},
+            golden=TOLERANCES,
+            source={
+                "weights": files.weights.name,
+                "step": files.step,
+                "names": dict(self.recipe.names),
+                "rope_theta": s.rope_theta,
+                "rms_norm_eps": s.rms_norm_eps,
+            },
+            files={},
+            created_by=f"ualm {importlib.metadata.version('ualm')}",
+        )
+
+
+def _onnx_name(role: str) -> str:
+    return f"{role.replace('.', '_')}.onnx"
+
+
+def _with_files(manifest: Manifest, folder: Path) -> Manifest:
+    files = {path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    return Manifest(**{**vars(manifest), "files": files})
+
+
+def _write_manifest(manifest: Manifest, folder: Path) -> None:
+    (folder / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")

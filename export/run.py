@@ -1,0 +1,312 @@
+"""Finding the files of a training run and reading what ``train.yaml`` says about it.
+
+The recipe names the tokenizer, the backbone, the codec and the encoder. Only their configurations are read from there:
+the weights that count are those in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..runtime.errors import ExportError
+
+WEIGHTS_FILE = "mp_rank_00_model_states.pt"
+CONFIG_FILE = "train.yaml"
+STREAMS = 8
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The two files of a run: ``train.yaml`` and the model states; ``step`` is None where no folder tells it."""
+
+    config: Path
+    weights: Path
+    step: int | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What ``train.yaml`` and the configurations that it names say; checked, nothing loaded yet."""
+
+    tokenizer_folder: Path
+    backbone: Mapping[str, Any]
+    codec: Mapping[str, Any]
+    encoder_kind: str
+    encoder: Mapping[str, Any]
+    features: Mapping[str, Any]
+    #: Names of the discrete modalities in vocabulary order: "text" and "discrete_audio".
+    vocabulary_order: tuple[str, ...]
+    text_size: int
+    names: Mapping[str, str]
+
+
+def find_run(
+    run: Path | None, *, config: Path | None = None, weights: Path | None = None, step: int | None = None
+) -> RunFiles:
+    """Locate ``train.yaml`` and the weights.
+
+    ``run`` is a folder with both files, or the tree that training leaves
+    (``checkpoints/step_N/global_stepN/mp_rank_00_model_states.pt``); the newest step unless ``step`` is given.
+    ``config`` and ``weights`` override either.
+    """
+    if run is None and (config is None or weights is None):
+        raise ExportError("no training run given; name its folder, or both --config and --weights")
+    if run is not None and not run.is_dir():
+        raise ExportError(f"{run}: no such folder; give the folder of a training run, or --config and --weights")
+    found_step = None
+    if weights is None:
+        assert run is not None
+        weights, found_step = _find_weights(run, step)
+    elif step is not None:
+        raise ExportError(f"--step {step}: cannot be combined with --weights, which names one file already")
+    elif not weights.is_file():
+        raise ExportError(f"{weights}: no such file; --weights names a {WEIGHTS_FILE}")
+    if found_step is None:
+        found_step = next((int(m[1]) for p in weights.parents if (m := re.fullmatch(r"step_(\d+)", p.name))), None)
+    others = sorted(p.name for p in weights.parent.glob("mp_rank_*_model_states.pt") if p.name != WEIGHTS_FILE)
+    if others and weights.name == WEIGHTS_FILE:
+        raise ExportError(f"{weights.parent}: model-parallel checkpoints ({others[0]}) are not supported; merge them")
+    if config is None:
+        assert run is not None
+        config = _find_config(run, weights)
+    elif not config.is_file():
+        raise ExportError(f"{config}: no such file; --config names the run's {CONFIG_FILE}")
+    return RunFiles(config, weights, found_step)
+
+
+def _find_weights(run: Path, step: int | None) -> tuple[Path, int | None]:
+    direct = run / WEIGHTS_FILE
+    if direct.is_file() and step is None:
+        return direct, None
+    steps: dict[int, Path] = {}
+    for folder in (run, run / "checkpoints"):
+        for entry in folder.glob("step_*"):
+            match = re.fullmatch(r"step_(\d+)", entry.name)
+            if match and entry.is_dir():
+                files = sorted(entry.glob(f"**/{WEIGHTS_FILE}"))
+                # a step whose saving was cut off has a folder and no weights: it is not a step one can export
+                if files:
+                    steps[int(match[1])] = files[0]
+    if not steps:
+        raise ExportError(f"{run}: holds neither {WEIGHTS_FILE} nor checkpoints/step_N/.../{WEIGHTS_FILE}")
+    if step is None:
+        step = max(steps)
+    if step not in steps:
+        known = ", ".join(str(s) for s in sorted(steps))
+        raise ExportError(f"{run}: no checkpoint of step {step}; steps found: {known}")
+    return steps[step], step
+
+
+def _find_config(run: Path, weights: Path) -> Path:
+    # training is started in the recipe's folder and writes to exp/NAME there: its conf/ lies two levels up
+    places = [run / CONFIG_FILE, run / "conf" / CONFIG_FILE, weights.parent / CONFIG_FILE]
+    places.append(run.resolve().parent.parent / "conf" / CONFIG_FILE)
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(str(p) for p in dict.fromkeys(places))
+    raise ExportError(f"{run}: no {CONFIG_FILE} found (looked for {looked}); name it with --config")
+
+
+class _Fields:
+    """Reads nested fields of a configuration; every refusal names the field and the value found."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any], prefix: str = "") -> None:
+        self.path, self.values, self.prefix = path, values, prefix
+
+    def section(self, name: str, *, required: bool = True) -> _Fields:
+        value = self.values.get(name, None if required else {})
+        if not isinstance(value, Mapping):
+            self.refuse(name, "expected a section of fields")
+        return _Fields(self.path, value, f"{self.prefix}{name}.")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def expect(self, name: str, wanted: Any, default: Any, mend: str) -> None:
+        if self.get(name, default) != wanted:
+            self.refuse(name, mend, default)
+
+    def refuse(self, name: str, why: str, default: Any = None) -> None:
+        raise ExportError(f"{self.path}: {self.prefix}{name} = {self.values.get(name, default)!r}: {why}")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check ``train.yaml`` and the configurations that it names."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ExportError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, Mapping):
+        raise ExportError(f"{path}: holds no fields; expected a UALM train.yaml")
+    top = _Fields(path, values)
+    top.expect("job_type", "ualm", "ualm", "only UALM training runs can be exported")
+    io = top.section("multimodal_io")
+    unknown = [name for name in io.values if name not in ("text", "discrete_audio", "continuous_audio")]
+    if unknown:
+        io.refuse(unknown[0], "unknown modality; text, discrete_audio and continuous_audio are supported")
+
+    text = io.section("text")
+    tokenizer_name = text.get("tokenizer_name") or text.refuse(
+        "tokenizer_name", "name the tokenizer's folder or hub tag"
+    )
+    discrete = io.section("discrete_audio")
+    _check_discrete(discrete)
+    continuous = io.section("continuous_audio")
+    model = top.section("model")
+    model.expect("model_choice", "parallel", "parallel", "only the parallel multi-stream model is supported")
+    backbone_name = model.get("model_hf_tag") or model.refuse("model_hf_tag", "name the backbone's folder or hub tag")
+    preprocessor = top.section("preprocessor", required=False)
+    preprocessor.expect(
+        "audio_input", "continuous_audio", "continuous_audio", "sound is heard through continuous_audio"
+    )
+    preprocessor.expect("audio_output", "discrete_audio", "discrete_audio", "sound is spoken through discrete_audio")
+
+    codec_name = discrete.get("codec_hf_model_tag") or discrete.refuse("codec_hf_model_tag", "name the codec's folder")
+    encoder_kind, encoder_name, encoder_field = _encoder(continuous)
+
+    folders = _Resolver(path)
+    tokenizer_folder = folders.folder(tokenizer_name, f"{text.prefix}tokenizer_name", tokenizer=True)
+    backbone_file = folders.file(backbone_name, "config.json", f"{model.prefix}model_hf_tag")
+    backbone = _read_json(backbone_file)
+    _check_backbone(backbone_file, backbone)
+    # the vocabulary is sized by the configuration beside the tokenizer, as in training
+    tokenizer_config = _read_json(tokenizer_folder / "config.json")
+    text_size = tokenizer_config.get("vocab_size")
+    if not isinstance(text_size, int) or text_size != backbone.get("vocab_size"):
+        raise ExportError(
+            f"{backbone_file}: vocab_size = {backbone.get('vocab_size')!r}, but the tokenizer's "
+            f"{tokenizer_folder / 'config.json'} says {text_size!r}; both must be the same model's"
+        )
+    codec = _read_json(folders.file(codec_name, "config.json", f"{discrete.prefix}codec_hf_model_tag"))
+    encoder = _read_json(folders.file(encoder_name, "config.json", encoder_field))
+    features_file = folders.optional_file(encoder_name, "preprocessor_config.json")
+    return Recipe(
+        tokenizer_folder=tokenizer_folder,
+        backbone=backbone,
+        codec=codec,
+        encoder_kind=encoder_kind,
+        encoder=encoder,
+        features=_read_json(features_file) if features_file else {},
+        vocabulary_order=tuple(name for name in io.values if name != "continuous_audio"),
+        text_size=text_size,
+        names={
+            "tokenizer": tokenizer_name,
+            "backbone": backbone_name,
+            "codec": codec_name,
+            "encoder": encoder_name,
+        },
+    )
+
+
+def _check_discrete(discrete: _Fields) -> None:
+    if discrete.get("ssl_choice") is not None:
+        discrete.refuse("ssl_choice", "semantic (SSL) streams are not supported; the recipe leaves it null")
+    discrete.expect("codec_choice", "Xcodec", None, "only Xcodec is supported")
+    discrete.expect("codec_max_token_per_frame", STREAMS, STREAMS, f"exactly {STREAMS} streams are supported")
+    discrete.expect("delay_interleave", True, False, "only the delay pattern (true) is supported")
+
+
+def _encoder(continuous: _Fields) -> tuple[str, str, str]:
+    choice = continuous.get("encoder_choice", "huggingface")
+    if choice == "huggingface":
+        field, default = "encoder_hf_model_tag", "Qwen/Qwen2.5-Omni-7B"
+        return "qwen2.5-omni", continuous.get(field, default), f"{continuous.prefix}{field}"
+    if choice == "AFWhisper":
+        field = "encoder_local_path"
+        name = continuous.get(field) or continuous.refuse(field, "name the folder of the AF-Whisper encoder")
+        return "af-whisper", name, f"{continuous.prefix}{field}"
+    continuous.refuse("encoder_choice", 'unknown encoder; "huggingface" (Qwen2.5-Omni) and "AFWhisper" are supported')
+    raise AssertionError
+
+
+def _check_backbone(path: Path, config: Mapping[str, Any]) -> None:
+    fields = _Fields(path, config)
+    if config.get("architectures") != ["Qwen2ForCausalLM"]:
+        fields.refuse("architectures", "only Qwen2ForCausalLM backbones (dense, no mixture of experts) are supported")
+    fields.expect("model_type", "qwen2", "qwen2", "only qwen2 is supported")
+    fields.expect("hidden_act", "silu", "silu", "only silu is supported")
+    fields.expect("use_sliding_window", False, False, "sliding-window attention is not supported")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ExportError(f"{path}: rope type = {kind!r}: only unscaled rotary embeddings are supported")
+    layer_types = config.get("layer_types") or []
+    if any(kind != "full_attention" for kind in layer_types):
+        fields.refuse("layer_types", "only full_attention layers are supported")
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ExportError(f"{path}: missing") from error
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path}: not a readable JSON file ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, Mapping):
+        raise ExportError(f"{path}: holds no fields; expected a JSON object")
+    return values
+
+
+class _Resolver:
+    """Local folders against the working folder, then train.yaml's; hub names against the local cache; no network."""
+
+    def __init__(self, train_yaml: Path) -> None:
+        self.bases = [Path.cwd(), train_yaml.resolve().parent]
+
+    def folder(self, name: str, field: str, *, tokenizer: bool = False) -> Path:
+        wanted = ["config.json", "tokenizer.json"] if tokenizer else ["config.json"]
+        local = self._local(name)
+        if local is not None:
+            return local
+        for filename in wanted:
+            found = self._cached(name, filename)
+        if found is None:
+            self._absent(name, field)
+        return found.parent
+
+    def file(self, name: str, filename: str, field: str) -> Path:
+        found = self.optional_file(name, filename)
+        if found is None:
+            self._absent(name, field, filename)
+        return found
+
+    def optional_file(self, name: str, filename: str) -> Path | None:
+        local = self._local(name)
+        if local is not None:
+            return local / filename if (local / filename).is_file() else None
+        return self._cached(name, filename)
+
+    def _local(self, name: str) -> Path | None:
+        return next((base / name for base in self.bases if (base / name).is_dir()), None)
+
+    @staticmethod
+    def _cached(name: str, filename: str) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            found = try_to_load_from_cache(name, filename)
+        except HFValidationError:  # an absolute or relative path that does not exist is no hub name
+            return None
+        return Path(found) if isinstance(found, str) else None
+
+    def _absent(self, name: str, field: str, filename: str = "config.json") -> Any:
+        local = self._local(name)
+        if local is not None:
+            raise ExportError(f"{field} = {name!r}: {local / filename} is missing")
+        if name.startswith((".", "/")) or name.count("/") > 1:
+            where = " or ".join(str(base) for base in dict.fromkeys(self.bases))
+            raise ExportError(f"{field} = {name!r}: no such folder, seen from {where}")
+        raise ExportError(
+            f"{field} = {name!r}: neither a local folder nor in the local Hugging Face cache; fetch it with\n"
+            f'  hf download {name} --include "*.json" "merges.txt"'
+        )

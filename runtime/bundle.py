@@ -1,0 +1,294 @@
+"""A bundle: the folder that an export leaves and an engine opens.
+
+``manifest.json`` says what the model is and lists every other file with size and SHA-256. Files are mapped, never read
+whole; hashes are checked at the first load, and again when a file's size or time has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from .errors import BundleError
+from .vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+GOLDEN = "golden.safetensors"
+TOKENIZER = "tokenizer.json"
+#: Version of the schema that this code writes, and the newest that it reads.
+SCHEMA_VERSION = 1
+_DTYPES = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "I64": np.int64, "I8": np.int8, "U8": np.uint8}
+
+Verify = Literal["first", "always", "never"]
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """One file of a bundle: size in bytes and SHA-256 in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Sizes of the transformer body."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    max_positions: int
+
+
+@dataclass(frozen=True)
+class CodecIdentity:
+    """Sizes of the codec: Hz, samples a frame, width of a latent frame, frames needed on each side of a frame."""
+
+    sample_rate: int
+    hop_length: int
+    latent_size: int
+    context_left: int
+    context_right: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``, checked."""
+
+    model: ModelIdentity
+    vocabulary: Vocabulary
+    codec: CodecIdentity
+    #: Settings of the sound features, see ``hearing.FeatureSpec``.
+    features: Mapping[str, Any]
+    #: Sampling defaults per modality, see ``sampling``.
+    sampling: Mapping[str, Mapping[str, Any]]
+    #: Role of each ONNX part -> {"file", "precision"}.
+    parts: Mapping[str, Mapping[str, Any]]
+    #: Tolerances of the golden vector, see ``golden.safetensors``.
+    golden: Mapping[str, Any]
+    #: Where the weights came from, for people.
+    source: Mapping[str, Any]
+    files: Mapping[str, BundleFile]
+    created_by: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as written, with its own digest."""
+        document = {
+            "format": "ualm-bundle",
+            "version": SCHEMA_VERSION,
+            "created_by": self.created_by,
+            "model": vars(self.model),
+            "vocabulary": self.vocabulary.to_json(),
+            "codec": vars(self.codec),
+            "features": dict(self.features),
+            "sampling": {name: dict(values) for name, values in self.sampling.items()},
+            "parts": {name: dict(values) for name, values in self.parts.items()},
+            "golden": dict(self.golden),
+            "source": dict(self.source),
+            "files": {name: vars(file) for name, file in self.files.items()},
+        }
+        return document | {"digest": _digest(document)}
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    body = {name: value for name, value in document.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Bundle:
+    """An opened bundle: its manifest, the places of its files, and its tables as read-only maps."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, verify: Verify = "first") -> None:
+        if verify not in ("first", "always", "never"):
+            raise BundleError(f'verify = {verify!r}: choose "first", "always" or "never"')
+        self.folder = Path(folder)
+        document = _read_manifest(self.folder)
+        self.manifest = _parse(self.folder / MANIFEST, document)
+        self._sizes()
+        if verify != "never":
+            self._verify(document["digest"], always=verify == "always")
+        self._tables = MappedTensors(self.path(WEIGHTS))
+
+    def path(self, name: str) -> Path:
+        """Place of a file listed in the manifest."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.folder / MANIFEST}: lists no file {name!r}; export the run again")
+        return self.folder / name
+
+    def part(self, role: str) -> Path:
+        """Place of the ONNX file that plays ``role``."""
+        if role not in self.manifest.parts:
+            raise BundleError(f"{self.folder / MANIFEST}: lists no part {role!r}; export the run again")
+        return self.path(self.manifest.parts[role]["file"])
+
+    def table(self, name: str) -> np.ndarray:
+        """A tensor of the weights, mapped read-only."""
+        return self._tables[name]
+
+    def golden_vector(self) -> dict[str, np.ndarray]:
+        """Inputs and expected outputs recorded at export."""
+        tensors = MappedTensors(self.path(GOLDEN))
+        return {name: tensors[name] for name in tensors}
+
+    def _sizes(self) -> None:
+        root = self.folder.resolve()
+        for name, file in self.manifest.files.items():
+            path = self.folder / name
+            if not path.resolve().is_relative_to(root):
+                raise BundleError(f"{path}: leads outside the bundle; refused")
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                raise BundleError(f"{path}: missing; copy the bundle again, or export the run again") from None
+            if size != file.size:
+                raise BundleError(f"{path}: {size} bytes, the manifest says {file.size}; copy the bundle again")
+
+    def _verify(self, digest: str, *, always: bool) -> None:
+        stamp = _stamp_file(self.folder, digest)
+        state = {}
+        for name in self.manifest.files:
+            info = (self.folder / name).stat()
+            state[name] = [info.st_size, info.st_mtime_ns, info.st_ino]
+        if not always and stamp is not None and _read_stamp(stamp) == state:
+            return
+        for name, file in self.manifest.files.items():
+            logger.debug("verifying %s", self.folder / name)
+            if _sha256(self.folder / name) != file.sha256:
+                raise BundleError(
+                    f"{self.folder / name}: its SHA-256 differs from the manifest's; the file was changed or damaged: "
+                    "copy the bundle again"
+                )
+        if stamp is not None:
+            try:
+                stamp.parent.mkdir(parents=True, exist_ok=True)
+                stamp.write_text(json.dumps(state))
+            except OSError as error:  # a read-only home only costs the check next time
+                logger.debug("cannot remember the verification in %s: %s", stamp, error)
+
+
+class MappedTensors(Mapping[str, np.ndarray]):
+    """Tensors of a safetensors file as views of one read-only map."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._map = np.memmap(path, np.uint8, mode="r")
+            length = int.from_bytes(self._map[:8].tobytes(), "little")
+            if not 2 <= length <= len(self._map) - 8:
+                raise ValueError(f"header of {length} bytes")
+            self._header = json.loads(self._map[8 : 8 + length].tobytes())
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: not a readable safetensors file ({error}); copy the bundle again") from error
+        self._start = 8 + length
+
+        self._names = [name for name in self._header if name != "__metadata__" and not name.startswith("_padding.")]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            entry = self._header[name]
+            begin, end = (self._start + offset for offset in entry["data_offsets"])
+            dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+            if not 0 <= begin <= end <= len(self._map) or end - begin != math.prod(shape) * dtype.itemsize:
+                raise ValueError("offsets and shape disagree")
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{self.path}: tensor {name!r} cannot be read ({error}); export the run again") from error
+        return self._map[begin:end].view(dtype).reshape(shape)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(
+            f"{folder}: no bundle here ({MANIFEST} is missing); make one with: ualm export RUN -o BUNDLE"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: not readable ({str(error).splitlines()[0]}); copy the bundle again") from error
+    if not isinstance(document, dict) or document.get("format") != "ualm-bundle":
+        raise BundleError(f"{path}: not the manifest of a ualm bundle")
+    version = document.get("version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION or version < 1:
+        raise BundleError(
+            f"{path}: version = {version!r}: this ualm reads versions up to {SCHEMA_VERSION}; update ualm, or export again"
+        )
+    if document.get("digest") != _digest(document):
+        raise BundleError(f"{path}: was changed after the export (digest differs); copy the bundle again")
+    return document
+
+
+def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
+    try:
+        files = {name: BundleFile(**values) for name, values in document["files"].items()}
+        manifest = Manifest(
+            model=ModelIdentity(**document["model"]),
+            vocabulary=Vocabulary.from_json(document["vocabulary"]),
+            codec=CodecIdentity(**document["codec"]),
+            features=MappingProxyType(document["features"]),
+            sampling=MappingProxyType(document["sampling"]),
+            parts=MappingProxyType(document["parts"]),
+            golden=MappingProxyType(document["golden"]),
+            source=MappingProxyType(document["source"]),
+            files=MappingProxyType(files),
+            created_by=str(document["created_by"]),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BundleError(f"{path}: field missing or malformed ({error}); export the run again") from error
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
+            raise BundleError(f"{path}: files: {name!r} leads outside the bundle; refused")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()  # Python 3.10
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def describe_file(path: Path) -> BundleFile:
+    """Size and hash of a file, for a manifest being written."""
+    return BundleFile(path.stat().st_size, _sha256(path))
+
+
+def _stamp_file(folder: Path, digest: str) -> Path | None:
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        cache = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:  # no home directory
+        return None
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return cache / "ualm" / "verified" / f"{digest[:32]}.{place}.json"
+
+
+def _read_stamp(path: Path) -> object:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,114 @@
+"""Messages to rows, and drawn rows back to text: the chat layout that UALM was trained with.
+
+``bos``, then per message: role, modality, content, and ``eot`` if the next message has the same role, else ``eos``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from .errors import BundleError, InputError
+from .sound import Sound, Speech
+from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, Vocabulary
+
+#: What a message can carry: a text, or a sound (made, or in a file), which may be marked as speech.
+Content = Union[str, Sound, Speech, "os.PathLike[str]"]
+Message = tuple[str, Content]
+
+#: Clean-up of spaces that the published code asks the tokenizer for (as transformers 4.57 does it).
+_CLEAN_UP = [(f" {mark}", mark) for mark in (".", "?", "!", ",")]
+_CLEAN_UP += [(" ' ", "'")]
+_CLEAN_UP += [(f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")]
+
+
+class TextCodec:
+    """Text to ids and back, with the bundle's tokenizer."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise BundleError(f"{path}: not a readable tokenizer ({error}); export the run again") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenizer ids of a text."""
+        if not text:
+            raise InputError("text is empty; write what the model should do")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"text is not valid UTF-8 (character {error.start} is a lone surrogate, {text[error.start]!r}); "
+                "decode the bytes with the right encoding first"
+            ) from error
+        ids = self._tokenizer.encode(text).ids
+        if not ids:
+            raise InputError(f"text {text!r} has no tokens; write what the model should do")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of tokenizer ids; special tokens and ids beyond the tokenizer decode to nothing."""
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        for found, replacement in _CLEAN_UP:
+            text = text.replace(found, replacement)
+        return text
+
+
+def prompt_parts(
+    messages: Sequence[Message],
+    vocabulary: Vocabulary,
+    text: TextCodec,
+    hear: Callable[[Sound], np.ndarray],
+) -> list[np.ndarray]:
+    """Rows (int32 [n, 8]) and sound features (float32 [L, H]), in order, of a conversation's input.
+
+    ``hear`` turns a sound into feature rows. All messages are checked before any sound is encoded.
+    """
+    checked = _check(messages)
+    parts: list[np.ndarray] = []
+    rows = [vocabulary.special_row(BOS)]
+    for index, (role, modality, content) in enumerate(checked):
+        rows += [vocabulary.special_row(ROLES[role]), vocabulary.special_row(MODALITIES[modality])]
+        if isinstance(content, str):
+            rows.extend(vocabulary.text_rows(text.encode(content)))
+        else:
+            parts += [np.stack(rows), hear(content)]
+            rows = []
+        same_role = index + 1 < len(checked) and checked[index + 1][0] == role
+        rows.append(vocabulary.special_row(EOT if same_role else EOS))
+    return [*parts, np.stack(rows)]
+
+
+def _check(messages: Sequence[Message]) -> list[tuple[str, str, str | Sound]]:
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
+        raise InputError("messages: give a list of (role, content) pairs, at least one")
+    return [_check_message(index, message) for index, message in enumerate(messages)]
+
+
+def _check_message(index: int, message: Any) -> tuple[str, str, str | Sound]:
+    where = f"messages[{index}]"
+    if not isinstance(message, (tuple, list)) or len(message) != 2:
+        raise InputError(f"{where}: a (role, content) pair is expected, not {message!r:.80}")
+    role, content = message
+    if role not in ROLES:
+        raise InputError(f"{where}: role {role!r} is unknown; choose {', '.join(ROLES)}")
+    modality = "text"
+    if isinstance(content, Speech):
+        modality, content = "speech", content.content
+    elif isinstance(content, (Sound, os.PathLike)):
+        modality = "audio"
+    if isinstance(content, os.PathLike):
+        content = Sound.from_file(content)
+    if isinstance(content, bytes):
+        raise InputError(f"{where}: text must be str, not bytes; decode it first (UTF-8)")
+    if not isinstance(content, (str, Sound)):
+        raise InputError(f"{where}: content is a {type(content).__name__}; give a str, a Sound or a pathlib.Path")
+    return role, modality, content

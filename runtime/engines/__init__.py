@@ -1,0 +1,5 @@
+"""Engines: what runs the parts of a bundle. Only this folder imports an inference library."""
+
+from .base import Engine, Frames, Sequence, open_engine
+
+__all__ = ["Engine", "Frames", "Sequence", "open_engine"]

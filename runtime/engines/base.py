@@ -1,0 +1,97 @@
+"""The protocol between the frame loop and an engine, at the height where every engine can shine.
+
+A sequence holds one conversation's KV cache and sampling state where the engine runs. Hidden states and logits never
+cross this border: an engine may keep a whole frame (body, head, sampler, next embedding) on its device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Parts
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import EngineError
+from ..sampling import AudioSampling, Mode, TextSampling
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What a few frames of the loop gave.
+
+    ``rows`` int32 [n, 8]: absolute ids as drawn. ``latents`` float32 [m, latent_size]: the codec frames that became
+    complete. ``end``: None while the segment goes on, "stop" when the last row is a stop row (eos or eot in stream 0),
+    "limit" when ``max_steps`` rows are drawn.
+    """
+
+    rows: np.ndarray
+    latents: np.ndarray
+    end: Literal["stop", "limit"] | None
+
+
+class Sequence(Protocol):
+    """One conversation on an engine."""
+
+    @property
+    def length(self) -> int:
+        """Rows held in the KV cache."""
+        ...
+
+    def prefill(self, parts: Parts[np.ndarray]) -> None:
+        """Append rows (int32 [n, 8]) and feature rows (float32 [n, H]); :class:`ContextError` if they do not fit."""
+        ...
+
+    def modality_logits(self) -> np.ndarray:
+        """Logits float32 [5] of ``vocabulary.CHOOSABLE`` after the last prefilled row."""
+        ...
+
+    def begin_segment(
+        self, modality: Literal["audio", "text"], sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
+    ) -> None:
+        """Start a segment with its modality row; with guidance, build the null branch for the rows held so far.
+
+        ``segment`` counts the segments of a turn and, with the seed, keys the random draws.
+        """
+        ...
+
+    def run_frames(self, count: int) -> Frames:
+        """Draw up to ``count`` rows of the segment; fewer when it ends. The last row drawn is not in the cache yet."""
+        ...
+
+
+class Engine(Protocol):
+    """A loaded bundle that can be computed with."""
+
+    name: str
+
+    def open_sequence(self) -> Sequence:
+        """An empty sequence of at most ``max_context`` rows."""
+        ...
+
+    def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Sound features: encoder inputs (see ``hearing``) -> float32 [rows, H]; rows beyond the sound's are padding."""
+        ...
+
+    def decode_latents(self, latents: np.ndarray) -> np.ndarray:
+        """Codec: latents float32 [T, latent_size] -> samples float32 [T * hop_length]."""
+        ...
+
+    def codes_to_latents(self, codes: np.ndarray) -> np.ndarray:
+        """Codebook sums: codes int16 [T, 8] -> latents float32 [T, latent_size]."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; it cannot be used afterwards."""
+        ...
+
+
+def open_engine(name: str | None, bundle: Bundle, *, threads: int | None, max_context: int) -> Engine:
+    """Load ``bundle`` into the engine ``name`` (None: the best one that can run here)."""
+    if name in (None, "onnxruntime"):
+        from .onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(bundle, threads=threads, max_context=max_context)
+    raise EngineError(f"engine {name!r} is unknown; available: onnxruntime")

@@ -1,0 +1,334 @@
+"""The embedded engine: ONNX Runtime on the CPU, with the frame sampler and the KV cache in our own memory.
+
+The cache is one allocation a layer, bound as past and present at once: a step writes its row in place, and nothing is
+ever copied. Pages that no row has reached are never touched, so a large ``max_context`` costs address space only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from collections.abc import Sequence as Parts
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import _native
+from ..bundle import Bundle
+from ..errors import ContextError, EngineError
+from ..sampling import AudioSampling, Mode, TextSampling
+from ..vocabulary import MODALITIES, STREAMS
+from .base import Frames
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise EngineError(
+        f"engine onnxruntime cannot be loaded ({error}); install it with: pip install onnxruntime"
+    ) from error
+
+#: Rows prefilled at a time: bounds the attention scores held (heads x rows x context), at no measurable cost.
+PREFILL_ROWS = 256
+_STOP, _LIMIT, _LATENT = _native.STOP, _native.LIMIT, _native.LATENT
+
+
+class OnnxRuntimeEngine:
+    """A bundle loaded into ONNX Runtime. Sequences of one engine may run on several threads at once."""
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, max_context: int) -> None:
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise EngineError(f"threads = {threads!r}: give a whole number of at least 1, or None for all cores")
+        self.bundle, self.max_context = bundle, max_context
+        self._threads = threads
+        self._sessions: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        model = bundle.manifest.model
+        #: ONNX Runtime's own attention operator where the head size allows it, the standard operators elsewhere.
+        self.grouped = "backbone.grouped" in bundle.manifest.parts
+        self.session("backbone.grouped" if self.grouped else "backbone")
+        self.vocabulary = bundle.manifest.vocabulary
+        self.embedding = bundle.table("embedding")
+        self.rvq_table, self.rvq_bias = bundle.table("codec.rvq_table"), bundle.table("codec.rvq_bias")
+        self.null_keys, self.null_values = bundle.table("null.keys"), bundle.table("null.values")
+        self.cos, self.sin = _rotary_tables(bundle.table("rope.inverse_frequencies"), max_context)
+        self.model = model
+
+    def session(self, role: str) -> Any:
+        """The session of a part, loaded when first asked for."""
+        with self._lock:
+            if self._closed:
+                raise EngineError("the model is closed; open it again")
+            if role not in self._sessions:
+                self._sessions[role] = self._load(role)
+            return self._sessions[role]
+
+    def _load(self, role: str) -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        path = self.bundle.part(role)
+        try:
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # pybind11 raises several unrelated types here
+            raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error})") from error
+
+    def run(self, role: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Run a part with one output."""
+        try:
+            return self.session(role).run(None, dict(inputs))[0]
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"part {role}: ONNX Runtime failed ({error})") from error
+
+    def open_sequence(self) -> OnnxRuntimeSequence:
+        if self._closed:
+            raise EngineError("the model is closed; open it again")
+        return OnnxRuntimeSequence(self)
+
+    def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self.run("encoder", inputs)
+
+    def decode_latents(self, latents: np.ndarray) -> np.ndarray:
+        return self.run("codec", {"latents": np.ascontiguousarray(latents.T[None])})[0]
+
+    def codes_to_latents(self, codes: np.ndarray) -> np.ndarray:
+        latents = np.empty((len(codes), len(self.rvq_bias)), np.float32)
+        _native.codes_to_latents(np.ascontiguousarray(codes, np.int32), self.rvq_table, self.rvq_bias, latents)
+        return latents
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._sessions.clear()
+
+
+class OnnxRuntimeSequence:
+    """KV cache, frame sampler and bindings of one conversation. Branch 0 is conditional, branch 1 the null branch."""
+
+    def __init__(self, engine: OnnxRuntimeEngine) -> None:
+        self._engine = engine
+        model, vocabulary = engine.model, engine.vocabulary
+        shape = (2, model.kv_heads, engine.max_context, model.head_dim)
+        self._cache = [(np.empty(shape, np.float32), np.empty(shape, np.float32)) for _ in range(model.layers)]
+        self._sampler = _native.FrameSampler(
+            codebook_size=vocabulary.codebook_size,
+            text_size=vocabulary.text_size,
+            audio_base=vocabulary.audio_base,
+            text_base=vocabulary.text_base,
+            embedding=engine.embedding,
+            rvq_table=engine.rvq_table,
+            rvq_bias=engine.rvq_bias,
+        )
+        self._length = 0
+        self._null_rows = 0
+        self._branches = 1
+        self._hidden = np.zeros((1, model.hidden_size), np.float32)
+        self._steps: dict[int, _Step] = {}
+        self._heads: dict[tuple[str, int], _Head] = {}
+        self._head: _Head | None = None
+        self._running = False
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    def prefill(self, parts: Parts[np.ndarray]) -> None:
+        embeddings = np.concatenate([self._embed(part) for part in parts])
+        self._reserve(len(embeddings))
+        for first in range(0, len(embeddings), PREFILL_ROWS):
+            chunk = np.ascontiguousarray(embeddings[None, first : first + PREFILL_ROWS])
+            call = _BodyCall(self._engine, self._cache, batch=1, rows=chunk.shape[1])
+            call.embeddings[:] = chunk
+            call.run(self._length)
+            self._hidden = call.hidden
+            self._length += chunk.shape[1]
+
+    def _embed(self, part: np.ndarray) -> np.ndarray:
+        if part.dtype == np.float32:
+            return part
+        out = np.empty((len(part), self._engine.model.hidden_size), np.float32)
+        self._sampler.embed(np.ascontiguousarray(part, np.int32), out)
+        return out
+
+    def _reserve(self, rows: int) -> None:
+        limit = self._engine.max_context
+        if self._length + rows > limit:
+            raise ContextError(
+                f"the conversation needs {self._length + rows} rows ({self._length} held + {rows} new), but "
+                f"max_context = {limit}; open the model with a larger max_context, or shorten the input"
+            )
+
+    def modality_logits(self) -> np.ndarray:
+        return self._engine.run("head.modality", {"hidden": self._hidden})[0]
+
+    def begin_segment(
+        self, modality: Literal["audio", "text"], sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
+    ) -> None:
+        options = {
+            "temperature": float(sampling.temperature),
+            "top_k": sampling.top_k or 0,
+            "top_p": float(sampling.top_p),
+            "guidance": float(sampling.guidance),
+            "max_steps": sampling.max_steps,
+            "seed": sampling.seed,
+            "segment": segment,
+        }
+        if modality == "audio":
+            self._sampler.begin_audio(mode=mode, **options)
+        else:
+            self._sampler.begin_text(**options)
+        self._branches = 2 if sampling.guidance > 1 else 1
+        if self._branches == 2:
+            self._fill_null_branch()
+        step = self._step(self._branches)
+        marker = self._engine.vocabulary.special_row(MODALITIES[modality])
+        self._sampler.embed(marker[None], step.embeddings[0])
+        step.embeddings[1:] = step.embeddings[0]
+        key = (modality, self._branches)
+        if key not in self._heads:
+            self._heads[key] = _Head(self._engine, modality, step.hidden)
+        self._head, self._running = self._heads[key], True
+
+    def run_frames(self, count: int) -> Frames:
+        if self._head is None or not self._running:
+            raise EngineError("run_frames: no segment is under way")
+        step, head, sampler = self._step(self._branches), self._head, self._sampler
+        rows = np.empty((count, STREAMS), np.int32)
+        latents = np.empty((count, len(self._engine.rvq_bias)), np.float32)
+        drawn = complete = 0
+        end: Literal["stop", "limit"] | None = None
+        while drawn < count and end is None:
+            self._reserve(1)
+            step.run(self._length)
+            self._length += 1
+            head.run()
+            try:
+                flags = sampler.step(head.logits, rows[drawn], step.embeddings[0, 0], latents[min(complete, count - 1)])
+            except ValueError as error:
+                raise EngineError(f"the model's logits cannot be sampled: {error}") from error
+            if self._branches == 2:
+                step.embeddings[1] = step.embeddings[0]
+            drawn += 1
+            complete += bool(flags & _LATENT)
+            end = "stop" if flags & _STOP else "limit" if flags & _LIMIT else None
+        self._running = end is None
+        return Frames(rows[:drawn], latents[:complete], end)
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Logits of the last step before mixing, float32 [branches, n]: for tests and golden vectors."""
+        if self._head is None:
+            raise EngineError("logits: no segment has begun")
+        return self._head.logits
+
+    def _step(self, branches: int) -> _BodyCall:
+        if branches not in self._steps:
+            self._steps[branches] = _BodyCall(self._engine, self._cache, batch=branches, rows=1)
+        return self._steps[branches]
+
+    def _fill_null_branch(self) -> None:
+        """Null prefix of the rows held: constant keys, rotated to each position, and constant values (no prefill)."""
+        first, last = self._null_rows, self._length
+        engine = self._engine
+        half = engine.model.head_dim // 2
+        cos, sin = engine.cos[first:last], engine.sin[first:last]
+        for layer, (keys, values) in enumerate(self._cache):
+            low, high = engine.null_keys[layer, :, None, :half], engine.null_keys[layer, :, None, half:]
+            keys[1, :, first:last, :half] = low * cos - high * sin
+            keys[1, :, first:last, half:] = high * cos + low * sin
+            values[1, :, first:last] = engine.null_values[layer, :, None]
+        # a later segment writes its rows behind these: they stay right for the next null branch
+        self._null_rows = last
+
+
+class _Binding:
+    """A session with its inputs and outputs bound to numpy memory, which it keeps alive."""
+
+    def __init__(self, session: Any, role: str) -> None:
+        self._session, self._role = session, role
+        self._binding = session.io_binding()
+        self._kept: dict[str, np.ndarray] = {}
+
+    def input(self, name: str, array: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        self._kept[name] = array
+        self._binding.bind_input(name, "cpu", 0, array.dtype.type, shape or array.shape, array.ctypes.data)
+        return array
+
+    def output(self, name: str, array: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        self._kept[name] = array
+        self._binding.bind_output(name, "cpu", 0, array.dtype.type, shape or array.shape, array.ctypes.data)
+        return array
+
+    def __call__(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise EngineError(f"part {self._role}: ONNX Runtime failed ({error})") from error
+
+
+class _BodyCall:
+    """The transformer body for ``batch`` branches and ``rows`` new rows: fill ``embeddings``, run, read ``hidden``."""
+
+    def __init__(
+        self, engine: OnnxRuntimeEngine, cache: list[tuple[np.ndarray, np.ndarray]], *, batch: int, rows: int
+    ) -> None:
+        self._engine, self._rows, self._batch = engine, rows, batch
+        model = engine.model
+        role = "backbone.grouped" if engine.grouped else "backbone"
+        bind = self._bind = _Binding(engine.session(role), role)
+        self.embeddings = bind.input("embeddings", np.zeros((batch, rows, model.hidden_size), np.float32))
+        self.hidden = bind.output("hidden", np.zeros((batch, model.hidden_size), np.float32))
+        shape = (batch, model.kv_heads, engine.max_context, model.head_dim)
+        for layer, (keys, values) in enumerate(cache):
+            for name, array in (("key", keys), ("value", values)):
+                bind.input(f"past_{name}.{layer}", array, shape)
+                bind.output(f"present_{name}.{layer}", array, shape)
+        if engine.grouped:
+            self._last = bind.input("last_position", np.zeros(batch, np.int32))
+            self._total = bind.input("total_rows", np.zeros((), np.int32))
+            bind.input("cos", engine.cos)
+            bind.input("sin", engine.sin)
+        else:
+            self._index = bind.input("write_index", np.zeros(batch, np.int64))
+            self._rotary = [
+                bind.input(name, np.zeros((batch, rows, model.head_dim // 2), np.float32)) for name in ("cos", "sin")
+            ]
+
+    def run(self, held: int) -> None:
+        """Append the rows behind ``held`` rows and attend over all of them."""
+        if self._engine.grouped:
+            self._last[:] = held + self._rows - 1
+            self._total[...] = held + self._rows
+        else:
+            self._index[:] = held
+            rows = slice(held, held + self._rows)
+            self._rotary[0][:], self._rotary[1][:] = self._engine.cos[rows], self._engine.sin[rows]
+            mask = np.triu(np.full((self._rows, held + self._rows), -np.inf, np.float32), held + 1)
+            self._bind.input("mask", np.ascontiguousarray(np.broadcast_to(mask, (self._batch, 1, *mask.shape))))
+        self._bind()
+
+
+class _Head:
+    """An output head bound to the hidden state of a step."""
+
+    def __init__(self, engine: OnnxRuntimeEngine, modality: str, hidden: np.ndarray) -> None:
+        role = f"head.{modality}"
+        vocabulary = engine.vocabulary
+        size = vocabulary.text_size if modality == "text" else STREAMS * (vocabulary.codebook_size + 1)
+        self.run = _Binding(engine.session(role), role)
+        self.run.input("hidden", hidden)
+        self.logits = self.run.output("logits", np.zeros((len(hidden), 2 + size), np.float32))
+
+
+def _rotary_tables(inverse_frequencies: np.ndarray, positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of position x frequency, float32 [positions, head_dim / 2].
+
+    The product is rounded to float32 before the cosine, as transformers does; the cosine itself is taken in float64.
+    """
+    angles = (np.arange(positions, dtype=np.float32)[:, None] * inverse_frequencies[None]).astype(np.float64)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

@@ -1,0 +1,197 @@
+"""From a sound to the inputs of the encoder graph: log-mel frames, windows and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+
+from .errors import BundleError, InputError
+from .sound import Sound, resampled_length, to_mono
+
+OMNI = "qwen2.5-omni"
+AF_WHISPER = "af-whisper"
+
+#: Fewer mel frames than this give no feature row.
+MIN_MEL_FRAMES = 3
+#: Added to the attention scores of frames that are only padding. float32's softmax makes it a weight of exactly 0, and
+#: float16 can still hold it beside a score.
+MASKED = -30000.0
+#: Mel frames computed at once: about 40 MB of scratch however long the sound is.
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """How an encoder wants its sound; kept in the bundle's manifest.
+
+    ``n_fft``, ``hop_length`` and ``max_samples`` are counted in samples at ``sample_rate`` Hz.
+
+    - ``qwen2.5-omni``: ``window_frames`` mel frames attend to each other and to no others.
+    - ``af-whisper``: every sound is padded with zeros to ``max_samples``, which give ``fixed_frames`` mel frames.
+
+    ``normalize``: the samples are brought to zero mean and unit variance first.
+    """
+
+    kind: str
+    sample_rate: int
+    n_fft: int
+    hop_length: int
+    n_mels: int
+    max_samples: int
+    normalize: bool
+    window_frames: int = 0
+    fixed_frames: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            expected = {"kind": str, "normalize": bool}.get(field.name, int)
+            if type(value) is not expected:
+                raise ValueError(f"{field.name}: {value!r} is not of type {expected.__name__}")
+        if self.kind not in (OMNI, AF_WHISPER):
+            raise ValueError(f"kind: {self.kind!r} is unknown; {OMNI!r} or {AF_WHISPER!r} is expected")
+        used = "window_frames" if self.kind == OMNI else "fixed_frames"
+        for name in ("sample_rate", "n_fft", "hop_length", "n_mels", "max_samples", used):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must be positive")
+        if self.window_frames * self.fixed_frames or min(self.window_frames, self.fixed_frames) < 0:
+            raise ValueError(f"window_frames, fixed_frames: only {used} belongs to {self.kind!r}; the other is 0")
+        if self.n_fft % 2:
+            raise ValueError(f"n_fft: {self.n_fft} is odd; frames are centred on a sample, so it must be even")
+        if self.window_frames % 2:
+            raise ValueError(f"window_frames: {self.window_frames} is odd; the second convolution halves it")
+        if self.fixed_frames and self.fixed_frames * self.hop_length != self.max_samples:
+            raise ValueError(f"fixed_frames: {self.fixed_frames} x {self.hop_length} is not {self.max_samples} samples")
+        if self.max_samples < self.min_samples:
+            raise ValueError(f"max_samples: {self.max_samples} is less than the {self.min_samples} of one feature row")
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest sound that gives a feature row (and can be reflected at its ends)."""
+        return max(MIN_MEL_FRAMES * self.hop_length, self.n_fft // 2 + 1)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values, for the manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: object) -> FeatureSpec:
+        """The inverse of :meth:`to_json`; :class:`BundleError` names the field that is missing, unknown or wrong."""
+        if not isinstance(values, Mapping):
+            raise BundleError(f"features: {values!r} is not an object; export the bundle again")
+        known = {field.name for field in fields(cls)}
+        if known != set(values):
+            missing, unknown = sorted(known - set(values)), sorted(set(values) - known, key=str)
+            raise BundleError(f"features: missing {missing}, unknown {unknown}; export the bundle again")
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise BundleError(f"features.{error}; export the bundle again") from error
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderInput:
+    """``inputs``: one array for each input of the encoder graph. ``rows``: how many rows of its output count."""
+
+    inputs: dict[str, np.ndarray]
+    rows: int
+
+
+def feature_rows(mel_frames: int) -> int:
+    """Feature rows of so many mel frames: a convolution of stride 2, then pairs; an odd one out is dropped."""
+    return (mel_frames + 1) // 2 // 2
+
+
+def normalized(samples: np.ndarray) -> np.ndarray:
+    """Zero mean, unit variance: ``(x - mean) / sqrt(var + 1e-7)``; float32 ``[n]``. Sums are kept in float64."""
+    mean, variance = samples.mean(dtype=np.float64), samples.var(dtype=np.float64)
+    return (samples - np.float32(mean)) * np.float32(1 / np.sqrt(variance + 1e-7))
+
+
+def log_mel(samples: np.ndarray, spec: FeatureSpec, filters: np.ndarray) -> np.ndarray:
+    """Whisper's log-mel spectrogram, float32 ``[n_mels, n // hop_length]``.
+
+    ``samples``: float32 ``[n]``; ``filters``: float32 ``[n_fft // 2 + 1, n_mels]``. Hann-windowed frames centred on
+    every ``hop_length``-th sample, the ends reflected, the frame at the very end left out; power; log10, not lower than
+    8 below the sound's highest value; shifted and scaled to about -1 .. 1 (Radford et al. 2022, section 2.2).
+    """
+    frames = len(samples) // spec.hop_length
+    padded = np.pad(samples, spec.n_fft // 2, mode="reflect")
+    sliding = np.lib.stride_tricks.sliding_window_view(padded, spec.n_fft)[:: spec.hop_length]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(spec.n_fft) / spec.n_fft)
+    transposed = np.ascontiguousarray(filters.T)
+    mel = np.empty((spec.n_mels, frames), np.float32)
+    for start in range(0, frames, _BLOCK):
+        stop = min(start + _BLOCK, frames)
+        # float64: a quiet band 80 dB under the loudest one would drown in the rounding of a float32 transform
+        spectrum = np.fft.rfft(sliding[start:stop] * window)
+        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+        mel[:, start:stop] = np.log10(np.maximum(transposed @ power.T, np.float32(1e-10)))
+    np.maximum(mel, mel.max() - np.float32(8), out=mel)
+    mel += np.float32(4)
+    mel *= np.float32(0.25)
+    return mel
+
+
+class Hearing:
+    """Turns sounds into the inputs of one bundle's encoder.
+
+    ``filters``: float32 ``[n_fft // 2 + 1, n_mels]``, the tensor ``encoder.mel_filters`` of the bundle.
+    """
+
+    def __init__(self, spec: FeatureSpec, filters: np.ndarray) -> None:
+        expected = (spec.n_fft // 2 + 1, spec.n_mels)
+        if filters.shape != expected or filters.dtype != np.float32:
+            raise BundleError(
+                f"encoder.mel_filters: {filters.dtype} {filters.shape}, expected float32 {expected}; "
+                "export the bundle again"
+            )
+        self.spec = spec
+        self._filters = filters
+
+    def prepare(self, sound: Sound) -> EncoderInput:
+        """The encoder's inputs for ``sound``, at any rate, of which channel 0 is heard.
+
+        Raises :class:`InputError` for a sound that is too short for one feature row, or longer than the encoder takes.
+        """
+        spec = self.spec
+        length = resampled_length(len(sound.samples), sound.sample_rate, spec.sample_rate)
+        if length < spec.min_samples:
+            raise InputError(
+                f"sound: {sound.duration * 1000:.1f} ms is too short to hear; "
+                f"at least {spec.min_samples / spec.sample_rate * 1000:.1f} ms are needed"
+            )
+        if length > spec.max_samples:
+            raise InputError(
+                f"sound: {sound.duration:.3f} s is longer than the {spec.max_samples / spec.sample_rate:g} s that the "
+                "encoder takes; cut it, or ask about its parts"
+            )
+        samples = to_mono(sound, spec.sample_rate)
+        frames = length // spec.hop_length
+        if spec.kind == AF_WHISPER:
+            samples = np.pad(samples, (0, spec.max_samples - length))
+        if spec.normalize:
+            samples = normalized(samples)
+        mel = log_mel(samples, spec, self._filters)
+        inputs = {"mel": mel[None]} if spec.kind == AF_WHISPER else self._windows(mel)
+        return EncoderInput(inputs, feature_rows(frames))
+
+    def _windows(self, mel: np.ndarray) -> dict[str, np.ndarray]:
+        """Cut ``[n_mels, frames]`` into whole windows; the masks say where the padding of the last one starts."""
+        size = self.spec.window_frames
+        frames = mel.shape[1]
+        windows = -(-frames // size)
+        padded = np.zeros((self.spec.n_mels, windows * size), np.float32)
+        padded[:, :frames] = mel
+        frame_mask = np.zeros((windows * size), np.float32)
+        frame_mask[:frames] = 1
+        # the second convolution, of stride 2, turns r frames of the last window into (r + 1) // 2 positions
+        attention_bias = np.full((windows * size // 2), MASKED, np.float32)
+        attention_bias[: (frames + 1) // 2] = 0
+        return {
+            "mel": np.ascontiguousarray(padded.reshape(self.spec.n_mels, windows, size).transpose(1, 0, 2)),
+            "frame_mask": frame_mask.reshape(windows, 1, size),
+            "attention_bias": attention_bias.reshape(windows, 1, 1, size // 2),
+        }

@@ -1,0 +1,197 @@
+"""The public face of the runtime: open a bundle, run messages, get sounds and texts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from .bundle import TOKENIZER, Bundle, Verify
+from .chat import Message, TextCodec, prompt_parts
+from .engines.base import Engine, open_engine
+from .errors import InputError
+from .generate import DrawnSegment, Finish, Modality, OnRows, turn
+from .hearing import FeatureSpec, Hearing
+from .sampling import AudioSampling, Mode, TextSampling, check_mode
+from .sound import Sound
+from .vocabulary import check_codes
+
+#: Rows reserved for a conversation unless ``max_context`` says otherwise: five minutes of heard sound and a long answer.
+DEFAULT_CONTEXT = 16384
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One segment of the model's answer.
+
+    ``rows`` int32 [T, 8] holds absolute ids as drawn, the stop row included if one was drawn. A text segment has
+    ``text``; an audio segment has ``sound``, which is None only if a sound of "reference" mode stopped before its first
+    frame was whole. ``finish`` is "eos" (the turn is over), "eot" (another segment follows) or "max_steps".
+    """
+
+    modality: Modality
+    rows: np.ndarray
+    text: str | None
+    sound: Sound | None
+    finish: Finish
+
+
+class Model:
+    """An opened bundle. Use it as a context manager, or call :meth:`close`.
+
+    Several threads may call one model; each call has its own cache.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, max_context: int) -> None:
+        self.bundle, self.max_context = bundle, max_context
+        self._engine = engine
+        manifest = bundle.manifest
+        self._vocabulary = manifest.vocabulary
+        self._text = TextCodec(bundle.path(TOKENIZER))
+        self._hearing = Hearing(FeatureSpec.from_json(manifest.features), bundle.table("encoder.mel_filters"))
+        self._audio_defaults = AudioSampling.from_mapping(manifest.sampling["audio"])
+        self._text_defaults = TextSampling.from_mapping(manifest.sampling["text"])
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | os.PathLike[str],
+        engine: str | None = None,
+        threads: int | None = None,
+        max_context: int | None = None,
+        verify: Verify = "first",
+    ) -> Model:
+        """Open a bundle folder.
+
+        ``engine``: None for the best that can run here, or a name ("onnxruntime"). ``threads``: CPU threads, None for
+        all cores. ``max_context``: rows that one conversation may hold (prompt and answer; a row is 20 ms of spoken
+        sound, 40 ms of heard sound, or a text token), None for the smaller of 16384 and the model's limit.
+        ``verify``: check file hashes at the "first" load (and after a change), "always" or "never".
+
+        Raises :class:`BundleError` or :class:`EngineError`.
+        """
+        opened = Bundle(bundle, verify=verify)
+        limit = opened.manifest.model.max_positions
+        if max_context is None:
+            max_context = min(DEFAULT_CONTEXT, limit)
+        elif isinstance(max_context, bool) or not isinstance(max_context, int) or not 1 <= max_context <= limit:
+            raise InputError(
+                f"max_context = {max_context!r}: give a whole number from 1 to {limit}, this model's limit"
+            )
+        return cls(opened, open_engine(engine, opened, threads=threads, max_context=max_context), max_context)
+
+    def run(
+        self,
+        messages: Sequence[Message],
+        *,
+        modality: Modality | None = None,
+        mode: Mode = "fixed",
+        max_segments: int = 8,
+        audio: AudioSampling | None = None,
+        text: TextSampling | None = None,
+        on_rows: OnRows | None = None,
+    ) -> list[Segment]:
+        """Answer a conversation: the lowest public call.
+
+        ``messages`` are (role, content) pairs in order; a role is "system", "user" or "assistant", content is a str, a
+        :class:`Sound` or a path to one (``pathlib.Path``), either marked with :class:`Speech` where it is speech to be
+        transcribed. ``modality`` forces the first segment's modality; the model chooses otherwise. ``mode``: see
+        ``sampling.Mode``. ``on_rows(modality, rows)`` is called every few rows, on this thread; an exception from it ends
+        the call.
+
+        Raises :class:`InputError` (:class:`ContextError` where the rows do not fit) and :class:`ModalityError`.
+        """
+        audio, text = audio or self._audio_defaults, text or self._text_defaults
+        check_mode(mode, audio)
+        if modality not in (None, "audio", "text"):
+            raise InputError(f"modality = {modality!r}: choose 'audio', 'text', or None to let the model choose")
+        if isinstance(max_segments, bool) or not isinstance(max_segments, int) or max_segments < 1:
+            raise InputError(f"max_segments = {max_segments!r}: give a whole number of at least 1")
+        prompt = prompt_parts(messages, self._vocabulary, self._text, self._hear)
+        drawn = turn(
+            self._engine.open_sequence(),
+            prompt,
+            self._vocabulary,
+            modality=modality,
+            mode=mode,
+            max_segments=max_segments,
+            audio=audio,
+            text=text,
+            on_rows=on_rows,
+        )
+        return [self._finish(segment) for segment in drawn]
+
+    def generate(
+        self,
+        text: str,
+        *,
+        audio: AudioSampling | None = None,
+        on_rows: OnRows | None = None,
+        **options: float | int | None,
+    ) -> Sound:
+        """Caption to sound. ``options`` override single fields of ``audio`` (``seed=7``, ``guidance=2.5``, ...)."""
+        audio = _override(audio or self._audio_defaults, options)
+        segment = self.run([("user", text)], modality="audio", max_segments=1, audio=audio, on_rows=on_rows)[0]
+        assert segment.sound is not None  # "fixed" mode draws at least one frame
+        return segment.sound
+
+    def ask(
+        self,
+        sound: Sound | os.PathLike[str],
+        question: str,
+        *,
+        text: TextSampling | None = None,
+        on_rows: OnRows | None = None,
+        **options: float | int | None,
+    ) -> str:
+        """Answer a question about a sound; the sound comes first, as in the training task ``audio_to_conversation``."""
+        text = _override(text or self._text_defaults, options)
+        messages: list[Message] = [("user", sound), ("user", question)]
+        segment = self.run(messages, modality="text", max_segments=1, text=text, on_rows=on_rows)[0]
+        assert segment.text is not None
+        return segment.text
+
+    def decode(self, codes: np.ndarray) -> Sound:
+        """Codec codes, integers [T, 8], to a sound."""
+        codes = check_codes(codes, self._vocabulary.codebook_size)
+        return self._sound(codes, self._engine.codes_to_latents(codes))
+
+    def close(self) -> None:
+        """Free the engine. The model cannot be used afterwards."""
+        self._engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _hear(self, sound: Sound) -> np.ndarray:
+        prepared = self._hearing.prepare(sound)
+        return self._engine.encode(prepared.inputs)[: prepared.rows]
+
+    def _finish(self, drawn: DrawnSegment) -> Segment:
+        rows = drawn.rows
+        content = rows if drawn.finish == "max_steps" else rows[:-1]
+        if drawn.modality == "text":
+            written = self._text.decode((content[:, 0] - self._vocabulary.text_base).tolist())
+            return Segment("text", rows, written, None, drawn.finish)
+        codes = self._vocabulary.codes(content)
+        sound = self._sound(codes, drawn.latents) if len(codes) else None
+        return Segment("audio", rows, None, sound, drawn.finish)
+
+    def _sound(self, codes: np.ndarray, latents: np.ndarray) -> Sound:
+        codec = self.bundle.manifest.codec
+        return Sound(self._engine.decode_latents(latents), codec.sample_rate, codes)
+
+
+def _override(options: AudioSampling | TextSampling, values: dict[str, float | int | None]):  # type: ignore[no-untyped-def]
+    if not values:
+        return options
+    merged = {**vars(options), **values}
+    return type(options).from_mapping(merged)
