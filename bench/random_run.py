@@ -184,9 +184,11 @@ def _adaptor_states(shape: RunShape, features: int) -> dict[str, torch.Tensor]:
 
 def _codec_states(config: XcodecConfig) -> dict[str, torch.Tensor]:
     codec = XcodecModel(config)
-    for quantizer in codec.quantizer.quantizers:
-        quantizer.codebook.embed.normal_(std=0.3)
-    return {CODEC_PREFIX + name: _stored(tensor) for name, tensor in codec.state_dict().items()}
+    states = codec.state_dict()
+    for name, tensor in states.items():
+        if name.endswith("codebook.embed"):  # zero when new: every code would sound the same
+            tensor.normal_(std=0.3)
+    return {CODEC_PREFIX + name: _stored(tensor) for name, tensor in states.items()}
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

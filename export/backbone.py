@@ -1,7 +1,7 @@
 """The transformer body: one ONNX graph for prefill and decode, in two dialects of the KV section.
 
-``standard``: TensorScatter + Slice + Attention with an explicit mask (ONNX opset 24), the form that TensorRT maps to its
-own cache update. ``grouped``: ONNX Runtime's GroupQueryAttention, measured about twice as fast on the CPU for long
+``standard``: TensorScatter + Slice + Attention with an explicit mask (ONNX opset 24), the form that TensorRT maps to
+its own cache update. ``grouped``: ONNX Runtime's GroupQueryAttention, measured about twice as fast on the CPU for long
 contexts; it takes head sizes that are multiples of 16. Everything else, and every weight, is shared.
 """
 
@@ -171,7 +171,7 @@ class _Cache:
 
     def __init__(self, g: Graph, s: BackboneShape) -> None:
         self.g, self.s = g, s
-        self.shape = ["batch", s.kv_heads, "capacity", s.head_dim]
+        self.shape: list[int | str] = ["batch", s.kv_heads, "capacity", s.head_dim]
         self.outputs: list[tuple[str, str]] = []
 
     def past(self, i: int) -> tuple[str, str]:
@@ -220,8 +220,8 @@ class _StandardAttention(_Cache):
     """Standard operators; the mask's last dimension says how many rows are held.
 
     Further inputs: ``write_index`` int64 [B] (position of the first row fed), ``mask`` float32 [B, 1, S, total]
-    (0 where a row may look, -inf or a large negative number elsewhere), ``cos`` and ``sin`` float32 [B, S, head_dim / 2]
-    of the rows fed.
+    (0 where a row may look, -inf or a large negative number elsewhere), ``cos`` and ``sin`` float32
+    [B, S, head_dim / 2] of the rows fed.
     """
 
     def __init__(self, g: Graph, s: BackboneShape) -> None:

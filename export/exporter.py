@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import time
@@ -123,15 +124,10 @@ class _Plan:
 
     def _plan_null_branch(self, checkpoint: Checkpoint) -> None:
         s = self.shape
-        vectors: list = []
-
-        def make(which: int):  # both come from one pass over the layers
-            if not vectors:
-                vectors.extend(null_branch_vectors(checkpoint, s))
-            return vectors[which]
-
-        for which, name in enumerate(("null.keys", "null.values")):
-            self.store.add(name, (s.layers, s.kv_heads, s.head_dim), lambda which=which: make(which))
+        vectors = functools.cache(lambda: null_branch_vectors(checkpoint, s))  # keys and values come from one pass
+        shape = (s.layers, s.kv_heads, s.head_dim)
+        self.store.add("null.keys", shape, lambda: vectors()[0])
+        self.store.add("null.values", shape, lambda: vectors()[1])
 
     def _refuse_extra(self, checkpoint: Checkpoint) -> None:
         known = set(self.backbone.tensors) | set(self.heads.tensors) | self.encoder.tensors | self.codec.tensors
@@ -139,8 +135,8 @@ class _Plan:
         if extra:
             more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
             raise ExportError(
-                f"{checkpoint.path}: unexpected tensors {', '.join(extra[:3])}{more}: train.yaml's configurations do not "
-                "describe this checkpoint"
+                f"{checkpoint.path}: unexpected tensors {', '.join(extra[:3])}{more}: the configurations that "
+                "train.yaml names do not describe this checkpoint"
             )
 
     def graphs(self) -> dict[str, Graph]:

@@ -1,4 +1,4 @@
-"""The golden vector: inputs and outputs of every part, recorded at export, so that any engine can be checked anywhere."""
+"""The golden vector: inputs and outputs of every part, recorded at export, to check any engine on any machine with."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from .weights import WeightStore
 
-#: Operator set of the parts: 23 brought Attention, RotaryEmbedding and RMSNormalization, and ONNX Runtime 1.23, the last
-#: for Python 3.10, reads it. Only a graph with TensorScatter asks for 24.
+#: Operator set of the parts: 23 brought Attention, RotaryEmbedding and RMSNormalization, and ONNX Runtime 1.23, the
+#: last for Python 3.10, reads it. Only a graph with TensorScatter asks for 24.
 OPSET = 23
 #: IR version that all our engines read.
 IR_VERSION = 10
@@ -74,12 +75,12 @@ class Graph:
         """A one-dimensional int64 constant: shapes, axes, starts."""
         return self.constant(list(values), "int64")
 
-    def op(self, op_type: str, *inputs: str, name: str = "", domain: str = "", **attributes: object) -> str:
+    def op(self, op_type: str, *inputs: str, name: str = "", domain: str = "", **attributes: Any) -> str:
         """Add a node with one output."""
         return self.op_n(op_type, 1, *inputs, name=name, domain=domain, **attributes)[0]
 
     def op_n(
-        self, op_type: str, outputs: int, *inputs: str, name: str = "", domain: str = "", **attributes: object
+        self, op_type: str, outputs: int, *inputs: str, name: str = "", domain: str = "", **attributes: Any
     ) -> list[str]:
         """Add a node with several outputs. An empty string stands for an optional input left out."""
         label = name or f"{op_type}.{len(self._nodes)}"

@@ -73,7 +73,7 @@ def _embedding(source: TensorSource) -> np.ndarray:
 
 
 def _head_columns(source: TensorSource, ids: np.ndarray) -> np.ndarray:
-    """Rows ``ids`` (ascending) of the head as columns, [H, n]; block by block, since the table is the largest tensor."""
+    """Rows ``ids`` (ascending) of the head as columns, [H, n], block by block: the table is the largest tensor."""
     columns = np.empty((source.shape(HEAD)[1], len(ids)), np.float32)
     for first in range(0, len(ids), BLOCK):
         block = ids[first : first + BLOCK]

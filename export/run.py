@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -135,7 +135,14 @@ class _Fields:
         if self.get(name, default) != wanted:
             self.refuse(name, mend, default)
 
-    def refuse(self, name: str, why: str, default: Any = None) -> None:
+    def name(self, field: str, why: str) -> str:
+        """A required, non-empty string."""
+        value = self.values.get(field)
+        if not isinstance(value, str) or not value:
+            self.refuse(field, why)
+        return value
+
+    def refuse(self, name: str, why: str, default: Any = None) -> NoReturn:
         raise ExportError(f"{self.path}: {self.prefix}{name} = {self.values.get(name, default)!r}: {why}")
 
 
@@ -163,18 +170,18 @@ def read_recipe(path: Path) -> Recipe:
     continuous = io.section("continuous_audio")
     model = top.section("model")
     model.expect("model_choice", "parallel", "parallel", "only the parallel multi-stream model is supported")
-    backbone_name = model.get("model_hf_tag") or model.refuse("model_hf_tag", "name the backbone's folder or hub tag")
+    backbone_name = model.name("model_hf_tag", "name the backbone's folder or hub tag")
     preprocessor = top.section("preprocessor", required=False)
     preprocessor.expect(
         "audio_input", "continuous_audio", "continuous_audio", "sound is heard through continuous_audio"
     )
     preprocessor.expect("audio_output", "discrete_audio", "discrete_audio", "sound is spoken through discrete_audio")
 
-    codec_name = discrete.get("codec_hf_model_tag") or discrete.refuse("codec_hf_model_tag", "name the codec's folder")
+    codec_name = discrete.name("codec_hf_model_tag", "name the codec's folder")
     encoder_kind, encoder_name, encoder_field = _encoder(continuous)
 
     folders = _Resolver(path)
-    tokenizer_folder = folders.folder(tokenizer_name, f"{text.prefix}tokenizer_name", tokenizer=True)
+    tokenizer_folder = folders.file(tokenizer_name, "config.json", f"{text.prefix}tokenizer_name").parent
     backbone_file = folders.file(backbone_name, "config.json", f"{model.prefix}model_hf_tag")
     backbone = _read_json(backbone_file)
     _check_backbone(backbone_file, backbone)
@@ -222,10 +229,9 @@ def _encoder(continuous: _Fields) -> tuple[str, str, str]:
         return "qwen2.5-omni", continuous.get(field, default), f"{continuous.prefix}{field}"
     if choice == "AFWhisper":
         field = "encoder_local_path"
-        name = continuous.get(field) or continuous.refuse(field, "name the folder of the AF-Whisper encoder")
+        name = continuous.name(field, "name the folder of the AF-Whisper encoder")
         return "af-whisper", name, f"{continuous.prefix}{field}"
     continuous.refuse("encoder_choice", 'unknown encoder; "huggingface" (Qwen2.5-Omni) and "AFWhisper" are supported')
-    raise AssertionError
 
 
 def _check_backbone(path: Path, config: Mapping[str, Any]) -> None:
@@ -262,17 +268,6 @@ class _Resolver:
     def __init__(self, train_yaml: Path) -> None:
         self.bases = [Path.cwd(), train_yaml.resolve().parent]
 
-    def folder(self, name: str, field: str, *, tokenizer: bool = False) -> Path:
-        wanted = ["config.json", "tokenizer.json"] if tokenizer else ["config.json"]
-        local = self._local(name)
-        if local is not None:
-            return local
-        for filename in wanted:
-            found = self._cached(name, filename)
-        if found is None:
-            self._absent(name, field)
-        return found.parent
-
     def file(self, name: str, filename: str, field: str) -> Path:
         found = self.optional_file(name, filename)
         if found is None:
@@ -299,7 +294,7 @@ class _Resolver:
             return None
         return Path(found) if isinstance(found, str) else None
 
-    def _absent(self, name: str, field: str, filename: str = "config.json") -> Any:
+    def _absent(self, name: str, field: str, filename: str = "config.json") -> NoReturn:
         local = self._local(name)
         if local is not None:
             raise ExportError(f"{field} = {name!r}: {local / filename} is missing")

@@ -21,8 +21,8 @@ def write_tokenizer(recipe: Recipe, path: Path) -> None:
         raise ExportError(f"{folder}: {type(tokenizer).__name__} has no fast form (tokenizer.json)")
     if len(tokenizer) > recipe.text_size:
         raise ExportError(
-            f"{folder}: wrong vocabulary size: the tokenizer has {len(tokenizer)} tokens, config.json says vocab_size = "
-            f"{recipe.text_size}"
+            f"{folder}: wrong vocabulary size: the tokenizer has {len(tokenizer)} tokens, "
+            f"config.json says vocab_size = {recipe.text_size}"
         )
     backend = tokenizer.backend_tokenizer
     backend.no_padding()

@@ -1,9 +1,9 @@
 """ualm.runtime: run exported unified audio language models, streaming, on the machine at hand.
 
-    from ualm.runtime import Model
+from ualm.runtime import Model
 
-    with Model.open("bundle") as model:
-        model.generate("rain on a tin roof").save("rain.wav")
+with Model.open("bundle") as model:
+    model.generate("rain on a tin roof").save("rain.wav")
 """
 
 import importlib.metadata

@@ -231,7 +231,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     version = document.get("version")
     if not isinstance(version, int) or version > SCHEMA_VERSION or version < 1:
         raise BundleError(
-            f"{path}: version = {version!r}: this ualm reads versions up to {SCHEMA_VERSION}; update ualm, or export again"
+            f"{path}: version = {version!r}: this ualm reads up to {SCHEMA_VERSION}; update ualm, or export again"
         )
     if document.get("digest") != _digest(document):
         raise BundleError(f"{path}: was changed after the export (digest differs); copy the bundle again")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Optional, Union
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,14 +30,14 @@ app = typer.Typer(
 _progress = Console(stderr=True)
 
 BundleOption = Annotated[
-    Optional[Path], typer.Option("--bundle", "-b", envvar="UALM_BUNDLE", help="Folder made by `ualm export`.")
+    Path | None, typer.Option("--bundle", "-b", envvar="UALM_BUNDLE", help="Folder made by `ualm export`.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 SeedOption = Annotated[int, typer.Option(help="Equal seeds give equal answers.")]
-TemperatureOption = Annotated[Optional[float], typer.Option(help="0 takes the most likely token.")]
-TopKOption = Annotated[Optional[int], typer.Option("--top-k", help="Draw among this many candidates.")]
-ThreadsOption = Annotated[Optional[int], typer.Option(help="CPU threads; all cores by default.")]
-ContextOption = Annotated[Optional[int], typer.Option("--max-context", help="Rows that prompt and answer may take.")]
+TemperatureOption = Annotated[float | None, typer.Option(help="0 takes the most likely token.")]
+TopKOption = Annotated[int | None, typer.Option("--top-k", help="Draw among this many candidates.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
+ContextOption = Annotated[int | None, typer.Option("--max-context", help="Rows that prompt and answer may take.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -53,10 +53,10 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="WAV or FLAC file to write.")],
     bundle: BundleOption = None,
     seed: SeedOption = 0,
-    guidance: Annotated[Optional[float], typer.Option(help="Guidance scale; 1 turns guidance off.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 turns guidance off.")] = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
-    max_seconds: Annotated[Optional[float], typer.Option("--max-seconds", help="Longest sound to make.")] = None,
+    max_seconds: Annotated[float | None, typer.Option("--max-seconds", help="Longest sound to make.")] = None,
     pcm16: Annotated[bool, typer.Option("--pcm16", help="16-bit samples, scaled down if a peak passes 1.0.")] = False,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
@@ -68,7 +68,7 @@ def generate(
     with _open(bundle, threads, max_context) as model:
         codec = model.bundle.manifest.codec
         frame_seconds = codec.hop_length / codec.sample_rate
-        options: dict[str, Union[float, int, None]] = {"seed": seed}
+        options: dict[str, Any] = {"seed": seed}
         options |= _given(guidance=guidance, temperature=temperature, top_k=top_k)
         if max_seconds is not None:
             if not max_seconds >= frame_seconds:
@@ -102,14 +102,14 @@ def ask(
     seed: SeedOption = 0,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
-    max_tokens: Annotated[Optional[int], typer.Option("--max-tokens", help="Longest answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Longest answer.")] = None,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about a sound."""
     with _open(bundle, threads, max_context) as model:
-        options = {"seed": seed} | _given(temperature=temperature, top_k=top_k, max_steps=max_tokens)
+        options: dict[str, Any] = {"seed": seed} | _given(temperature=temperature, top_k=top_k, max_steps=max_tokens)
         started = time.perf_counter()
         with _live(started, float, "tokens") as on_rows:
             answer = model.ask(sound, question, on_rows=on_rows, **options)
@@ -119,11 +119,11 @@ def ask(
 
 @app.command()
 def export(
-    run: Annotated[Optional[Path], typer.Argument(help="Folder of a UALM training run.")] = None,
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Folder of the bundle to make.")] = None,
-    config: Annotated[Optional[Path], typer.Option(help="train.yaml, where it is not in RUN.")] = None,
-    weights: Annotated[Optional[Path], typer.Option(help="mp_rank_00_model_states.pt, likewise.")] = None,
-    step: Annotated[Optional[int], typer.Option(help="Checkpoint to take; the newest by default.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Folder of a UALM training run.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the bundle to make.")] = None,
+    config: Annotated[Path | None, typer.Option(help="train.yaml, where it is not in RUN.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="mp_rank_00_model_states.pt, likewise.")] = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint to take; the newest by default.")] = None,
     precision: Annotated[str, typer.Option(help="Precision of the weights: fp32.")] = "fp32",
     as_json: JsonOption = False,
 ) -> None:
@@ -171,11 +171,11 @@ def _open(bundle: Path | None, threads: int | None, max_context: int | None) -> 
     return Model.open(bundle, threads=threads, max_context=max_context)
 
 
-def _given(**options: float | int | None) -> dict[str, float | int | None]:
+def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _report(as_json: bool, result: dict[str, object], plain: str) -> None:
+def _report(as_json: bool, result: Mapping[str, object], plain: str) -> None:
     print(json.dumps(result) if as_json else plain)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from .sampling import AudioSampling, Mode, TextSampling, check_mode
 from .sound import Sound
 from .vocabulary import check_codes
 
-#: Rows reserved for a conversation unless ``max_context`` says otherwise: five minutes of heard sound and a long answer.
+#: Rows reserved for a conversation by default: five minutes of heard sound and a long answer.
 DEFAULT_CONTEXT = 16384
 
 
@@ -37,6 +38,9 @@ class Segment:
     text: str | None
     sound: Sound | None
     finish: Finish
+
+
+Options = TypeVar("Options", AudioSampling, TextSampling)
 
 
 class Model:
@@ -99,8 +103,8 @@ class Model:
         ``messages`` are (role, content) pairs in order; a role is "system", "user" or "assistant", content is a str, a
         :class:`Sound` or a path to one (``pathlib.Path``), either marked with :class:`Speech` where it is speech to be
         transcribed. ``modality`` forces the first segment's modality; the model chooses otherwise. ``mode``: see
-        ``sampling.Mode``. ``on_rows(modality, rows)`` is called every few rows, on this thread; an exception from it ends
-        the call.
+        ``sampling.Mode``. ``on_rows(modality, rows)`` is called every few rows, on this thread; an exception from
+        it ends the call.
 
         Raises :class:`InputError` (:class:`ContextError` where the rows do not fit) and :class:`ModalityError`.
         """
@@ -130,7 +134,7 @@ class Model:
         *,
         audio: AudioSampling | None = None,
         on_rows: OnRows | None = None,
-        **options: float | int | None,
+        **options: Any,
     ) -> Sound:
         """Caption to sound. ``options`` override single fields of ``audio`` (``seed=7``, ``guidance=2.5``, ...)."""
         audio = _override(audio or self._audio_defaults, options)
@@ -145,7 +149,7 @@ class Model:
         *,
         text: TextSampling | None = None,
         on_rows: OnRows | None = None,
-        **options: float | int | None,
+        **options: Any,
     ) -> str:
         """Answer a question about a sound; the sound comes first, as in the training task ``audio_to_conversation``."""
         text = _override(text or self._text_defaults, options)
@@ -190,8 +194,5 @@ class Model:
         return Sound(self._engine.decode_latents(latents), codec.sample_rate, codes)
 
 
-def _override(options: AudioSampling | TextSampling, values: dict[str, float | int | None]):  # type: ignore[no-untyped-def]
-    if not values:
-        return options
-    merged = {**vars(options), **values}
-    return type(options).from_mapping(merged)
+def _override(options: Options, values: Mapping[str, Any]) -> Options:
+    return type(options).from_mapping({**vars(options), **values})

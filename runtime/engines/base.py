@@ -72,7 +72,7 @@ class Engine(Protocol):
         ...
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Sound features: encoder inputs (see ``hearing``) -> float32 [rows, H]; rows beyond the sound's are padding."""
+        """Sound features: encoder inputs (see ``hearing``) -> float32 [n, H]; rows beyond the sound's are padding."""
         ...
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:

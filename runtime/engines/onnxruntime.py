@@ -128,7 +128,7 @@ class OnnxRuntimeSequence:
         self._null_rows = 0
         self._branches = 1
         self._hidden = np.zeros((1, model.hidden_size), np.float32)
-        self._steps: dict[int, _Step] = {}
+        self._steps: dict[int, _BodyCall] = {}
         self._heads: dict[tuple[str, int], _Head] = {}
         self._head: _Head | None = None
         self._running = False

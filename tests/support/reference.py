@@ -1,8 +1,8 @@
 """The slow, obvious reference: the published algorithm in plain torch, for parity tests.
 
-Nothing here is clever on purpose. The whole head is multiplied for all eight streams, masks are minus infinity over the
-whole vocabulary, the null branch is a real prefill of zero rows with a cache of its own, and everything is float32 (of the
-values that the checkpoint stores). It shares no line with the product.
+Nothing here is clever on purpose. The whole head is multiplied for all eight streams, masks are minus infinity over
+the whole vocabulary, the null branch is a real prefill of zero rows with a cache of its own, and everything is float32
+(of the values that the checkpoint stores). It shares no line with the product.
 
 ``mode="reference"`` is the algorithm as published, defects included; ``mode="fixed"`` ends sounds by draining the delay
 pattern, feeds only the assistant row between segments, and closes a turn that ran into ``max_steps``.
@@ -56,11 +56,12 @@ class RefSegment:
     """One segment of a turn.
 
     ``rows`` int64 ``[R, 8]``, the stop row included when there is one. ``codes`` int64 ``[8, T]`` and ``pcm`` float32
-    ``[T * hop]`` for a sound, ``text`` for text. ``logits``: of each step, mixed and masked by modality, float32
-    ``[8, vocabulary]``. ``modality_logits``: stream 0 at the ``assistant`` row, unmasked, ``[vocabulary]``. ``ended_by``:
-    what stream 0 drew to end it ("pad", "eos", "eot") or "max_steps"; ``stop``: "eos", "eot" or None (no stop row).
-    ``margin``: smallest gap between the best and the second best candidate of any choice made, in standard deviations of
-    the candidates' logits; a greedy path can only be compared while this is far above float32 rounding.
+    ``[T * hop]`` for a sound (T is 0 where the published loop stopped before row 8), ``text`` for text. ``logits``: of
+    each step, mixed, -inf where the modality forbids, float32 ``[8, vocabulary]``. ``modality_logits``: stream 0 at the
+    ``assistant`` row, unmasked, ``[vocabulary]``. ``ended_by``: what stream 0 drew to end it ("pad", "eos", "eot") or
+    "max_steps"; ``stop``: "eos", "eot" or None (no stop row). ``margin``: smallest gap between the best and the second
+    best candidate of any choice made, in standard deviations of the candidates' logits; a greedy path can only be
+    compared while this is far above float32 rounding.
     """
 
     modality: str
@@ -112,7 +113,7 @@ class Reference:
 
     def _load_codec(self) -> None:
         folder = self._folder(self.config["multimodal_io"]["discrete_audio"]["codec_hf_model_tag"])
-        self.codec = XcodecModel(XcodecConfig(**_json(folder / "config.json"))).eval()
+        self.codec: Any = XcodecModel(XcodecConfig(**_json(folder / "config.json"))).eval()
         weights = self._part("multimodal_io_dict.discrete_audio.codec_model.")
         for old, new in (("weight_g", "original0"), ("weight_v", "original1")):  # torch's older spelling to its newer
             for name in [name for name in weights if name.endswith(old)]:
@@ -127,14 +128,15 @@ class Reference:
 
     def _load_backbone(self) -> None:
         folder = self._folder(self.config["model"]["model_hf_tag"])
-        self.tokenizer = AutoTokenizer.from_pretrained(
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(
             self._folder(self.config["multimodal_io"]["text"]["tokenizer_name"]), local_files_only=True
         )
         settings = _json(folder / "config.json")
         self.text_size = int(settings["vocab_size"])
         settings |= {"tie_word_embeddings": False, "vocab_size": self.state["lm_head.weight"].shape[0]}
         settings.pop("torch_dtype", None)
-        self.lm = Qwen2ForCausalLM(Qwen2Config(**settings, attn_implementation="eager", dtype="float32")).float().eval()
+        settings |= {"attn_implementation": "eager", "dtype": "float32"}
+        self.lm: Any = Qwen2ForCausalLM(Qwen2Config(**settings)).float().eval()
         body = {name: value for name, value in self.state.items() if name.startswith("model.")}
         self.lm.load_state_dict(body | {"lm_head.weight": self.state["lm_head.weight"]}, strict=True)
         streams = self.state["stream_emb.weight"].clone()
@@ -144,19 +146,16 @@ class Reference:
     def _load_encoder(self) -> None:
         settings = self.config["multimodal_io"]["continuous_audio"]
         self.is_whisper = settings["encoder_choice"] == "AFWhisper"
-        self.encoder: torch.nn.Module
+        eager: dict[str, Any] = {"attn_implementation": "eager"}
+        self.encoder: Any
         if self.is_whisper:
             folder = self._folder(settings["encoder_local_path"])
-            self.encoder = Qwen2AudioEncoder(
-                Qwen2AudioEncoderConfig(**_json(folder / "config.json"), attn_implementation="eager")
-            )
+            self.encoder = Qwen2AudioEncoder(Qwen2AudioEncoderConfig(**_json(folder / "config.json"), **eager))
             weights = self._part("multimodal_io_dict.continuous_audio.model.")
         else:
             folder = self._folder(settings["encoder_hf_model_tag"])
             audio_config = _json(folder / "config.json")["thinker_config"]["audio_config"]
-            self.encoder = Qwen2_5OmniAudioEncoder(
-                Qwen2_5OmniAudioEncoderConfig(**audio_config, attn_implementation="eager")
-            )
+            self.encoder = Qwen2_5OmniAudioEncoder(Qwen2_5OmniAudioEncoderConfig(**audio_config, **eager))
             weights = self._part("multimodal_io_dict.continuous_audio.model.audio_tower.")
         self.encoder.eval()
         self.encoder.load_state_dict(weights, strict=True)
@@ -199,7 +198,7 @@ class Reference:
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """Text of drawn ids of the whole vocabulary."""
-        text = self.tokenizer.decode([token - self.text_start for token in ids], skip_special_tokens=True)
+        text = str(self.tokenizer.decode([token - self.text_start for token in ids], skip_special_tokens=True))
         # transformers 5 no longer honours clean_up_tokenization_spaces=True for BPE; the version the published code
         # was written for does, with this very method
         return str(self.tokenizer.clean_up_tokenization(text))
@@ -261,7 +260,8 @@ class Reference:
     @torch.no_grad()
     def embed_rows(self, rows: np.ndarray) -> np.ndarray:
         """Input embeddings float32 ``[T, H]`` of rows int64 ``[T, 8]``: the sum of the eight."""
-        return self.lm.model.embed_tokens(torch.from_numpy(np.asarray(rows, np.int64))).sum(dim=1).numpy()
+        embeddings: torch.Tensor = self.lm.model.embed_tokens(torch.from_numpy(np.asarray(rows, np.int64)))
+        return embeddings.sum(dim=1).numpy()
 
     def embed_prompt(self, messages: Sequence[tuple[str, Any]], bos: bool = True) -> np.ndarray:
         """Input embeddings float32 ``[P, H]`` of a whole prompt, without the ``assistant`` row."""
@@ -275,7 +275,8 @@ class Reference:
         """PCM float32 ``[T * hop]`` of codes int64 ``[8, T]``."""
         if codes.shape[1] == 0:
             return np.zeros(0, np.float32)
-        return self.codec.decode(torch.from_numpy(np.asarray(codes, np.int64))[None]).audio_values.flatten().numpy()
+        sound: torch.Tensor = self.codec.decode(torch.from_numpy(np.asarray(codes, np.int64))[None]).audio_values
+        return sound.flatten().numpy()
 
     def codes_of(self, rows: np.ndarray) -> np.ndarray:
         """Codes int64 ``[8, T]`` of rows ``[T + 7, 8]`` without stop row: the delay undone, a pad as code 0."""
@@ -330,8 +331,8 @@ class Conversation:
         """Listen to ``messages``, then speak until ``eos``, ``max_steps`` or ``max_segments``.
 
         A message is ``(role, content)``: content a str, or a sound as ``(samples [channels, n], rate)``,
-        ``(samples, rate, "speech")``, a Path or ``(Path, "speech")``. ``modality`` forces that of the first segment, or a
-        list of them that of each; None leaves it to the model.
+        ``(samples, rate, "speech")``, a Path or ``(Path, "speech")``. ``modality`` forces that of the first segment, or
+        a list of them that of each; None leaves it to the model.
         """
         options = {"audio": AUDIO_DEFAULTS | (audio or {}), "text": TEXT_DEFAULTS | (text or {})}
         forced = [modality] if isinstance(modality, str) or modality is None else list(modality)
@@ -351,7 +352,9 @@ class Conversation:
 
     # ---- one segment ----
 
-    def _segment(self, wanted: str | None, options: dict[str, dict[str, Any]], generator: torch.Generator) -> RefSegment:
+    def _segment(
+        self, wanted: str | None, options: dict[str, dict[str, Any]], generator: torch.Generator
+    ) -> RefSegment:
         ref = self.ref
         hidden = self._feed(_rows([ROLE_IDS["assistant"]]))
         choice_logits = self._logits(hidden)
@@ -419,7 +422,7 @@ class Conversation:
         generator: torch.Generator,
         drawn: _Drawn,
     ) -> None:
-        """A sound in fixed mode. ``frames`` is unknown (None) until stream 0 ends the sound or the reserve is reached."""
+        """A sound in fixed mode; ``frames`` is None until stream 0 ends the sound or the reserve is reached."""
         if options["max_steps"] < STREAMS:
             raise ValueError(f"max_steps is {options['max_steps']}; the shortest sound takes {STREAMS} rows")
         row = [MODALITY_IDS[name]] + [0] * (STREAMS - 1)
@@ -465,7 +468,8 @@ class Conversation:
 
     def _through(self, embeddings: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         output = self.ref.lm.model(inputs_embeds=embeddings[None], past_key_values=cache, use_cache=True)
-        return output.last_hidden_state[0, -1]
+        hidden: torch.Tensor = output.last_hidden_state[0, -1]
+        return hidden
 
     def _feed(self, part: np.ndarray, kind: str = "rows") -> torch.Tensor:
         """Write rows or features to the cache; the last one's hidden state ``[H]`` after the final norm."""
@@ -476,11 +480,10 @@ class Conversation:
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[8, vocabulary]``: the whole head, for every stream."""
-        return self.ref.lm.lm_head(hidden[None] + self.ref.streams)
+        logits: torch.Tensor = self.ref.lm.lm_head(hidden[None] + self.ref.streams)
+        return logits
 
-    def _mixed(
-        self, row: list[int], banned: torch.Tensor, guidance: float, null: DynamicCache | None
-    ) -> torch.Tensor:
+    def _mixed(self, row: list[int], banned: torch.Tensor, guidance: float, null: DynamicCache | None) -> torch.Tensor:
         rows = np.array([row], np.int64)
         logits = self._logits(self._feed(rows))
         if null is not None:

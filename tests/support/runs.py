@@ -1,8 +1,8 @@
 """Tiny random training runs on disk, as training leaves them, and the cases that parity tests compare on.
 
-A run is a ``train.yaml``, a DeepSpeed ``mp_rank_00_model_states.pt`` and the folders that train.yaml names. Every tensor is
-random and none is degenerate: biases are not zero, norms are not one, the backbone folder holds other weights than the
-checkpoint and claims tied embeddings, and ``stream_emb`` row 0 is not zero although the model takes it as zero.
+A run is a ``train.yaml``, a DeepSpeed ``mp_rank_00_model_states.pt`` and the folders that train.yaml names. Every tensor
+is random and none is degenerate: biases are not zero, norms are not one, the backbone folder holds other weights than
+the checkpoint and claims tied embeddings, and ``stream_emb`` row 0 is not zero although the model takes it as zero.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ def make_run(
 ) -> Run:
     """Write a run into ``folder`` (made if missing).
 
-    encoder: "omni" or "afwhisper" (which ignores ``n_window`` and ``encoder_output``). head_dim: None takes hidden / heads,
-    as Qwen2.5 does; a number is written into config.json. text_size: V, the padded text vocabulary; None is the tokenizer's
-    size and 9 more. quantizers: how many the codec has; the model uses 8. weight_norm: how the codec's acoustic
-    convolutions are stored, "folded", "weight_g" or "parametrizations". layout: "flat", or "tree" with ``conf/train.yaml``
-    and ``checkpoints/step_N/global_stepN``, N in ``steps``; only the highest N holds the run's weights. The folders that
-    train.yaml names lie beside it. gain: standard deviation of the logits, about. lean: logits to add, about, by name: a
-    special token ("eos", "eot", or a modality), "pad" for stream 0's own pad, or "padded_text" for the ids beyond the tokenizer;
-    eos, eot and pad are at -10 unless given.
+    encoder: "omni" or "afwhisper" (which ignores ``n_window`` and ``encoder_output``). head_dim: None takes hidden /
+    heads, as Qwen2.5 does; a number is written into config.json. text_size: V, the padded text vocabulary; None is the
+    tokenizer's size and 9 more. quantizers: how many the codec has; the model uses 8. weight_norm: how the codec's
+    acoustic convolutions are stored, "folded", "weight_g" or "parametrizations". layout: "flat", or "tree" with
+    ``conf/train.yaml`` and ``checkpoints/step_N/global_stepN``, N in ``steps``; only the highest N holds the run's
+    weights. The folders that train.yaml names lie beside it. gain: standard deviation of the logits, about. lean: logits
+    to add, about, by name: a special token ("eos", "eot", or a modality), "pad" for stream 0's own pad, or "padded_text"
+    for the ids beyond the tokenizer; eos, eot and pad are at -10 unless given.
     """
     if encoder not in ("omni", "afwhisper"):
         raise ValueError(f"encoder is {encoder!r}")
@@ -166,11 +166,14 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float, mean
     return torch.from_numpy((mean + scale * rng.standard_normal(shape)).astype(np.float32))
 
 
-def _body_state(rng: np.random.Generator, config: dict[str, Any], vocabulary: int, steer: bool) -> dict[str, torch.Tensor]:
+def _body_state(
+    rng: np.random.Generator, config: dict[str, Any], vocabulary: int, steer: bool
+) -> dict[str, torch.Tensor]:
     """``model.*`` of a Qwen2. With ``steer``, the last layer's value bias writes a constant into component 0.
 
-    Attention weights add up to one, so a bias on a value comes out of attention unchanged at every position: component 0
-    of the final hidden state hardly varies (not even when guidance mixes the branches), and column 0 of the head acts as the bias that the head lacks.
+    Attention weights add up to one, so a bias on a value comes out of attention unchanged at every position: component
+    0 of the final hidden state hardly varies (not even when guidance mixes the branches), and column 0 of the head acts
+    as the bias that the head lacks.
     """
     hidden, ffn = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -296,7 +299,7 @@ def _codec_part(
         "num_conv_pos_embeddings": 4,
         "num_conv_pos_embedding_groups": 2,
     }
-    config = {
+    config: dict[str, Any] = {
         "architectures": ["XcodecModel"],
         "model_type": "xcodec",
         "target_bandwidths": [bandwidth / 2, bandwidth],
@@ -309,7 +312,9 @@ def _codec_part(
     with torch.device("meta"):
         model = XcodecModel(XcodecConfig(**json.loads(json.dumps(config))))
     if model.config.num_quantizers != quantizers or model.config.hop_length != hop:
-        raise ValueError(f"the codec came out with {model.config.num_quantizers} quantizers, hop {model.config.hop_length}")
+        raise ValueError(
+            f"the codec came out with {model.config.num_quantizers} quantizers, hop {model.config.hop_length}"
+        )
     weights = _fill(rng, model.state_dict())
     weights["acoustic_decoder.conv2.weight"] *= 0.1  # sounds of about -16 dBFS
     for name in [name for name in weights if name.startswith("acoustic") and name.endswith(".weight")]:
@@ -318,20 +323,17 @@ def _codec_part(
         whole = weights.pop(name)
         size = whole.pow(2).sum(dim=tuple(range(1, whole.dim())), keepdim=True).sqrt()
         direction = whole * torch.from_numpy(rng.uniform(0.5, 2.0, tuple(size.shape)).astype(np.float32))
-        spelt = {
-            "weight_g": (f"{name}_g", f"{name}_v"),
-            "parametrizations": tuple(
-                f"{name.removesuffix('weight')}parametrizations.weight.original{i}" for i in range(2)
-            ),
-        }[weight_norm]
-        weights[spelt[0]], weights[spelt[1]] = size, direction
+        newer = f"{name.removesuffix('weight')}parametrizations.weight.original"
+        spelling = {"weight_g": (f"{name}_g", f"{name}_v"), "parametrizations": (f"{newer}0", f"{newer}1")}
+        weights |= dict(zip(spelling[weight_norm], (size, direction), strict=True))
     return {f"multimodal_io_dict.discrete_audio.codec_model.{name}": value for name, value in weights.items()}
 
 
 def _omni_part(rng: np.random.Generator, folder: Path, shape: dict[str, int]) -> dict[str, torch.Tensor]:
-    audio = {"model_type": "qwen2_5_omni_audio_encoder", "activation_function": "gelu", "max_source_positions": 1500}
+    audio: dict[str, Any] = {"model_type": "qwen2_5_omni_audio_encoder", "activation_function": "gelu"}
+    audio |= {"max_source_positions": 1500}
     audio |= {"dropout": 0.0, "scale_embedding": False, **shape}
-    config = {
+    config: dict[str, Any] = {
         "architectures": ["Qwen2_5OmniModel"],
         "model_type": "qwen2_5_omni",
         "enable_audio_output": True,
@@ -352,8 +354,14 @@ def _omni_part(rng: np.random.Generator, folder: Path, shape: dict[str, int]) ->
     return {f"multimodal_io_dict.continuous_audio.model.audio_tower.{name}": value for name, value in weights.items()}
 
 
-def _whisper_part(rng: np.random.Generator, folder: Path, shape: dict[str, int], seconds: int) -> dict[str, torch.Tensor]:
-    config = {"model_type": "qwen2_audio_encoder", "activation_function": "gelu", "max_source_positions": 50 * seconds}
+def _whisper_part(
+    rng: np.random.Generator, folder: Path, shape: dict[str, int], seconds: int
+) -> dict[str, torch.Tensor]:
+    config: dict[str, Any] = {
+        "model_type": "qwen2_audio_encoder",
+        "activation_function": "gelu",
+        "max_source_positions": 50 * seconds,
+    }
     config |= {"architectures": ["AFWhisperEncoder"], "dropout": 0.0, "scale_embedding": False, **shape}
     _write_json(folder / "config.json", config)
     _write_json(folder / "preprocessor_config.json", _extractor_config(shape["num_mel_bins"], seconds, False))
@@ -515,10 +523,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 class Case:
     """A run, what is said to it, and how it is known to answer, greedily.
 
-    ``run``: keywords of :func:`make_run`. ``messages`` and ``options``: arguments of ``Reference.run``, to be compared in
-    both modes. ``later``: messages of further turns of the same conversation (for ``mode="fixed"``). ``fixed`` and
-    ``reference``: what the segments of the first turn do in that mode, as (modality, ended_by) pairs: the seed was chosen
-    for it, and a test holds it to that.
+    ``run``: keywords of :func:`make_run`. ``messages`` and ``options``: arguments of ``Reference.run``, to be compared
+    in both modes. ``later``: messages of further turns of the same conversation, each with the same options (for
+    ``mode="fixed"``). ``fixed`` and ``reference``: what the segments of the first turn do in that mode, as (modality,
+    ended_by) pairs: the seed was chosen for it, and a test holds it to that.
     """
 
     run: dict[str, Any]
@@ -555,6 +563,4 @@ _ODD = {
     "mel_bins": 40, "n_window": 7,
 }  # fmt: skip
 
-CASES: dict[str, Case] = {
-
-}
+CASES: dict[str, Case] = {}
