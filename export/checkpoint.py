@@ -7,9 +7,11 @@ being converted. ``weights_only`` means that no code in the file is ever run.
 from __future__ import annotations
 
 import pickle
+import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,19 +40,13 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except FileNotFoundError as error:
-            raise ExportError(f"{path}: no such file; give the folder of a training run") from error
-        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ExportError(
-                f"{path}: not a readable checkpoint ({reason}); the file may be truncated: copy it again"
-            ) from error
+        loaded = _load(path)
         if not isinstance(loaded, dict) or not isinstance(loaded.get("module"), dict):
             raise ExportError(f'{path}: holds no "module" state dict; a DeepSpeed model_states file is expected')
         self._tensors: dict[str, torch.Tensor] = loaded["module"]
         for name, tensor in self._tensors.items():
+            if not isinstance(name, str):
+                raise ExportError(f"{path}: module has the key {name!r}, not a tensor's name")
             if not isinstance(tensor, torch.Tensor):
                 raise ExportError(f"{path}: module[{name!r}] is a {type(tensor).__name__}, not a tensor")
 
@@ -76,6 +72,38 @@ class Checkpoint:
             return self._tensors[name]
         except KeyError:
             raise ExportError(f"{self.path}: tensor {name} is missing") from None
+
+
+def _load(path: Path) -> Any:
+    try:
+        _check_whole(path)
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError as error:
+        raise ExportError(f"{path}: no such file; give the folder of a training run") from error
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
+        raise ExportError(
+            f"{path}: holds {found[1] if found else 'something'}, neither a tensor nor a plain value; refused, and "
+            "nothing in it was run: save the checkpoint again without it"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExportError(f"{path}: not a readable checkpoint ({reason}); copy it again") from error
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse what is no zip with its directory, which torch would only describe by what goes wrong next."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+        if not start:
+            raise ExportError(f"{path}: the file is empty (0 bytes); copy it again")
+        if not zipfile.is_zipfile(file):
+            size = path.stat().st_size
+            if start == b"PK":
+                raise ExportError(f"{path}: truncated at {size} bytes (its end is missing); copy it again")
+            raise ExportError(
+                f"{path}: not a checkpoint as torch.save writes it (since version 1.6); give a model_states file"
+            )
 
 
 def read_conv(source: TensorSource, prefix: str) -> np.ndarray:

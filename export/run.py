@@ -85,6 +85,8 @@ def _find_weights(run: Path, step: int | None) -> tuple[Path, int | None]:
     direct = run / WEIGHTS_FILE
     if direct.is_file() and step is None:
         return direct, None
+    if direct.is_file() and not (run / "checkpoints").is_dir():
+        raise ExportError(f"{direct}: lies in no folder that tells its step; leave out --step {step}")
     steps: dict[int, Path] = {}
     for folder in (run, run / "checkpoints"):
         for entry in folder.glob("step_*"):
@@ -135,9 +137,9 @@ class _Fields:
         if self.get(name, default) != wanted:
             self.refuse(name, mend, default)
 
-    def name(self, field: str, why: str) -> str:
-        """A required, non-empty string."""
-        value = self.values.get(field)
+    def name(self, field: str, why: str, default: str | None = None) -> str:
+        """A non-empty string; required where there is no default."""
+        value = self.get(field, default)
         if not isinstance(value, str) or not value:
             self.refuse(field, why)
         return value
@@ -150,8 +152,13 @@ def read_recipe(path: Path) -> Recipe:
     """Read and check ``train.yaml`` and the configurations that it names."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ExportError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from error
+    except FileNotFoundError as error:
+        raise ExportError(f"{path}: missing; name the run's {CONFIG_FILE} with --config") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that does not exist
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ExportError(f"{path}: not a readable YAML file ({where}{reason}); copy it again, or mend it") from error
     if not isinstance(values, Mapping):
         raise ExportError(f"{path}: holds no fields; expected a UALM train.yaml")
     top = _Fields(path, values)
@@ -162,9 +169,7 @@ def read_recipe(path: Path) -> Recipe:
         io.refuse(unknown[0], "unknown modality; text, discrete_audio and continuous_audio are supported")
 
     text = io.section("text")
-    tokenizer_name = text.get("tokenizer_name") or text.refuse(
-        "tokenizer_name", "name the tokenizer's folder or hub tag"
-    )
+    tokenizer_name = text.name("tokenizer_name", "name the tokenizer's folder or hub tag")
     discrete = io.section("discrete_audio")
     _check_discrete(discrete)
     continuous = io.section("continuous_audio")
@@ -225,8 +230,9 @@ def _check_discrete(discrete: _Fields) -> None:
 def _encoder(continuous: _Fields) -> tuple[str, str, str]:
     choice = continuous.get("encoder_choice", "huggingface")
     if choice == "huggingface":
-        field, default = "encoder_hf_model_tag", "Qwen/Qwen2.5-Omni-7B"
-        return "qwen2.5-omni", continuous.get(field, default), f"{continuous.prefix}{field}"
+        field = "encoder_hf_model_tag"
+        name = continuous.name(field, "name the encoder's folder or hub tag", "Qwen/Qwen2.5-Omni-7B")
+        return "qwen2.5-omni", name, f"{continuous.prefix}{field}"
     if choice == "AFWhisper":
         field = "encoder_local_path"
         name = continuous.name(field, "name the folder of the AF-Whisper encoder")
@@ -241,22 +247,31 @@ def _check_backbone(path: Path, config: Mapping[str, Any]) -> None:
     fields.expect("model_type", "qwen2", "qwen2", "only qwen2 is supported")
     fields.expect("hidden_act", "silu", "silu", "only silu is supported")
     fields.expect("use_sliding_window", False, False, "sliding-window attention is not supported")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ExportError(f"{path}: rope type = {kind!r}: only unscaled rotary embeddings are supported")
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = config.get(name) or {}
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else None
+        if kind != "default":
+            fields.refuse(name, "only unscaled rotary embeddings are supported")
     layer_types = config.get("layer_types") or []
     if any(kind != "full_attention" for kind in layer_types):
         fields.refuse("layer_types", "only full_attention layers are supported")
+    required = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    optional = [name for name in ("num_key_value_heads", "head_dim", "max_position_embeddings") if config.get(name)]
+    for name in (*required, *optional):
+        if type(config.get(name)) is not int or config[name] < 1:
+            fields.refuse(name, "a positive whole number is expected")
+    if config["num_attention_heads"] % (config.get("num_key_value_heads") or config["num_attention_heads"]):
+        fields.refuse("num_key_value_heads", f"must divide num_attention_heads = {config['num_attention_heads']}")
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ExportError(f"{path}: missing") from error
+        raise ExportError(f"{path}: missing; copy the model's folder again") from error
     except (OSError, ValueError) as error:
-        raise ExportError(f"{path}: not a readable JSON file ({str(error).splitlines()[0]})") from error
+        reason = str(error).splitlines()[0]
+        raise ExportError(f"{path}: not a readable JSON file ({reason}); copy the model's folder again") from error
     if not isinstance(values, Mapping):
         raise ExportError(f"{path}: holds no fields; expected a JSON object")
     return values
@@ -297,11 +312,11 @@ class _Resolver:
     def _absent(self, name: str, field: str, filename: str = "config.json") -> NoReturn:
         local = self._local(name)
         if local is not None:
-            raise ExportError(f"{field} = {name!r}: {local / filename} is missing")
+            raise ExportError(f"{field} = {name!r}: {local / filename} is missing; copy the model's folder again")
         if name.startswith((".", "/")) or name.count("/") > 1:
             where = " or ".join(str(base) for base in dict.fromkeys(self.bases))
-            raise ExportError(f"{field} = {name!r}: no such folder, seen from {where}")
+            raise ExportError(f"{field} = {name!r}: no such folder, seen from {where}; correct the name")
         raise ExportError(
-            f"{field} = {name!r}: neither a local folder nor in the local Hugging Face cache; fetch it with\n"
-            f'  hf download {name} --include "*.json" "merges.txt"'
+            f"{field} = {name!r}: neither a local folder nor in the local Hugging Face cache; fetch it with: "
+            f'hf download {name} --include "*.json" "merges.txt"'
         )

@@ -149,12 +149,15 @@ class Bundle:
         root = self.folder.resolve()
         for name, file in self.manifest.files.items():
             path = self.folder / name
-            if not path.resolve().is_relative_to(root):
-                raise BundleError(f"{path}: leads outside the bundle; refused")
             try:
-                size = path.stat().st_size
+                inside = path.resolve().is_relative_to(root)
+                size = path.stat().st_size if inside else 0
             except FileNotFoundError:
                 raise BundleError(f"{path}: missing; copy the bundle again, or export the run again") from None
+            except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+                raise BundleError(f"{path}: cannot be read ({error}); copy the bundle again") from error
+            if not inside:
+                raise BundleError(f"{path}: leads outside the bundle; refused, export the run again")
             if size != file.size:
                 raise BundleError(f"{path}: {size} bytes, the manifest says {file.size}; copy the bundle again")
 
@@ -168,7 +171,11 @@ class Bundle:
             return
         for name, file in self.manifest.files.items():
             logger.debug("verifying %s", self.folder / name)
-            if _sha256(self.folder / name) != file.sha256:
+            try:
+                found = _sha256(self.folder / name)
+            except OSError as error:
+                raise BundleError(f"{self.folder / name}: cannot be read ({error}); copy the bundle again") from error
+            if found != file.sha256:
                 raise BundleError(
                     f"{self.folder / name}: its SHA-256 differs from the manifest's; the file was changed or damaged: "
                     "copy the bundle again"
@@ -192,10 +199,11 @@ class MappedTensors(Mapping[str, np.ndarray]):
             if not 2 <= length <= len(self._map) - 8:
                 raise ValueError(f"header of {length} bytes")
             self._header = json.loads(self._map[8 : 8 + length].tobytes())
+            if not isinstance(self._header, dict):
+                raise ValueError("header without names")
         except (OSError, ValueError) as error:
             raise BundleError(f"{path}: not a readable safetensors file ({error}); copy the bundle again") from error
         self._start = 8 + length
-
         self._names = [name for name in self._header if name != "__metadata__" and not name.startswith("_padding.")]
 
     def __iter__(self) -> Iterator[str]:
@@ -211,25 +219,25 @@ class MappedTensors(Mapping[str, np.ndarray]):
             dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
             if not 0 <= begin <= end <= len(self._map) or end - begin != math.prod(shape) * dtype.itemsize:
                 raise ValueError("offsets and shape disagree")
+            return self._map[begin:end].view(dtype).reshape(shape)
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{self.path}: tensor {name!r} cannot be read ({error}); export the run again") from error
-        return self._map[begin:end].view(dtype).reshape(shape)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"{folder}: no bundle here ({MANIFEST} is missing); make one with: ualm export RUN -o BUNDLE"
         ) from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: not readable ({str(error).splitlines()[0]}); copy the bundle again") from error
     if not isinstance(document, dict) or document.get("format") != "ualm-bundle":
-        raise BundleError(f"{path}: not the manifest of a ualm bundle")
+        raise BundleError(f"{path}: not the manifest of a ualm bundle; make one with: ualm export RUN -o BUNDLE")
     version = document.get("version")
-    if not isinstance(version, int) or version > SCHEMA_VERSION or version < 1:
+    if type(version) is not int or version > SCHEMA_VERSION or version < 1:
         raise BundleError(
             f"{path}: version = {version!r}: this ualm reads up to {SCHEMA_VERSION}; update ualm, or export again"
         )
@@ -257,8 +265,8 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
         raise BundleError(f"{path}: field missing or malformed ({error}); export the run again") from error
     for name in files:
         parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
-            raise BundleError(f"{path}: files: {name!r} leads outside the bundle; refused")
+        if not parts or name.startswith("/") or ".." in parts or any(mark in name for mark in "\\:\0"):
+            raise BundleError(f"{path}: files: {name!r} leads outside the bundle; refused, export the run again")
     return manifest
 
 

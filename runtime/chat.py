@@ -72,43 +72,52 @@ def prompt_parts(
 
     ``hear`` turns a sound into feature rows. All messages are checked before any sound is encoded.
     """
-    checked = _check(messages)
+    checked = _check(messages, text)
     parts: list[np.ndarray] = []
     rows = [vocabulary.special_row(BOS)]
     for index, (role, modality, content) in enumerate(checked):
         rows += [vocabulary.special_row(ROLES[role]), vocabulary.special_row(MODALITIES[modality])]
-        if isinstance(content, str):
-            rows.extend(vocabulary.text_rows(text.encode(content)))
-        else:
+        if isinstance(content, Sound):
             parts += [np.stack(rows), hear(content)]
             rows = []
+        else:
+            rows.extend(vocabulary.text_rows(content))
         same_role = index + 1 < len(checked) and checked[index + 1][0] == role
         rows.append(vocabulary.special_row(EOT if same_role else EOS))
     return [*parts, np.stack(rows)]
 
 
-def _check(messages: Sequence[Message]) -> list[tuple[str, str, str | Sound]]:
+#: A checked message: role, modality, and a sound or the tokenizer ids of a text.
+_Checked = tuple[str, str, Sound | list[int]]
+
+
+def _check(messages: Sequence[Message], text: TextCodec) -> list[_Checked]:
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
         raise InputError("messages: give a list of (role, content) pairs, at least one")
-    return [_check_message(index, message) for index, message in enumerate(messages)]
+    checked: list[_Checked] = []
+    for index, message in enumerate(messages):
+        try:
+            checked.append(_check_message(message, text))
+        except InputError as error:
+            raise InputError(f"messages[{index}]: {error}") from error
+    return checked
 
 
-def _check_message(index: int, message: Any) -> tuple[str, str, str | Sound]:
-    where = f"messages[{index}]"
+def _check_message(message: Any, text: TextCodec) -> _Checked:
     if not isinstance(message, (tuple, list)) or len(message) != 2:
-        raise InputError(f"{where}: a (role, content) pair is expected, not {message!r:.80}")
+        raise InputError(f"a (role, content) pair is expected, not {message!r:.80}")
     role, content = message
-    if role not in ROLES:
-        raise InputError(f"{where}: role {role!r} is unknown; choose {', '.join(ROLES)}")
-    modality = "text"
+    if not isinstance(role, str) or role not in ROLES:
+        raise InputError(f"role {role!r:.80} is unknown; choose {', '.join(ROLES)}")
+    if isinstance(content, str):
+        return role, "text", text.encode(content)
+    if isinstance(content, bytes):
+        raise InputError("text must be str, not bytes; decode it first (UTF-8)")
+    modality = "audio"
     if isinstance(content, Speech):
         modality, content = "speech", content.content
-    elif isinstance(content, (Sound, os.PathLike)):
-        modality = "audio"
-    if isinstance(content, os.PathLike):
+    if isinstance(content, (str, os.PathLike)):  # what Speech holds is never a text
         content = Sound.from_file(content)
-    if isinstance(content, bytes):
-        raise InputError(f"{where}: text must be str, not bytes; decode it first (UTF-8)")
-    if not isinstance(content, (str, Sound)):
-        raise InputError(f"{where}: content is a {type(content).__name__}; give a str, a Sound or a pathlib.Path")
+    if not isinstance(content, Sound):
+        raise InputError(f"content is a {type(content).__name__}; give a str, a Sound or a pathlib.Path")
     return role, modality, content

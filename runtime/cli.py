@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +30,8 @@ app = typer.Typer(
     help="Run unified audio language models: text to sound, and questions about sounds.",
 )
 _progress = Console(stderr=True)
+#: The exit status that Typer makes of Ctrl-C.
+_INTERRUPTED = 130
 
 BundleOption = Annotated[
     Path | None, typer.Option("--bundle", "-b", envvar="UALM_BUNDLE", help="Folder made by `ualm export`.")
@@ -71,8 +75,10 @@ def generate(
         options: dict[str, Any] = {"seed": seed}
         options |= _given(guidance=guidance, temperature=temperature, top_k=top_k)
         if max_seconds is not None:
-            if not max_seconds >= frame_seconds:
-                raise InputError(f"--max-seconds {max_seconds:g}: must hold one frame, {frame_seconds:g} s")
+            if not frame_seconds <= max_seconds < math.inf:
+                raise InputError(
+                    f"--max-seconds {max_seconds:g}: give a number of seconds that holds one frame, {frame_seconds:g} s"
+                )
             options["max_steps"] = int(max_seconds / frame_seconds + 1e-6) + STREAMS - 1
         started = time.perf_counter()
         with _live(started, lambda rows: max(rows - STREAMS + 1, 0) * frame_seconds, "s of sound") as on_rows:
@@ -156,11 +162,13 @@ def main() -> None:
     try:
         app()
     except UalmError as error:
-        print(f"ualm: {error}", file=sys.stderr)
+        # the messages of other libraries may run over several lines
+        print("ualm:", " ".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("ualm: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            print("ualm: interrupted", file=sys.stderr)
+        raise
 
 
 def _open(bundle: Path | None, threads: int | None, max_context: int | None) -> Model:
@@ -176,6 +184,8 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 def _report(as_json: bool, result: Mapping[str, object], plain: str) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character must not cost the answer
+        sys.stdout.reconfigure(errors="backslashreplace")
     print(json.dumps(result) if as_json else plain)
 
 

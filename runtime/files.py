@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
@@ -42,14 +42,27 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Like :func:`replacing_file` for a folder that must not exist yet, or be empty."""
+    """Like :func:`replacing_file` for a folder that must not exist yet, or be empty.
+
+    Folders above it are made where they are missing, and taken away again when the block raises.
+    """
     target = Path(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(f"{target}: exists already and is not an empty folder; remove it or choose another name")
+    made: list[Path] = []
     try:
+        if target.exists():
+            if not target.is_dir() or any(target.iterdir()):
+                raise OutputError(
+                    f"{target}: exists already and is not an empty folder; remove it or choose another name"
+                )
+            if target.samefile(Path.cwd()):  # it would be replaced under the feet of whoever works in it
+                raise OutputError(f"{target}: is the current folder; name a folder that does not exist yet")
+        made = [folder for folder in target.parents if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OutputError:
+        raise
     except OSError as error:
+        _remove_empty(made)
         raise OutputError(
             f"{target}: cannot write here ({error.strerror or error}); choose a writable folder"
         ) from error
@@ -67,6 +80,14 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"{target}: not written ({error.strerror or error}); nothing was left behind") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, innermost first, that hold nothing; after a success they hold what was written."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _flush(path: Path) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from numbers import Integral, Real
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 from .errors import InputError
 from .vocabulary import STREAMS
 
 #: "fixed" repairs the defects of the published inference code, "reference" reproduces them (for parity tests).
 Mode = Literal["fixed", "reference"]
+#: What float32, in which engines sample, can hold: its largest number, and the smallest that it does not round to 0.
+_LARGEST, _SMALLEST = (2 - 2**-23) * 2.0**127, 2.0**-149
 #: The fewest rows that hold one frame: the frame and the drain of the delay pattern.
 SHORTEST_SOUND_ROWS = STREAMS
 
@@ -28,32 +30,32 @@ class _Sampling:
     seed: int
 
     def __post_init__(self) -> None:
-        self._number("temperature", self.temperature, 0.0, math.inf, "0 takes the most likely token")
-        self._number("top_p", self.top_p, 0.0, 1.0, "1 keeps all candidates")
+        self._number("temperature", 0.0, _LARGEST, "0 takes the most likely token")
+        if 0 < self.temperature < _SMALLEST:
+            self._refuse("temperature", "is too small to divide by; 0 takes the most likely token")
+        self._number("top_p", 0.0, 1.0, "1 keeps all candidates")
         if self.top_p == 0:
-            self._refuse("top_p", self.top_p, "must be greater than 0; 1 keeps all candidates")
-        self._number("guidance", self.guidance, 1.0, math.inf, "1 turns guidance off")
+            self._refuse("top_p", "must be greater than 0; 1 keeps all candidates")
+        self._number("guidance", 1.0, _LARGEST, "1 turns guidance off")
         if self.top_k is not None:
-            self._integer("top_k", self.top_k, 1, 2**31 - 1, "None keeps all candidates")
-        self._integer("max_steps", self.max_steps, 1, 2**31 - 1, "it limits the rows of one segment")
-        self._integer("seed", self.seed, 0, 2**64 - 1, "any number of 64 bits")
+            self._integer("top_k", 1, 2**31 - 1, "None keeps all candidates")
+        self._integer("max_steps", 1, 2**31 - 1, "it limits the rows of one segment")
+        self._integer("seed", 0, 2**64 - 1, "any number of 64 bits")
 
-    def _number(self, name: str, value: object, low: float, high: float, hint: str) -> None:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not low <= value <= high
-            or value == math.inf
-        ):
-            bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            self._refuse(name, value, f"must be a number {bounds}; {hint}")
+    def _number(self, name: str, low: float, high: float, hint: str) -> None:
+        value = getattr(self, name)
+        if not _is_number(value, Real) or not low <= value <= high:
+            self._refuse(name, f"must be a number from {low:g} to {high:g}; {hint}")
+        object.__setattr__(self, name, float(value))
 
-    def _integer(self, name: str, value: object, low: int, high: int, hint: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self._refuse(name, value, f"must be a whole number from {low} to {high}; {hint}")
+    def _integer(self, name: str, low: int, high: int, hint: str) -> None:
+        value = getattr(self, name)
+        if not _is_number(value, Integral) or not low <= value <= high:
+            self._refuse(name, f"must be a whole number from {low} to {high}; {hint}")
+        object.__setattr__(self, name, int(value))  # numpy's numbers become Python's, which JSON can hold
 
-    def _refuse(self, name: str, value: object, why: str) -> None:
-        raise InputError(f"{type(self).__name__}: {name} = {value!r} {why}")
+    def _refuse(self, name: str, why: str) -> NoReturn:
+        raise InputError(f"{type(self).__name__}: {name} = {getattr(self, name)!r} {why}")
 
     @classmethod
     def from_mapping(cls: type[_Options], values: Mapping[str, Any]) -> _Options:
@@ -63,6 +65,10 @@ class _Sampling:
             if name not in known:
                 raise InputError(f"{cls.__name__}: unknown option {name!r}; known: {', '.join(known)}")
         return cls(**values)
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ class TextSampling(_Sampling):
 
 def check_mode(mode: str, audio: AudioSampling) -> None:
     """Refuse an unknown mode, and a step limit too small for the shortest sound."""
+    if not isinstance(audio, AudioSampling):
+        raise InputError(f"audio is a {type(audio).__name__}; give an AudioSampling, or None for the bundle's defaults")
     if mode not in get_args(Mode):
         raise InputError(f'mode = {mode!r}: choose "fixed" or "reference"')
     if mode == "fixed" and audio.max_steps < SHORTEST_SOUND_ROWS:

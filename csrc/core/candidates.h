@@ -170,9 +170,12 @@ UALM_HD inline Draw draw_column(const StepLogits& logits, ColumnRange range, int
 
   Candidate winner = {-positive_infinity(), -1};
   for (int32_t i = begin; i < kept.count; ++i) {
+    const float scaled = scaled_logit(scratch[i].logit, best, sampling.temperature);
+    // Rounding is monotonic, so this only skips candidates that would lose.
+    if (winner.column >= 0 && add(scaled, kGumbelBound) < winner.logit) continue;
     const uint32_t id = static_cast<uint32_t>(id_of_column(scratch[i].column, base));
     const float noise = gumbel_noise(sampling.seed, sampling.segment, row, stream, id);
-    const Candidate drawn = {add(scaled_logit(scratch[i].logit, best, sampling.temperature), noise), scratch[i].column};
+    const Candidate drawn = {add(scaled, noise), scratch[i].column};
     // A candidate so unlikely that (logit - best)/T overflows to -inf can only lose: the best one's score is finite.
     if (winner.column < 0 || ranks_before(drawn, winner)) winner = drawn;
   }

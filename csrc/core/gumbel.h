@@ -7,6 +7,9 @@
 
 namespace ualm {
 
+// No noise is larger: it is 17.32868 at the largest u, 1 - 2^-25.
+constexpr float kGumbelBound = 17.33f;
+
 // g = -log(-log(u)) with u = ((x >> 8) + 0.5) * 2^-24, strictly inside (0, 1).
 // u has 25 significant bits, one more than a float holds (the largest would round to 1), so it stays an integer.
 UALM_HD inline float gumbel_of_bits(uint32_t x) {

@@ -100,6 +100,38 @@ def test_ties_go_to_the_lower_id(temperature, top_k, guidance):
         assert drawn == set(allowed)
 
 
+def greedy_text(columns: dict[int, tuple[float, float]], guidance: float) -> int:
+    """The column that greedy drawing takes, given (conditional, null) logits of some columns; the rest is -inf."""
+    logits = np.zeros((2, len(TABLES[5].text_columns())), np.float32)
+    logits[0] = -np.inf
+    for column, pair in columns.items():
+        logits[:, column] = pair
+    options = Options("text", temperature=0, guidance=guidance, max_steps=1)
+    return TABLES[5].text_columns().index(int(run_native(NATIVE[5], options, lambda _: logits)[0][0, 0]))
+
+
+def test_one_minus_guidance_is_rounded_once_from_double():
+    g = np.float32(1.1)
+    right, in_float32 = np.float32(1 - 1.1), np.float32(1) - g
+    between = [c for c in np.linspace(-0.0910, -0.0909, 20_000, dtype=np.float32) if in_float32 < c * g < right]
+    assert between, "some conditional logit must tell the two roundings apart"
+    assert greedy_text({5: (0, 1), 6: (between[0], 0)}, guidance=1.1) == 5
+
+
+def test_the_mix_rounds_each_product_before_the_sum():
+    """A fused multiply-add would make the later column larger; rounded step by step the two tie."""
+    rng, found = np.random.default_rng(1), 0
+    for cond, null in rng.normal(size=(20_000, 2)).astype(np.float32):
+        rounded = cond * np.float32(3.7) + null * np.float32(1 - 3.7)
+        product, other = float(cond) * float(np.float32(3.7)), float(null) * float(np.float32(1 - 3.7))
+        fused = {np.float32(product + float(np.float32(other))), np.float32(float(np.float32(product)) + other)}
+        rival = np.float32(rounded / np.float32(3.7))
+        if min(fused) > rounded and rival * np.float32(3.7) == rounded:
+            assert greedy_text({5: (rival, 0), 6: (cond, null)}, guidance=3.7) == 5
+            found += 1
+    assert found > 100
+
+
 @pytest.mark.parametrize(("top_p", "kept"), [(0.25, 2), (0.5, 4), (0.51, 5), (0.875, 7), (1.0, 8)])
 def test_top_p_keeps_the_smallest_prefix_that_reaches_it(top_p, kept):
     # Eight equal candidates of probability 1/8: the cumulative sums are exact, and so is the edge.

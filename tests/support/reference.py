@@ -113,7 +113,8 @@ class Reference:
 
     def _load_codec(self) -> None:
         folder = self._folder(self.config["multimodal_io"]["discrete_audio"]["codec_hf_model_tag"])
-        self.codec: Any = XcodecModel(XcodecConfig(**_json(folder / "config.json"))).eval()
+        self.codec: Any = XcodecModel(XcodecConfig(**_json(folder / "config.json")))
+        self.codec.train(False)
         weights = self._part("multimodal_io_dict.discrete_audio.codec_model.")
         for old, new in (("weight_g", "original0"), ("weight_v", "original1")):  # torch's older spelling to its newer
             for name in [name for name in weights if name.endswith(old)]:
@@ -136,7 +137,8 @@ class Reference:
         settings |= {"tie_word_embeddings": False, "vocab_size": self.state["lm_head.weight"].shape[0]}
         settings.pop("torch_dtype", None)
         settings |= {"attn_implementation": "eager", "dtype": "float32"}
-        self.lm: Any = Qwen2ForCausalLM(Qwen2Config(**settings)).float().eval()
+        self.lm: Any = Qwen2ForCausalLM(Qwen2Config(**settings))
+        self.lm.train(False)
         body = {name: value for name, value in self.state.items() if name.startswith("model.")}
         self.lm.load_state_dict(body | {"lm_head.weight": self.state["lm_head.weight"]}, strict=True)
         streams = self.state["stream_emb.weight"].clone()

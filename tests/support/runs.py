@@ -1,8 +1,8 @@
 """Tiny random training runs on disk, as training leaves them, and the cases that parity tests compare on.
 
-A run is a ``train.yaml``, a DeepSpeed ``mp_rank_00_model_states.pt`` and the folders that train.yaml names. Every tensor
-is random and none is degenerate: biases are not zero, norms are not one, the backbone folder holds other weights than
-the checkpoint and claims tied embeddings, and ``stream_emb`` row 0 is not zero although the model takes it as zero.
+A run is a ``train.yaml``, a DeepSpeed ``mp_rank_00_model_states.pt`` and the folders that train.yaml names. Every
+tensor is random and none is degenerate: biases are not zero, norms are not one, the backbone folder holds other weights
+than the checkpoint and claims tied embeddings, and ``stream_emb`` row 0 is not zero although the model takes it so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_file
-from support.sounds import make_sound
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2AudioEncoder, Qwen2AudioEncoderConfig, XcodecConfig, XcodecModel
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniAudioEncoderConfig
@@ -86,9 +85,9 @@ def make_run(
     tokenizer's size and 9 more. quantizers: how many the codec has; the model uses 8. weight_norm: how the codec's
     acoustic convolutions are stored, "folded", "weight_g" or "parametrizations". layout: "flat", or "tree" with
     ``conf/train.yaml`` and ``checkpoints/step_N/global_stepN``, N in ``steps``; only the highest N holds the run's
-    weights. The folders that train.yaml names lie beside it. gain: standard deviation of the logits, about. lean: logits
-    to add, about, by name: a special token ("eos", "eot", or a modality), "pad" for stream 0's own pad, or "padded_text"
-    for the ids beyond the tokenizer; eos, eot and pad are at -10 unless given.
+    weights. The folders that train.yaml names lie beside it. gain: standard deviation of the logits, about. lean:
+    logits to add, about, by name: a special token ("eos", "eot", or a modality), "pad" for stream 0's own pad, or
+    "padded_text" for the ids beyond the tokenizer; eos, eot and pad are at -10 unless given.
     """
     if encoder not in ("omni", "afwhisper"):
         raise ValueError(f"encoder is {encoder!r}")
@@ -514,53 +513,3 @@ def _write_tokenizer(folder: Path) -> int:
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2))
-
-
-# ---- cases ----
-
-
-@dataclass(frozen=True)
-class Case:
-    """A run, what is said to it, and how it is known to answer, greedily.
-
-    ``run``: keywords of :func:`make_run`. ``messages`` and ``options``: arguments of ``Reference.run``, to be compared
-    in both modes. ``later``: messages of further turns of the same conversation, each with the same options (for
-    ``mode="fixed"``). ``fixed`` and ``reference``: what the segments of the first turn do in that mode, as (modality,
-    ended_by) pairs: the seed was chosen for it, and a test holds it to that.
-    """
-
-    run: dict[str, Any]
-    messages: list[tuple[str, Any]]
-    options: dict[str, Any]
-    fixed: list[tuple[str, str]]
-    reference: list[tuple[str, str]]
-    later: list[list[tuple[str, Any]]] = field(default_factory=list)
-
-
-def _greedy(max_steps: int, guidance: float = 1.0) -> dict[str, float]:
-    return {"temperature": 0.0, "top_k": 20, "guidance": guidance, "max_steps": max_steps}
-
-
-def _options(
-    modality: Any,
-    audio: dict[str, float] | None = None,
-    text: dict[str, float] | None = None,
-    max_segments: int = 3,
-) -> dict[str, Any]:
-    return {
-        "modality": modality,
-        "max_segments": max_segments,
-        "audio": audio or _greedy(20, 3.0),
-        "text": text or _greedy(16),
-    }
-
-
-_CAPTION = [("user", "A dog barks twice, and then a door slams.")]
-_QUESTION = ("user", "What instrument is playing?")
-_ODD = {
-    "hidden": 36, "heads": 3, "kv_heads": 1, "layers": 3, "ffn": 52, "codebook_size": 7, "quantizers": 9,
-    "codec_ratios": (3, 2), "codec_width": 12, "encoder_width": 18, "encoder_heads": 3, "encoder_output": 22,
-    "mel_bins": 40, "n_window": 7,
-}  # fmt: skip
-
-CASES: dict[str, Case] = {}
