@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ..runtime.bundle import GOLDEN, Manifest
 from ..runtime.errors import ExportError
 from ..runtime.hearing import FeatureSpec, Hearing
 from ..runtime.sound import Sound
-from ..runtime.vocabulary import ROLES, STREAMS
+from ..runtime.vocabulary import MODALITIES, ROLES, STREAMS
 
 #: Largest error of an fp32 engine, relative to the largest value of the output.
 TOLERANCES = {"logits": 1e-4, "features": 1e-4, "pcm": 1e-4}
@@ -24,7 +25,7 @@ def golden_inputs(manifest: Manifest) -> dict[str, np.ndarray]:
     vocabulary = manifest.vocabulary
     text = vocabulary.text_rows(random.integers(1, vocabulary.text_size, 5).tolist())
     codes = random.integers(0, vocabulary.codebook_size, (9, STREAMS)).astype(np.int16)
-    rows = np.concatenate([text, vocabulary.special_row(ROLES["assistant"])[None], vocabulary.delayed_rows(codes)])
+    rows = np.concatenate([text, vocabulary.delayed_rows(codes), vocabulary.special_row(ROLES["assistant"])[None]])
     spec = FeatureSpec.from_json(manifest.features)
     time = np.arange(spec.sample_rate // 3) / spec.sample_rate
     sound = 0.4 * np.sin(2 * np.pi * (220 + 400 * time) * time) + 0.05 * random.standard_normal(len(time))
@@ -34,27 +35,34 @@ def golden_inputs(manifest: Manifest) -> dict[str, np.ndarray]:
 def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndarray]) -> None:
     """Run every part once and write ``golden.safetensors``.
 
+    Outputs: ``logits.modality`` [1, 5] after the prompt's last row (``assistant``); ``logits.audio`` and ``logits.text``
+    [2, n] of a segment's first step, conditional and null branch, the null branch computed densely; ``features``; ``pcm``.
+
     The parts run unoptimised and unpacked: ONNX Runtime then reads the mapped weights in place, so that the export's
     own memory stays small, and nothing but the graphs as written is computed. ``weights`` are the mapped tables.
     """
     inputs = golden_inputs(manifest)
-    embeddings = weights["embedding"][inputs["rows"]].sum(axis=1, dtype=np.float32)
-    hidden = _prefill(folder, manifest, weights["rope.inverse_frequencies"], embeddings)
+    body = functools.partial(_prefill, folder, manifest, weights["rope.inverse_frequencies"])
+    prompt = _embed(weights["embedding"], inputs["rows"])
+    outputs = {"logits.modality": _run(folder, manifest, "head.modality", {"hidden": body(prompt)})}
+    for modality in ("audio", "text"):
+        marker = _embed(weights["embedding"], manifest.vocabulary.special_row(MODALITIES[modality])[None])
+        hidden = [body(np.concatenate([prefix, marker])) for prefix in (prompt, np.zeros_like(prompt))]
+        outputs[f"logits.{modality}"] = _run(folder, manifest, f"head.{modality}", {"hidden": np.concatenate(hidden)})
     table, bias = weights["codec.rvq_table"], weights["codec.rvq_bias"]
     latents = table[np.arange(STREAMS), inputs["codes"]].sum(axis=1, dtype=np.float32) + bias
+    outputs["pcm"] = _run(folder, manifest, "codec", {"latents": np.ascontiguousarray(latents.T[None])})[0]
     spec = FeatureSpec.from_json(manifest.features)
     heard = Hearing(spec, weights["encoder.mel_filters"]).prepare(Sound(inputs["sound"], spec.sample_rate))
-    outputs = {
-        "logits.audio": _run(folder, manifest, "head.audio", {"hidden": hidden}),
-        "logits.text": _run(folder, manifest, "head.text", {"hidden": hidden}),
-        "logits.modality": _run(folder, manifest, "head.modality", {"hidden": hidden}),
-        "features": _run(folder, manifest, "encoder", heard.inputs)[: heard.rows],
-        "pcm": _run(folder, manifest, "codec", {"latents": np.ascontiguousarray(latents.T[None])})[0],
-    }
+    outputs["features"] = _run(folder, manifest, "encoder", heard.inputs)[: heard.rows]
     for name, values in outputs.items():
         if not np.isfinite(values).all():
             raise ExportError(f"golden vector: {name} holds NaN or infinity; the weights are damaged")
     save_file(inputs | {name: np.ascontiguousarray(values) for name, values in outputs.items()}, folder / GOLDEN)
+
+
+def _embed(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return table[rows].sum(axis=1, dtype=np.float32)
 
 
 def _prefill(folder: Path, manifest: Manifest, frequencies: np.ndarray, embeddings: np.ndarray) -> np.ndarray:

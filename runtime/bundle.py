@@ -30,7 +30,15 @@ GOLDEN = "golden.safetensors"
 TOKENIZER = "tokenizer.json"
 #: Version of the schema that this code writes, and the newest that it reads.
 SCHEMA_VERSION = 1
-_DTYPES = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "I64": np.int64, "I8": np.int8, "U8": np.uint8}
+_DTYPES = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+}
 
 Verify = Literal["first", "always", "never"]
 

@@ -192,6 +192,9 @@ def _report(as_json: bool, result: Mapping[str, object], plain: str) -> None:
 @contextmanager
 def _live(started: float, amount: Callable[[int], float], unit: str) -> Iterator[Callable[[str, int], None]]:
     """A line that is rewritten while rows come in; nothing when standard error is not a terminal."""
+    if not _progress.is_terminal:
+        yield lambda modality, rows: None
+        return
     with Live(console=_progress, transient=True, refresh_per_second=8) as live:
 
         def on_rows(modality: str, rows: int) -> None:
@@ -209,7 +212,7 @@ def _export_progress() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_progress, transient=True) as bar:
+    with Progress(*columns, console=_progress, transient=True, disable=not _progress.is_terminal) as bar:
         tasks: dict[str, object] = {}
 
         def update(stage: str, done: int, total: int) -> None:

@@ -1,7 +1,7 @@
 """The protocol between the frame loop and an engine, at the height where every engine can shine.
 
 A sequence holds one conversation's KV cache and sampling state where the engine runs. Hidden states and logits never
-cross this border: an engine may keep a whole frame (body, head, sampler, next embedding) on its device.
+cross this border in the loop: an engine may keep a whole frame (body, head, sampler, next embedding) on its device.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ class Sequence(Protocol):
 
     def run_frames(self, count: int) -> Frames:
         """Draw up to ``count`` rows of the segment; fewer when it ends. The last row drawn is not in the cache yet."""
+        ...
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Logits of the last step before mixing, float32 [branches, n]: to check an engine, not for the loop."""
         ...
 
 

@@ -169,7 +169,7 @@ class OnnxRuntimeSequence:
     def begin_segment(
         self, modality: Literal["audio", "text"], sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
     ) -> None:
-        options = {
+        options: dict[str, Any] = {
             "temperature": float(sampling.temperature),
             "top_k": sampling.top_k or 0,
             "top_p": float(sampling.top_p),
@@ -221,7 +221,6 @@ class OnnxRuntimeSequence:
 
     @property
     def logits(self) -> np.ndarray:
-        """Logits of the last step before mixing, float32 [branches, n]: for tests and golden vectors."""
         if self._head is None:
             raise EngineError("logits: no segment has begun")
         return self._head.logits

@@ -1,0 +1,44 @@
+"""What an export of the true 1.5B shape takes; slow, and 14 GB of disk."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ualm.bench.random_run import SHAPES, write_random_run
+
+GIB = 2**30
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux to tell private memory")
+def test_an_export_holds_at_most_twice_the_largest_tensor_and_one_gigabyte(tmp_path: Path) -> None:
+    shape = SHAPES["1.5b"]
+    if shutil.disk_usage(tmp_path).free < 20 * GIB:
+        pytest.skip("needs 20 GiB of free disk")
+    write_random_run(tmp_path / "run", shape)
+    largest = 160_392 * shape.hidden * 4  # the embedding table, as fp32
+    command = [sys.executable, "-m", "ualm.export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle")]
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as export:
+        while export.poll() is None:
+            peak = max(peak, anonymous_bytes(export.pid))
+            time.sleep(0.02)
+    assert export.returncode == 0
+    assert GIB // 2 < peak <= 2 * largest + GIB
+
+
+def anonymous_bytes(process: int) -> int:
+    """Private memory that no file backs; mapped checkpoints and weights are the page cache's."""
+    try:
+        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    except OSError:  # it has just ended
+        return 0
+    match = re.search(r"^Anonymous:\s+(\d+) kB", text, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
