@@ -157,7 +157,7 @@ def _stored(tensor: torch.Tensor) -> torch.Tensor:
 def _backbone_states(shape: RunShape, vocabulary: int) -> dict[str, torch.Tensor]:
     h, kv = shape.hidden, shape.hidden // shape.heads * shape.kv_heads
     states = {
-        "model.embed_tokens.weight": _random(vocabulary, h),
+        "model.embed_tokens.weight": _random(vocabulary, h, scale=1.0),
         "lm_head.weight": _random(vocabulary, h, scale=2.0 / h**0.5),
         "stream_emb.weight": _random(STREAMS, h, scale=1.0),
         "model.norm.weight": 1.0 + _random(h),

@@ -78,8 +78,8 @@ def export_run(
     plan = _Plan(checkpoint, recipe)
     clock.lap("read")
     with replacing_folder(bundle) as folder:
+        write_tokenizer(recipe, folder / TOKENIZER)  # first: it may be refused, and the weights take minutes
         plan.write(folder, progress)
-        write_tokenizer(recipe, folder / TOKENIZER)
         clock.lap("write")
         manifest = plan.manifest(files, precision)
         write_golden(folder, manifest, MappedTensors(folder / WEIGHTS))

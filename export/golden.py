@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..runtime.bundle import GOLDEN, Manifest
 from ..runtime.errors import ExportError
@@ -35,8 +35,9 @@ def golden_inputs(manifest: Manifest) -> dict[str, np.ndarray]:
 def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndarray]) -> None:
     """Run every part once and write ``golden.safetensors``.
 
-    Outputs: ``logits.modality`` [1, 5] after the prompt's last row (``assistant``); ``logits.audio`` and ``logits.text``
-    [2, n] of a segment's first step, conditional and null branch, the null branch computed densely; ``features``; ``pcm``.
+    Outputs: ``logits.modality`` [1, 5] after the prompt's last row (``assistant``); ``logits.audio`` and
+    ``logits.text`` [2, n] of a segment's first step, conditional and null branch, the null branch computed densely;
+    ``features``; ``pcm``.
 
     The parts run unoptimised and unpacked: ONNX Runtime then reads the mapped weights in place, so that the export's
     own memory stays small, and nothing but the graphs as written is computed. ``weights`` are the mapped tables.
@@ -58,7 +59,8 @@ def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndar
     for name, values in outputs.items():
         if not np.isfinite(values).all():
             raise ExportError(f"golden vector: {name} holds NaN or infinity; the weights are damaged")
-    save_file(inputs | {name: np.ascontiguousarray(values) for name, values in outputs.items()}, folder / GOLDEN)
+    tensors = inputs | {name: np.ascontiguousarray(values) for name, values in outputs.items()}
+    (folder / GOLDEN).write_bytes(save(tensors))
 
 
 def _embed(table: np.ndarray, rows: np.ndarray) -> np.ndarray:

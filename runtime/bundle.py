@@ -225,7 +225,7 @@ class MappedTensors(Mapping[str, np.ndarray]):
             entry = self._header[name]
             begin, end = (self._start + offset for offset in entry["data_offsets"])
             dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-            if not 0 <= begin <= end <= len(self._map) or end - begin != math.prod(shape) * dtype.itemsize:
+            if not self._start <= begin <= end <= len(self._map) or end - begin != math.prod(shape) * dtype.itemsize:
                 raise ValueError("offsets and shape disagree")
             return self._map[begin:end].view(dtype).reshape(shape)
         except (KeyError, TypeError, ValueError) as error:

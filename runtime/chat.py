@@ -77,11 +77,14 @@ def prompt_parts(
     rows = [vocabulary.special_row(BOS)]
     for index, (role, modality, content) in enumerate(checked):
         rows += [vocabulary.special_row(ROLES[role]), vocabulary.special_row(MODALITIES[modality])]
-        if isinstance(content, Sound):
+        if not isinstance(content, Sound):
+            rows.extend(vocabulary.text_rows(content))
+        elif role == "assistant":  # what the model made it knows as codes; only a user's sound is heard
+            assert content.codes is not None
+            rows.extend(vocabulary.delayed_rows(content.codes))
+        else:
             parts += [np.stack(rows), hear(content)]
             rows = []
-        else:
-            rows.extend(vocabulary.text_rows(content))
         same_role = index + 1 < len(checked) and checked[index + 1][0] == role
         rows.append(vocabulary.special_row(EOT if same_role else EOS))
     return [*parts, np.stack(rows)]
@@ -120,4 +123,6 @@ def _check_message(message: Any, text: TextCodec) -> _Checked:
         content = Sound.from_file(content)
     if not isinstance(content, Sound):
         raise InputError(f"content is a {type(content).__name__}; give a str, a Sound or a pathlib.Path")
+    if role == "assistant" and (modality == "speech" or content.codes is None):
+        raise InputError("an assistant's sound must be one that this model made (with its codes), not marked as speech")
     return role, modality, content

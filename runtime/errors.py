@@ -1,5 +1,12 @@
 """The named errors of ualm. Each message names the file or field, the value found, and the mend."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .model import Segment
+
 
 class UalmError(Exception):
     """Base of every error that ualm raises on purpose."""
@@ -22,7 +29,14 @@ class ContextError(InputError):
 
 
 class ModalityError(UalmError):
-    """The model chose to answer in a modality that it has no parts for (image, video, tool call)."""
+    """The model chose to answer in a modality that it has no parts for (image, video, tool call).
+
+    ``segments`` holds the segments of the turn that were finished before.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.segments: list[Segment] = []
 
 
 class EngineError(UalmError):

@@ -165,8 +165,9 @@ class Hearing:
             )
         if length > spec.max_samples:
             raise InputError(
-                f"sound: {sound.duration:.3f} s is longer than the {spec.max_samples / spec.sample_rate:g} s that the "
-                "encoder takes; cut it, or ask about its parts"
+                f"sound: {sound.duration:.3f} s ({length} samples at {spec.sample_rate} Hz) is longer than the "
+                f"{spec.max_samples / spec.sample_rate:g} s ({spec.max_samples} samples) that the encoder takes; "
+                "cut it, or ask about its parts"
             )
         samples = to_mono(sound, spec.sample_rate)
         frames = length // spec.hop_length

@@ -13,10 +13,10 @@ import numpy as np
 from .bundle import TOKENIZER, Bundle, Verify
 from .chat import Message, TextCodec, prompt_parts
 from .engines.base import Engine, open_engine
-from .errors import InputError
+from .errors import InputError, ModalityError
 from .generate import DrawnSegment, Finish, Modality, OnRows, turn
 from .hearing import FeatureSpec, Hearing
-from .sampling import AudioSampling, Mode, TextSampling, check_mode
+from .sampling import AudioSampling, Mode, TextSampling, check_options
 from .sound import Sound
 from .vocabulary import check_codes
 
@@ -108,8 +108,9 @@ class Model:
 
         Raises :class:`InputError` (:class:`ContextError` where the rows do not fit) and :class:`ModalityError`.
         """
-        audio, text = audio or self._audio_defaults, text or self._text_defaults
-        check_mode(mode, audio)
+        audio = self._audio_defaults if audio is None else audio
+        text = self._text_defaults if text is None else text
+        check_options(mode, audio, text)
         if modality not in (None, "audio", "text"):
             raise InputError(f"modality = {modality!r}: choose 'audio', 'text', or None to let the model choose")
         if isinstance(max_segments, bool) or not isinstance(max_segments, int) or max_segments < 1:
@@ -126,7 +127,13 @@ class Model:
             text=text,
             on_rows=on_rows,
         )
-        return [self._finish(segment) for segment in drawn]
+        segments: list[Segment] = []
+        try:
+            segments.extend(self._finish(segment) for segment in drawn)
+        except ModalityError as error:
+            error.segments = segments
+            raise
+        return segments
 
     def generate(
         self,
@@ -144,16 +151,20 @@ class Model:
 
     def ask(
         self,
-        sound: Sound | os.PathLike[str],
+        sound: Sound | str | os.PathLike[str],
         question: str,
         *,
         text: TextSampling | None = None,
         on_rows: OnRows | None = None,
         **options: Any,
     ) -> str:
-        """Answer a question about a sound; the sound comes first, as in the training task ``audio_to_conversation``."""
+        """Answer a question about a sound (or the file of that name).
+
+        The sound comes first, as in the training task ``audio_to_conversation``.
+        """
         text = _override(text or self._text_defaults, options)
-        messages: list[Message] = [("user", sound), ("user", question)]
+        heard = Sound.from_file(sound) if isinstance(sound, str) else sound
+        messages: list[Message] = [("user", heard), ("user", question)]
         segment = self.run(messages, modality="text", max_segments=1, text=text, on_rows=on_rows)[0]
         assert segment.text is not None
         return segment.text

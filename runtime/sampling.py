@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -12,7 +13,7 @@ from .vocabulary import STREAMS
 
 #: "fixed" repairs the defects of the published inference code, "reference" reproduces them (for parity tests).
 Mode = Literal["fixed", "reference"]
-#: What float32, in which engines sample, can hold: its largest number, and the smallest that it does not round to 0.
+#: Largest and smallest positive number of float32, in which engines sample.
 _LARGEST, _SMALLEST = (2 - 2**-23) * 2.0**127, 2.0**-149
 #: The fewest rows that hold one frame: the frame and the drain of the delay pattern.
 SHORTEST_SOUND_ROWS = STREAMS
@@ -44,15 +45,19 @@ class _Sampling:
 
     def _number(self, name: str, low: float, high: float, hint: str) -> None:
         value = getattr(self, name)
-        if not _is_number(value, Real) or not low <= value <= high:
+        try:
+            number = float(value) if _is_number(value, Real) else math.nan
+        except OverflowError:
+            number = math.inf
+        if not low <= number <= high:
             self._refuse(name, f"must be a number from {low:g} to {high:g}; {hint}")
-        object.__setattr__(self, name, float(value))
+        object.__setattr__(self, name, number)  # numpy's numbers become Python's, which JSON can hold
 
     def _integer(self, name: str, low: int, high: int, hint: str) -> None:
         value = getattr(self, name)
         if not _is_number(value, Integral) or not low <= value <= high:
             self._refuse(name, f"must be a whole number from {low} to {high}; {hint}")
-        object.__setattr__(self, name, int(value))  # numpy's numbers become Python's, which JSON can hold
+        object.__setattr__(self, name, int(value))
 
     def _refuse(self, name: str, why: str) -> NoReturn:
         raise InputError(f"{type(self).__name__}: {name} = {getattr(self, name)!r} {why}")
@@ -100,10 +105,13 @@ class TextSampling(_Sampling):
     seed: int = 0
 
 
-def check_mode(mode: str, audio: AudioSampling) -> None:
-    """Refuse an unknown mode, and a step limit too small for the shortest sound."""
-    if not isinstance(audio, AudioSampling):
-        raise InputError(f"audio is a {type(audio).__name__}; give an AudioSampling, or None for the bundle's defaults")
+def check_options(mode: str, audio: AudioSampling, text: TextSampling) -> None:
+    """Refuse an unknown mode, options of another type, and a step limit too small for the shortest sound."""
+    for name, options, wanted in (("audio", audio, AudioSampling), ("text", text, TextSampling)):
+        if not isinstance(options, wanted):
+            raise InputError(
+                f"{name} is a {type(options).__name__}; give {wanted.__name__}(...), or None for the bundle's defaults"
+            )
     if mode not in get_args(Mode):
         raise InputError(f'mode = {mode!r}: choose "fixed" or "reference"')
     if mode == "fixed" and audio.max_steps < SHORTEST_SOUND_ROWS:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import Run, make_run
 
+from support.runs import Run, make_run
 from ualm.export.exporter import export_run
 
 torch.set_num_threads(1)

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from support.runs import CHECKPOINT, Run, make_run
 
+from support.runs import CHECKPOINT, Run, make_run
 from ualm.export.exporter import export_run
 from ualm.export.run import find_run
 from ualm.runtime.bundle import Bundle
@@ -330,7 +330,13 @@ def _zip_with(name: str, content: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [b"a text file\n" * 1000, b"\x80\x02}.", bytes(range(256)) * 20, _zip_with("a", b"b"), _zip_with("a/data.pkl", b"b")],
+    [
+        b"a text file\n" * 1000,
+        b"\x80\x02}.",
+        bytes(range(256)) * 20,
+        _zip_with("a", b"b"),
+        _zip_with("a/data.pkl", b"b"),
+    ],
     ids=["text", "pickle", "bytes", "zip", "zip_with_bad_pickle"],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(run, content):
@@ -338,7 +344,9 @@ def test_a_file_that_is_no_checkpoint_is_refused(run, content):
     assert_says(refusal(run), run / CHECKPOINT)
 
 
-@pytest.mark.parametrize("saved", [{}, {"module": None}, {"module": [1]}, {"state_dict": {}}, [1, 2], torch.ones(3)], ids=str)
+@pytest.mark.parametrize(
+    "saved", [{}, {"module": None}, {"module": [1]}, {"state_dict": {}}, [1, 2], torch.ones(3)], ids=str
+)
 def test_a_checkpoint_without_module_is_refused(run, saved):
     torch.save(saved, run / CHECKPOINT)
     assert_says(refusal(run), run / CHECKPOINT, '"module"', "DeepSpeed")
@@ -398,7 +406,7 @@ def test_an_empty_folder_is_no_run(tmp_path):
 
 @pytest.fixture
 def recipe(tiny_run: Run, tmp_path: Path) -> Path:
-    """The recipe's folder with ``conf/train.yaml`` and a run of three steps in ``exp/tiny``, as training leaves them."""
+    """The recipe's folder with ``conf/train.yaml`` and a run of three steps in ``exp/tiny``, as training does it."""
     conf = tmp_path / "recipe" / "conf"
     shutil.copytree(tiny_run.folder, conf, ignore=shutil.ignore_patterns(CHECKPOINT))
     for step in (9, 10, 200):
@@ -522,7 +530,7 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 
 # the bundle takes about 500 kB: the disk is full at the first graph, in the middle of the weights, at the tokenizer
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
-@pytest.mark.parametrize("size", [4 << 10, 20 << 10, 200 << 10, 460 << 10], ids="{}B".format)
+@pytest.mark.parametrize("size", [4 << 10, 20 << 10, 200 << 10, 460 << 10, 470 << 10], ids="{}B".format)
 def test_a_full_disk_is_told_and_left_as_it_was(tiny_run, tmp_path, size):
     with small_disk(tmp_path / "disk", size) as disk:
         message = refusal(tiny_run.folder, OutputError, place=disk)

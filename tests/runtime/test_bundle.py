@@ -321,7 +321,15 @@ def tensor_file(tmp_path: Path) -> Iterator[Callable[[bytes], Path]]:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"abc", b"\xff" * 64, _safetensors(b"{"), _safetensors([]), _safetensors(3), (2**63).to_bytes(8, "little") * 2],
+    [
+        b"",
+        b"abc",
+        b"\xff" * 64,
+        _safetensors(b"{"),
+        _safetensors([]),
+        _safetensors(3),
+        (2**63).to_bytes(8, "little") * 2,
+    ],
     ids=["empty", "short", "ones", "cut", "list", "number", "huge"],
 )
 def test_a_file_that_is_no_safetensors_is_named(tensor_file, content):

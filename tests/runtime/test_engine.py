@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from support.runs import make_run
 
+from support.runs import make_run
 from ualm.export.exporter import export_run
 from ualm.runtime import AudioSampling, ContextError
 from ualm.runtime.bundle import Bundle

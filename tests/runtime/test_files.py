@@ -21,7 +21,8 @@ from ualm.runtime.files import replacing_file, replacing_folder
 def content(folder: Path) -> dict[str, str | None]:
     """Every path below a folder, with the text of files."""
     return {
-        str(path.relative_to(folder)): path.read_text() if path.is_file() else None for path in sorted(folder.rglob("*"))
+        str(path.relative_to(folder)): path.read_text() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
     }
 
 

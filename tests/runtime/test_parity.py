@@ -149,10 +149,11 @@ def our_content(content: Any) -> Any:
     return Speech(sound) if speech else sound
 
 
-def test_an_unsupported_choice_of_modality_is_named(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", lean={"video": 12.0})
+def test_an_unsupported_choice_of_modality_is_named_and_keeps_what_was_finished(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", lean={"video": 12.0, "eot": 12.0})
     export_run(run.folder, tmp_path / "bundle")
     with pytest.raises(UnsupportedModality):
         Reference(run.folder).run([("user", "hello")], max_segments=1)
-    with Model.open(tmp_path / "bundle", verify="never") as model, pytest.raises(ModalityError, match="video"):
-        model.run([("user", "hello")])
+    with Model.open(tmp_path / "bundle", verify="never") as model, pytest.raises(ModalityError, match="video") as error:
+        model.run([("user", "hello")], modality="text")
+    assert [(segment.modality, segment.finish) for segment in error.value.segments] == [("text", "eot")]
