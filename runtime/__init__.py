@@ -14,12 +14,20 @@ from .errors import (
     EngineError,
     ExportError,
     InputError,
+    LimitError,
+    MemoryLimitError,
     ModalityError,
     OutputError,
+    SegmentLimitError,
+    SessionError,
+    TimeLimitError,
     UalmError,
 )
-from .model import Model, Segment
+from .events import SegmentEnded, SegmentStarted, SoundChunk, TextDelta, TurnEnded
+from .model import Model
 from .sampling import AudioSampling, TextSampling
+from .segment import Segment
+from .session import Session, Turn
 from .sound import Sound, Speech
 
 __version__ = importlib.metadata.version("ualm")
@@ -31,13 +39,25 @@ __all__ = [
     "EngineError",
     "ExportError",
     "InputError",
+    "LimitError",
+    "MemoryLimitError",
     "ModalityError",
     "Model",
     "OutputError",
     "Segment",
+    "SegmentEnded",
+    "SegmentLimitError",
+    "SegmentStarted",
+    "Session",
+    "SessionError",
     "Sound",
+    "SoundChunk",
     "Speech",
+    "TextDelta",
     "TextSampling",
+    "TimeLimitError",
+    "Turn",
+    "TurnEnded",
     "UalmError",
     "__version__",
 ]

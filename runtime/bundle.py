@@ -127,9 +127,11 @@ class Bundle:
         self.folder = Path(folder)
         document = _read_manifest(self.folder)
         self.manifest = _parse(self.folder / MANIFEST, document)
+        #: Digest of the manifest, and through its hashes of every file.
+        self.digest: str = document["digest"]
         self._sizes()
         if verify != "never":
-            self._verify(document["digest"], always=verify == "always")
+            self._verify(self.digest, always=verify == "always")
         self._tables = MappedTensors(self.path(WEIGHTS))
 
     def path(self, name: str) -> Path:

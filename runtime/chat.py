@@ -56,26 +56,51 @@ class TextCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokenizer ids; special tokens and ids beyond the tokenizer decode to nothing."""
-        text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self.clean_up(self.decode_raw(ids))
+
+    def decode_raw(self, ids: Sequence[int]) -> str:
+        """Like :meth:`decode`, before the clean-up of spaces."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    @staticmethod
+    def clean_up(text: str) -> str:
+        """Remove the spaces that the published code has its tokenizer remove."""
         for found, replacement in _CLEAN_UP:
             text = text.replace(found, replacement)
         return text
 
 
+#: A checked message: role, modality, and a sound or the tokenizer ids of a text.
+CheckedMessage = tuple[str, str, Sound | list[int]]
+
+
+def check_messages(messages: Sequence[Message], text: TextCodec) -> list[CheckedMessage]:
+    """Read files, encode texts, and refuse what cannot be used, before anything is computed."""
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
+        raise InputError("messages: give a list of (role, content) pairs, at least one")
+    checked: list[CheckedMessage] = []
+    for index, message in enumerate(messages):
+        try:
+            checked.append(_check_message(message, text))
+        except InputError as error:
+            raise InputError(f"messages[{index}]: {error}") from error
+    return checked
+
+
 def prompt_parts(
-    messages: Sequence[Message],
+    messages: Sequence[CheckedMessage],
     vocabulary: Vocabulary,
-    text: TextCodec,
     hear: Callable[[Sound], np.ndarray],
+    *,
+    first: bool = True,
 ) -> list[np.ndarray]:
     """Rows (int32 [n, 8]) and sound features (float32 [L, H]), in order, of a conversation's input.
 
-    ``hear`` turns a sound into feature rows. All messages are checked before any sound is encoded.
+    ``hear`` turns a sound into feature rows. ``first``: a conversation begins (only its first turn has a ``bos``).
     """
-    checked = _check(messages, text)
     parts: list[np.ndarray] = []
-    rows = [vocabulary.special_row(BOS)]
-    for index, (role, modality, content) in enumerate(checked):
+    rows = [vocabulary.special_row(BOS)] if first else []
+    for index, (role, modality, content) in enumerate(messages):
         rows += [vocabulary.special_row(ROLES[role]), vocabulary.special_row(MODALITIES[modality])]
         if not isinstance(content, Sound):
             rows.extend(vocabulary.text_rows(content))
@@ -85,28 +110,12 @@ def prompt_parts(
         else:
             parts += [np.stack(rows), hear(content)]
             rows = []
-        same_role = index + 1 < len(checked) and checked[index + 1][0] == role
+        same_role = index + 1 < len(messages) and messages[index + 1][0] == role
         rows.append(vocabulary.special_row(EOT if same_role else EOS))
     return [*parts, np.stack(rows)]
 
 
-#: A checked message: role, modality, and a sound or the tokenizer ids of a text.
-_Checked = tuple[str, str, Sound | list[int]]
-
-
-def _check(messages: Sequence[Message], text: TextCodec) -> list[_Checked]:
-    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
-        raise InputError("messages: give a list of (role, content) pairs, at least one")
-    checked: list[_Checked] = []
-    for index, message in enumerate(messages):
-        try:
-            checked.append(_check_message(message, text))
-        except InputError as error:
-            raise InputError(f"messages[{index}]: {error}") from error
-    return checked
-
-
-def _check_message(message: Any, text: TextCodec) -> _Checked:
+def _check_message(message: Any, text: TextCodec) -> CheckedMessage:
     if not isinstance(message, (tuple, list)) or len(message) != 2:
         raise InputError(f"a (role, content) pair is expected, not {message!r:.80}")
     role, content = message

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .model import Segment
+    from .segment import Segment
 
 
 class UalmError(Exception):
@@ -26,6 +26,33 @@ class InputError(UalmError, ValueError):
 
 class ContextError(InputError):
     """The conversation does not fit into the context that was reserved (``max_context``)."""
+
+
+class LimitError(UalmError):
+    """A turn of a session reached a limit (memory, time, segments) and was dropped.
+
+    The message says what the session keeps; ``segments`` holds the segments of the turn that were finished before.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.segments: list[Segment] = []
+
+
+class MemoryLimitError(LimitError):
+    """The session's cache would outgrow its ``memory_limit``."""
+
+
+class TimeLimitError(LimitError):
+    """The turn took longer than the session's ``time_limit``."""
+
+
+class SegmentLimitError(LimitError):
+    """The turn went on after ``max_segments`` segments."""
+
+
+class SessionError(UalmError):
+    """A session cannot do this now: a turn is under way, or a saved session belongs to another model."""
 
 
 class ModalityError(UalmError):

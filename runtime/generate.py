@@ -12,10 +12,11 @@ from typing import Literal, cast
 
 import numpy as np
 
+from .engines.base import Frames
 from .engines.base import Sequence as EngineSequence
 from .errors import ModalityError
 from .sampling import AudioSampling, Mode, TextSampling
-from .vocabulary import CHOOSABLE, EOS, EOT, ROLES, Vocabulary
+from .vocabulary import CHOOSABLE, EOS, ROLES, Vocabulary
 
 Modality = Literal["audio", "text"]
 Finish = Literal["eos", "eot", "max_steps"]
@@ -26,14 +27,22 @@ OnRows = Callable[[Modality, int], None]
 ROWS_A_CALL = 10
 
 
-@dataclass(frozen=True, eq=False)
-class DrawnSegment:
-    """A finished segment: rows int32 [T, 8] with the stop row (if one was drawn), codec latents float32 [frames, D]."""
+@dataclass(frozen=True)
+class Began:
+    """The prompt is prefilled and a segment begins."""
 
     modality: Modality
-    rows: np.ndarray
-    latents: np.ndarray
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The segment under way is whole."""
+
     finish: Finish
+
+
+#: A segment is a Began, any number of Frames, and an Ended.
+Step = Began | Frames | Ended
 
 
 def turn(
@@ -46,12 +55,12 @@ def turn(
     max_segments: int,
     audio: AudioSampling,
     text: TextSampling,
-    on_rows: OnRows | None = None,
-) -> Iterator[DrawnSegment]:
+) -> Iterator[Step]:
     """Answer ``prompt`` (rows and features, see ``chat.prompt_parts``), segment by segment.
 
     ``modality`` forces the first segment's only. ``mode`` "reference" repeats the whole prompt before each further
-    segment, as the published code does; "fixed" feeds only ``assistant``.
+    segment, as the published code does; "fixed" feeds only ``assistant``. The rows that close the last segment are not
+    in the cache yet: see :func:`closing_rows`.
     """
     assistant = vocabulary.special_row(ROLES["assistant"])[None]
     pending: list[np.ndarray] = list(prompt)
@@ -59,20 +68,36 @@ def turn(
         sequence.prefill([*pending, assistant])
         chosen = modality if segment == 0 and modality is not None else _choose(sequence)
         sequence.begin_segment(chosen, audio if chosen == "audio" else text, mode=mode, segment=segment)
-        drawn = _draw(sequence, chosen, on_rows)
-        yield drawn
-        if drawn.finish != "eot":
+        yield Began(chosen)
+        while True:
+            frames = sequence.run_frames(ROWS_A_CALL)
+            yield frames
+            if frames.end is not None:
+                break
+        finish = _finish(frames)
+        yield Ended(finish)
+        if finish != "eot":
             return
-        pending = [_special_only(drawn.rows[-1:])]
+        pending = [closing_rows(frames.rows[-1], finish, vocabulary)]
         if mode == "reference":
             pending += prompt
 
 
-def _special_only(row: np.ndarray) -> np.ndarray:
-    """A stop row as the cache holds it: streams 1 to 7 zeroed."""
-    first = np.zeros_like(row)
-    first[:, 0] = row[:, 0]
-    return first
+def closing_rows(last: np.ndarray, finish: Finish, vocabulary: Vocabulary) -> np.ndarray:
+    """Rows int32 [n, 8] that the cache still lacks after a segment with the last row ``last`` [8].
+
+    A stop row is written with streams 1 to 7 zeroed. A segment that ``max_steps`` cut has its last row written whole,
+    and is closed with the eos row that training would have seen ("fixed" mode).
+    """
+    if finish == "max_steps":
+        return np.stack([last, vocabulary.special_row(EOS)])
+    return vocabulary.special_row(int(last[0]))[None]
+
+
+def _finish(frames: Frames) -> Finish:
+    if frames.end == "limit":
+        return "max_steps"
+    return "eos" if frames.rows[-1, 0] == EOS else "eot"
 
 
 def _choose(sequence: EngineSequence) -> Modality:
@@ -82,22 +107,3 @@ def _choose(sequence: EngineSequence) -> Modality:
             f"the model chose to answer with {chosen!r}, which it has no parts for; force modality='audio' or 'text'"
         )
     return cast(Modality, chosen)
-
-
-def _draw(sequence: EngineSequence, modality: Modality, on_rows: OnRows | None) -> DrawnSegment:
-    rows, latents, count = [], [], 0
-    while True:
-        frames = sequence.run_frames(ROWS_A_CALL)
-        rows.append(frames.rows)
-        latents.append(frames.latents)
-        count += len(frames.rows)
-        if on_rows is not None:
-            on_rows(modality, count)
-        if frames.end is not None:
-            break
-    drawn = np.concatenate(rows)
-    finish: Finish = "max_steps"
-    if frames.end == "stop":
-        finish = "eos" if drawn[-1, 0] == EOS else "eot"
-        assert drawn[-1, 0] in (EOS, EOT)
-    return DrawnSegment(modality, drawn, np.concatenate(latents), finish)

@@ -152,7 +152,21 @@ class Hearing:
         self._filters = filters
 
     def prepare(self, sound: Sound) -> EncoderInput:
-        """The encoder's inputs for ``sound``, at any rate, of which channel 0 is heard.
+        """The encoder's inputs for ``sound``, at any rate, of which channel 0 is heard; refuses as :meth:`check`."""
+        spec = self.spec
+        length = self.check(sound)
+        samples = to_mono(sound, spec.sample_rate)
+        frames = length // spec.hop_length
+        if spec.kind == AF_WHISPER:
+            samples = np.pad(samples, (0, spec.max_samples - length))
+        if spec.normalize:
+            samples = normalized(samples)
+        mel = log_mel(samples, spec, self._filters)
+        inputs = {"mel": mel[None]} if spec.kind == AF_WHISPER else self._windows(mel)
+        return EncoderInput(inputs, feature_rows(frames))
+
+    def check(self, sound: Sound) -> int:
+        """Samples of ``sound`` at the encoder's rate.
 
         Raises :class:`InputError` for a sound that is too short for one feature row, or longer than the encoder takes.
         """
@@ -169,15 +183,7 @@ class Hearing:
                 f"{spec.max_samples / spec.sample_rate:g} s ({spec.max_samples} samples) that the encoder takes; "
                 "cut it, or ask about its parts"
             )
-        samples = to_mono(sound, spec.sample_rate)
-        frames = length // spec.hop_length
-        if spec.kind == AF_WHISPER:
-            samples = np.pad(samples, (0, spec.max_samples - length))
-        if spec.normalize:
-            samples = normalized(samples)
-        mel = log_mel(samples, spec, self._filters)
-        inputs = {"mel": mel[None]} if spec.kind == AF_WHISPER else self._windows(mel)
-        return EncoderInput(inputs, feature_rows(frames))
+        return length
 
     def _windows(self, mel: np.ndarray) -> dict[str, np.ndarray]:
         """Cut ``[n_mels, frames]`` into whole windows; the masks say where the padding of the last one starts."""

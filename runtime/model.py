@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
 from .bundle import TOKENIZER, Bundle, Verify
-from .chat import Message, TextCodec, prompt_parts
+from .chat import Message, TextCodec, check_messages, prompt_parts
 from .engines.base import Engine, open_engine
 from .errors import InputError, ModalityError
-from .generate import DrawnSegment, Finish, Modality, OnRows, turn
+from .generate import Began, Ended, Modality, OnRows, turn
 from .hearing import FeatureSpec, Hearing
+from .listening import Listener
 from .sampling import AudioSampling, Mode, TextSampling, check_options
+from .segment import Segment, SegmentBuilder
+from .session import Limits, Session
 from .sound import Sound
 from .vocabulary import check_codes
 
 #: Rows reserved for a conversation by default: five minutes of heard sound and a long answer.
 DEFAULT_CONTEXT = 16384
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """One segment of the model's answer.
-
-    ``rows`` int32 [T, 8] holds absolute ids as drawn, the stop row included if one was drawn. A text segment has
-    ``text``; an audio segment has ``sound``, which is None only if a sound of "reference" mode stopped before its first
-    frame was whole. ``finish`` is "eos" (the turn is over), "eot" (another segment follows) or "max_steps".
-    """
-
-    modality: Modality
-    rows: np.ndarray
-    text: str | None
-    sound: Sound | None
-    finish: Finish
 
 
 Options = TypeVar("Options", AudioSampling, TextSampling)
@@ -55,7 +42,8 @@ class Model:
         manifest = bundle.manifest
         self._vocabulary = manifest.vocabulary
         self._text = TextCodec(bundle.path(TOKENIZER))
-        self._hearing = Hearing(FeatureSpec.from_json(manifest.features), bundle.table("encoder.mel_filters"))
+        hearing = Hearing(FeatureSpec.from_json(manifest.features), bundle.table("encoder.mel_filters"))
+        self._listener = Listener(hearing, engine)
         self._audio_defaults = AudioSampling.from_mapping(manifest.sampling["audio"])
         self._text_defaults = TextSampling.from_mapping(manifest.sampling["text"])
 
@@ -111,12 +99,11 @@ class Model:
         audio = self._audio_defaults if audio is None else audio
         text = self._text_defaults if text is None else text
         check_options(mode, audio, text)
-        if modality not in (None, "audio", "text"):
-            raise InputError(f"modality = {modality!r}: choose 'audio', 'text', or None to let the model choose")
+        self._check_modality(modality)
         if isinstance(max_segments, bool) or not isinstance(max_segments, int) or max_segments < 1:
             raise InputError(f"max_segments = {max_segments!r}: give a whole number of at least 1")
-        prompt = prompt_parts(messages, self._vocabulary, self._text, self._hear)
-        drawn = turn(
+        prompt = prompt_parts(check_messages(messages, self._text), self._vocabulary, self._listener.features)
+        steps = turn(
             self._engine.open_sequence(),
             prompt,
             self._vocabulary,
@@ -125,15 +112,53 @@ class Model:
             max_segments=max_segments,
             audio=audio,
             text=text,
-            on_rows=on_rows,
         )
         segments: list[Segment] = []
         try:
-            segments.extend(self._finish(segment) for segment in drawn)
+            for step in steps:
+                if isinstance(step, Began):
+                    builder = self._builder(step.modality, pieces=False)
+                elif isinstance(step, Ended):
+                    builder.rest()
+                    segments.append(builder.segment(step.finish))
+                else:
+                    builder.push(step)
+                    if on_rows is not None:
+                        on_rows(builder.modality, len(builder.rows))
         except ModalityError as error:
             error.segments = segments
             raise
         return segments
+
+    def session(
+        self, *, memory_limit: int | None = None, time_limit: float = math.inf, max_segments: int = 8
+    ) -> Session:
+        """Begin a conversation whose cache is kept from turn to turn.
+
+        ``memory_limit``: bytes of cache it may grow to. ``time_limit``: seconds, ``max_segments``: segments of a turn.
+        A turn that reaches one is taken back and raises that limit's :class:`LimitError`.
+        """
+        return Session(self, Limits(memory_limit, time_limit, max_segments))
+
+    def restore(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        memory_limit: int | None = None,
+        time_limit: float = math.inf,
+        max_segments: int = 8,
+    ) -> Session:
+        """Go on with a session from :meth:`Session.save`, made with this very bundle; limits as in :meth:`session`."""
+        return Session._restore(self, path, Limits(memory_limit, time_limit, max_segments))
+
+    def listen(self, sound: Sound | str | os.PathLike[str]) -> Sound:
+        """Begin to hear a sound in the background, before the question about it is known.
+
+        Returns the sound to put into a message. Features are cached by content, so any equal sound profits.
+        """
+        heard = sound if isinstance(sound, Sound) else Sound.from_file(sound)
+        self._listener.start(heard)
+        return heard
 
     def generate(
         self,
@@ -176,6 +201,7 @@ class Model:
 
     def close(self) -> None:
         """Free the engine. The model cannot be used afterwards."""
+        self._listener.close()
         self._engine.close()
 
     def __enter__(self) -> Model:
@@ -186,19 +212,18 @@ class Model:
     ) -> None:
         self.close()
 
-    def _hear(self, sound: Sound) -> np.ndarray:
-        prepared = self._hearing.prepare(sound)
-        return self._engine.encode(prepared.inputs)[: prepared.rows]
+    @property
+    def identity(self) -> str:
+        """Digest of the bundle's manifest: equal for equal bundles."""
+        return self.bundle.digest
 
-    def _finish(self, drawn: DrawnSegment) -> Segment:
-        rows = drawn.rows
-        content = rows if drawn.finish == "max_steps" else rows[:-1]
-        if drawn.modality == "text":
-            written = self._text.decode((content[:, 0] - self._vocabulary.text_base).tolist())
-            return Segment("text", rows, written, None, drawn.finish)
-        codes = self._vocabulary.codes(content)
-        sound = self._sound(codes, drawn.latents) if len(codes) else None
-        return Segment("audio", rows, None, sound, drawn.finish)
+    def _builder(self, modality: Modality, *, pieces: bool) -> SegmentBuilder:
+        return SegmentBuilder(modality, self.bundle.manifest, self._text, self._engine, pieces=pieces)
+
+    @staticmethod
+    def _check_modality(modality: object) -> None:
+        if modality not in (None, "audio", "text"):
+            raise InputError(f"modality = {modality!r}: choose 'audio', 'text', or None to let the model choose")
 
     def _sound(self, codes: np.ndarray, latents: np.ndarray) -> Sound:
         codec = self.bundle.manifest.codec

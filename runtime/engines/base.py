@@ -61,6 +61,22 @@ class Sequence(Protocol):
         """Draw up to ``count`` rows of the segment; fewer when it ends. The last row drawn is not in the cache yet."""
         ...
 
+    def truncate(self, length: int) -> None:
+        """Forget the rows behind the first ``length``; a segment under way is dropped."""
+        ...
+
+    def fork(self) -> Sequence:
+        """A second sequence that holds the same rows; from then on each goes its own way."""
+        ...
+
+    def save(self) -> np.ndarray:
+        """The cache's held rows, float32 [layers, 2, kv_heads, length, head_dim]: keys, then values."""
+        ...
+
+    def restore(self, cache: np.ndarray) -> None:
+        """Replace what is held by rows from :meth:`save`."""
+        ...
+
     @property
     def logits(self) -> np.ndarray:
         """Logits of the last step before mixing, float32 [branches, n]: to check an engine, not for the loop."""
@@ -71,6 +87,11 @@ class Engine(Protocol):
     """A loaded bundle that can be computed with."""
 
     name: str
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Cache memory that one row of a conversation takes, null branch included."""
+        ...
 
     def open_sequence(self) -> Sequence:
         """An empty sequence of at most ``max_context`` rows."""

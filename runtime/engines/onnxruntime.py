@@ -85,6 +85,11 @@ class OnnxRuntimeEngine:
         except Exception as error:
             raise EngineError(f"part {role}: ONNX Runtime failed ({error})") from error
 
+    @property
+    def bytes_per_row(self) -> int:
+        model = self.model
+        return 2 * 2 * model.layers * model.kv_heads * model.head_dim * np.dtype(np.float32).itemsize
+
     def open_sequence(self) -> OnnxRuntimeSequence:
         if self._closed:
             raise EngineError("the model is closed; open it again")
@@ -162,6 +167,34 @@ class OnnxRuntimeSequence:
                 f"the conversation needs {self._length + rows} rows ({self._length} held + {rows} new), but "
                 f"max_context = {limit}; open the model with a larger max_context, or shorten the input"
             )
+
+    def truncate(self, length: int) -> None:
+        if not 0 <= length <= self._length:
+            raise EngineError(f"truncate: {length} rows, but {self._length} are held")
+        self._length, self._null_rows = length, min(self._null_rows, length)
+        self._running = False
+
+    def fork(self) -> OnnxRuntimeSequence:
+        other = OnnxRuntimeSequence(self._engine)
+        for mine, theirs in zip(self._cache, other._cache, strict=True):
+            for source, target in zip(mine, theirs, strict=True):
+                target[0, :, : self._length] = source[0, :, : self._length]
+        other._length, other._hidden = self._length, self._hidden.copy()
+        return other
+
+    def save(self) -> np.ndarray:
+        return np.stack([[part[0, :, : self._length] for part in layer] for layer in self._cache])
+
+    def restore(self, cache: np.ndarray) -> None:
+        model, rows = self._engine.model, cache.shape[3]
+        if cache.shape != (model.layers, 2, model.kv_heads, rows, model.head_dim) or cache.dtype != np.float32:
+            raise EngineError(f"restore: {cache.dtype} {list(cache.shape)} is not a cache of this model")
+        self.truncate(0)
+        self._reserve(rows)
+        for layer, parts in zip(self._cache, cache, strict=True):
+            for target, source in zip(layer, parts, strict=True):
+                target[0, :, :rows] = source
+        self._length = rows
 
     def modality_logits(self) -> np.ndarray:
         return self._engine.run("head.modality", {"hidden": self._hidden})[0]

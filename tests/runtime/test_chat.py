@@ -9,7 +9,7 @@ import pytest
 
 from ualm.runtime import InputError, Sound, Speech
 from ualm.runtime.bundle import TOKENIZER, Bundle
-from ualm.runtime.chat import TextCodec, prompt_parts
+from ualm.runtime.chat import TextCodec, check_messages, prompt_parts
 from ualm.runtime.vocabulary import Vocabulary
 
 HEARD = np.full((3, 4), 0.5, np.float32)
@@ -26,7 +26,8 @@ def text(bundle: Bundle) -> TextCodec:
 
 
 def parts_of(bundle: Bundle, text: TextCodec, *messages: tuple[str, object]) -> list[np.ndarray]:
-    return prompt_parts(messages, bundle.manifest.vocabulary, text, lambda sound: HEARD)  # type: ignore[arg-type]
+    checked = check_messages(messages, text)  # type: ignore[arg-type]
+    return prompt_parts(checked, bundle.manifest.vocabulary, lambda sound: HEARD)
 
 
 def stream_0(part: np.ndarray) -> list[int]:
