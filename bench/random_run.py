@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import XcodecConfig, XcodecModel
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniAudioEncoderConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
+from ..runtime.errors import UalmError
 from ..runtime.files import replacing_folder
 from ..runtime.vocabulary import STREAMS, Vocabulary
 
@@ -202,7 +204,10 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    write_random_run(arguments.folder, SHAPES[arguments.shape], seed=arguments.seed)
+    try:
+        write_random_run(arguments.folder, SHAPES[arguments.shape], seed=arguments.seed)
+    except UalmError as error:
+        sys.exit(f"random_run: {error}")
     print(f"{arguments.folder}: random {arguments.shape} run, seed {arguments.seed}")
 
 

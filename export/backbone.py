@@ -7,57 +7,13 @@ contexts; it takes head sizes that are multiples of 16. Everything else, and eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 
 from ..runtime.errors import ExportError
 from .checkpoint import TensorSource
 from .graph import Graph
+from .qwen2 import BackboneShape
 from .weights import WeightStore
-
-
-@dataclass(frozen=True)
-class BackboneShape:
-    """Sizes of a Qwen2 body, checked against the tensors found."""
-
-    hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn_size: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_positions: int
-
-    @property
-    def qkv_size(self) -> int:
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
-
-    @property
-    def grouped_attention(self) -> bool:
-        """Whether ONNX Runtime's GroupQueryAttention takes this head size."""
-        return self.head_dim % 16 == 0
-
-
-def backbone_shape(config: Mapping[str, Any]) -> BackboneShape:
-    """Read the sizes from a Qwen2 ``config.json``."""
-    rope = config.get("rope_parameters") or {}
-    heads = config["num_attention_heads"]
-    return BackboneShape(
-        hidden_size=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        ffn_size=config["intermediate_size"],
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        max_positions=config.get("max_position_embeddings", 32768),
-    )
 
 
 class BackbonePlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -25,7 +26,7 @@ from ..runtime.errors import ExportError
 from ..runtime.files import replacing_folder
 from ..runtime.sampling import AudioSampling, TextSampling
 from ..runtime.vocabulary import Vocabulary
-from .backbone import BackbonePlan, backbone_shape, null_branch_vectors
+from .backbone import BackbonePlan, null_branch_vectors
 from .checkpoint import Checkpoint
 from .codec import CodecPart, plan_codec
 from .encoder_afwhisper import plan_encoder as plan_afwhisper
@@ -109,7 +110,7 @@ class _Plan:
 
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.shape = backbone_shape(recipe.backbone)
+        self.shape = recipe.backbone
         self.store = WeightStore(WEIGHTS)
         self.backbone = BackbonePlan(checkpoint, self.shape, self.store)
         self.codec: CodecPart = plan_codec(checkpoint, dict(recipe.codec), self.store)
@@ -158,7 +159,7 @@ class _Plan:
             progress("weights", done, total)
 
     def manifest(self, files: RunFiles, precision: str) -> Manifest:
-        s, c = self.shape, self.codec
+        s, c, names = self.shape, self.codec, self.recipe.names
         return Manifest(
             model=ModelIdentity(s.hidden_size, s.layers, s.heads, s.kv_heads, s.head_dim, s.max_positions),
             vocabulary=self.vocabulary,
@@ -170,7 +171,8 @@ class _Plan:
             source={
                 "weights": files.weights.name,
                 "step": files.step,
-                "names": dict(self.recipe.names),
+                # of an absolute path only the name: a bundle travels, its maker's folders do not
+                "names": {part: Path(name).name if Path(name).is_absolute() else name for part, name in names.items()},
                 "rope_theta": s.rope_theta,
                 "rms_norm_eps": s.rms_norm_eps,
             },
@@ -185,7 +187,7 @@ def _onnx_name(role: str) -> str:
 
 def _with_files(manifest: Manifest, folder: Path) -> Manifest:
     files = {path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-    return Manifest(**{**vars(manifest), "files": files})
+    return dataclasses.replace(manifest, files=files)
 
 
 def _write_manifest(manifest: Manifest, folder: Path) -> None:

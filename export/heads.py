@@ -6,6 +6,8 @@ of that stream's rows, and stream 0, whose embedding the model takes as zero, ha
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from ..runtime.errors import ExportError
@@ -75,10 +77,13 @@ def _embedding(source: TensorSource) -> np.ndarray:
 def _head_columns(source: TensorSource, ids: np.ndarray) -> np.ndarray:
     """Rows ``ids`` (ascending) of the head as columns, [H, n], block by block: the table is the largest tensor."""
     columns = np.empty((source.shape(HEAD)[1], len(ids)), np.float32)
-    for first in range(0, len(ids), BLOCK):
-        block = ids[first : first + BLOCK]
-        rows = source.read(HEAD, slice(int(block[0]), int(block[-1]) + 1))
-        columns[:, first : first + BLOCK] = rows[block - block[0]].T
+    # eos and eot lie far from the rest: a block ends where the ids jump
+    starts = np.r_[0, np.flatnonzero(np.diff(ids) > 1) + 1, len(ids)]
+    for start, end in itertools.pairwise(starts):
+        for first in range(start, end, BLOCK):
+            block = ids[first : min(first + BLOCK, end)]
+            rows = source.read(HEAD, slice(int(block[0]), int(block[-1]) + 1))
+            columns[:, first : first + len(block)] = rows.T
     return columns
 
 

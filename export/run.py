@@ -6,7 +6,6 @@ the weights that count are those in the checkpoint.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +15,12 @@ from typing import Any, NoReturn
 import yaml
 
 from ..runtime.errors import ExportError
+from ..runtime.vocabulary import STREAMS
+from .fields import Fields, read_json
+from .qwen2 import BackboneShape, backbone_shape
 
 WEIGHTS_FILE = "mp_rank_00_model_states.pt"
 CONFIG_FILE = "train.yaml"
-STREAMS = 8
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Recipe:
     """What ``train.yaml`` and the configurations that it names say; checked, nothing loaded yet."""
 
     tokenizer_folder: Path
-    backbone: Mapping[str, Any]
+    backbone: BackboneShape
     codec: Mapping[str, Any]
     encoder_kind: str
     encoder: Mapping[str, Any]
@@ -117,37 +118,6 @@ def _find_config(run: Path, weights: Path) -> Path:
     raise ExportError(f"{run}: no {CONFIG_FILE} found (looked for {looked}); name it with --config")
 
 
-class _Fields:
-    """Reads nested fields of a configuration; every refusal names the field and the value found."""
-
-    def __init__(self, path: Path, values: Mapping[str, Any], prefix: str = "") -> None:
-        self.path, self.values, self.prefix = path, values, prefix
-
-    def section(self, name: str, *, required: bool = True) -> _Fields:
-        value = self.values.get(name, None if required else {})
-        if not isinstance(value, Mapping):
-            self.refuse(name, "expected a section of fields")
-        return _Fields(self.path, value, f"{self.prefix}{name}.")
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = self.values.get(name)
-        return default if value is None else value
-
-    def expect(self, name: str, wanted: Any, default: Any, mend: str) -> None:
-        if self.get(name, default) != wanted:
-            self.refuse(name, mend, default)
-
-    def name(self, field: str, why: str, default: str | None = None) -> str:
-        """A non-empty string; required where there is no default."""
-        value = self.get(field, default)
-        if not isinstance(value, str) or not value:
-            self.refuse(field, why)
-        return value
-
-    def refuse(self, name: str, why: str, default: Any = None) -> NoReturn:
-        raise ExportError(f"{self.path}: {self.prefix}{name} = {self.values.get(name, default)!r}: {why}")
-
-
 def read_recipe(path: Path) -> Recipe:
     """Read and check ``train.yaml`` and the configurations that it names."""
     try:
@@ -161,7 +131,7 @@ def read_recipe(path: Path) -> Recipe:
         raise ExportError(f"{path}: not a readable YAML file ({where}{reason}); copy it again, or mend it") from error
     if not isinstance(values, Mapping):
         raise ExportError(f"{path}: holds no fields; expected a UALM train.yaml")
-    top = _Fields(path, values)
+    top = Fields(path, values)
     top.expect("job_type", "ualm", "ualm", "only UALM training runs can be exported")
     io = top.section("multimodal_io")
     unknown = [name for name in io.values if name not in ("text", "discrete_audio", "continuous_audio")]
@@ -188,26 +158,26 @@ def read_recipe(path: Path) -> Recipe:
     folders = _Resolver(path)
     tokenizer_folder = folders.file(tokenizer_name, "config.json", f"{text.prefix}tokenizer_name").parent
     backbone_file = folders.file(backbone_name, "config.json", f"{model.prefix}model_hf_tag")
-    backbone = _read_json(backbone_file)
-    _check_backbone(backbone_file, backbone)
+    backbone = read_json(backbone_file)
+    shape = backbone_shape(backbone_file, backbone)
     # the vocabulary is sized by the configuration beside the tokenizer, as in training
-    tokenizer_config = _read_json(tokenizer_folder / "config.json")
+    tokenizer_config = read_json(tokenizer_folder / "config.json")
     text_size = tokenizer_config.get("vocab_size")
     if not isinstance(text_size, int) or text_size != backbone.get("vocab_size"):
         raise ExportError(
             f"{backbone_file}: vocab_size = {backbone.get('vocab_size')!r}, but the tokenizer's "
             f"{tokenizer_folder / 'config.json'} says {text_size!r}; both must be the same model's"
         )
-    codec = _read_json(folders.file(codec_name, "config.json", f"{discrete.prefix}codec_hf_model_tag"))
-    encoder = _read_json(folders.file(encoder_name, "config.json", encoder_field))
+    codec = read_json(folders.file(codec_name, "config.json", f"{discrete.prefix}codec_hf_model_tag"))
+    encoder = read_json(folders.file(encoder_name, "config.json", encoder_field))
     features_file = folders.optional_file(encoder_name, "preprocessor_config.json")
     return Recipe(
         tokenizer_folder=tokenizer_folder,
-        backbone=backbone,
+        backbone=shape,
         codec=codec,
         encoder_kind=encoder_kind,
         encoder=encoder,
-        features=_read_json(features_file) if features_file else {},
+        features=read_json(features_file) if features_file else {},
         vocabulary_order=tuple(name for name in io.values if name != "continuous_audio"),
         text_size=text_size,
         names={
@@ -219,7 +189,7 @@ def read_recipe(path: Path) -> Recipe:
     )
 
 
-def _check_discrete(discrete: _Fields) -> None:
+def _check_discrete(discrete: Fields) -> None:
     if discrete.get("ssl_choice") is not None:
         discrete.refuse("ssl_choice", "semantic (SSL) streams are not supported; the recipe leaves it null")
     discrete.expect("codec_choice", "Xcodec", None, "only Xcodec is supported")
@@ -227,7 +197,7 @@ def _check_discrete(discrete: _Fields) -> None:
     discrete.expect("delay_interleave", True, False, "only the delay pattern (true) is supported")
 
 
-def _encoder(continuous: _Fields) -> tuple[str, str, str]:
+def _encoder(continuous: Fields) -> tuple[str, str, str]:
     choice = continuous.get("encoder_choice", "huggingface")
     if choice == "huggingface":
         field = "encoder_hf_model_tag"
@@ -238,43 +208,6 @@ def _encoder(continuous: _Fields) -> tuple[str, str, str]:
         name = continuous.name(field, "name the folder of the AF-Whisper encoder")
         return "af-whisper", name, f"{continuous.prefix}{field}"
     continuous.refuse("encoder_choice", 'unknown encoder; "huggingface" (Qwen2.5-Omni) and "AFWhisper" are supported')
-
-
-def _check_backbone(path: Path, config: Mapping[str, Any]) -> None:
-    fields = _Fields(path, config)
-    if config.get("architectures") != ["Qwen2ForCausalLM"]:
-        fields.refuse("architectures", "only Qwen2ForCausalLM backbones (dense, no mixture of experts) are supported")
-    fields.expect("model_type", "qwen2", "qwen2", "only qwen2 is supported")
-    fields.expect("hidden_act", "silu", "silu", "only silu is supported")
-    fields.expect("use_sliding_window", False, False, "sliding-window attention is not supported")
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = config.get(name) or {}
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else None
-        if kind != "default":
-            fields.refuse(name, "only unscaled rotary embeddings are supported")
-    layer_types = config.get("layer_types") or []
-    if any(kind != "full_attention" for kind in layer_types):
-        fields.refuse("layer_types", "only full_attention layers are supported")
-    required = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    optional = [name for name in ("num_key_value_heads", "head_dim", "max_position_embeddings") if config.get(name)]
-    for name in (*required, *optional):
-        if type(config.get(name)) is not int or config[name] < 1:
-            fields.refuse(name, "a positive whole number is expected")
-    if config["num_attention_heads"] % (config.get("num_key_value_heads") or config["num_attention_heads"]):
-        fields.refuse("num_key_value_heads", f"must divide num_attention_heads = {config['num_attention_heads']}")
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ExportError(f"{path}: missing; copy the model's folder again") from error
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ExportError(f"{path}: not a readable JSON file ({reason}); copy the model's folder again") from error
-    if not isinstance(values, Mapping):
-        raise ExportError(f"{path}: holds no fields; expected a JSON object")
-    return values
 
 
 class _Resolver:
@@ -296,7 +229,14 @@ class _Resolver:
         return self._cached(name, filename)
 
     def _local(self, name: str) -> Path | None:
-        return next((base / name for base in self.bases if (base / name).is_dir()), None)
+        return next((base / Path(name).expanduser() for base in self.bases if self._folder(base, name)), None)
+
+    @staticmethod
+    def _folder(base: Path, name: str) -> bool:
+        try:
+            return (base / Path(name).expanduser()).is_dir()
+        except (OSError, RuntimeError, ValueError):  # a name that no file system takes, or of an unknown user
+            return False
 
     @staticmethod
     def _cached(name: str, filename: str) -> Path | None:
@@ -313,10 +253,21 @@ class _Resolver:
         local = self._local(name)
         if local is not None:
             raise ExportError(f"{field} = {name!r}: {local / filename} is missing; copy the model's folder again")
-        if name.startswith((".", "/")) or name.count("/") > 1:
+        if not _is_hub_name(name):
             where = " or ".join(str(base) for base in dict.fromkeys(self.bases))
             raise ExportError(f"{field} = {name!r}: no such folder, seen from {where}; correct the name")
         raise ExportError(
             f"{field} = {name!r}: neither a local folder nor in the local Hugging Face cache; fetch it with: "
-            f'hf download {name} --include "*.json" "merges.txt"'
+            f'hf download {name} --include "*.json" --include "merges.txt"'
         )
+
+
+def _is_hub_name(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not name.endswith((".yaml", ".json"))

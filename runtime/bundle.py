@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .errors import BundleError
+from .errors import BundleError, InputError
 from .vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Bundle:
 
     def __init__(self, folder: str | os.PathLike[str], *, verify: Verify = "first") -> None:
         if verify not in ("first", "always", "never"):
-            raise BundleError(f'verify = {verify!r}: choose "first", "always" or "never"')
+            raise InputError(f'verify = {verify!r}: choose "first", "always" or "never"')
         self.folder = Path(folder)
         document = _read_manifest(self.folder)
         self.manifest = _parse(self.folder / MANIFEST, document)

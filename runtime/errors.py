@@ -9,7 +9,16 @@ if TYPE_CHECKING:
 
 
 class UalmError(Exception):
-    """Base of every error that ualm raises on purpose."""
+    """Base of every error that ualm raises on purpose.
+
+    ``segments``: where the answer of a model failed on the way, the segments that were finished before.
+    """
+
+    segments: list[Segment]
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.segments = []
 
 
 class ExportError(UalmError):
@@ -29,14 +38,7 @@ class ContextError(InputError):
 
 
 class LimitError(UalmError):
-    """A turn of a session reached a limit (memory, time, segments) and was dropped.
-
-    The message says what the session keeps; ``segments`` holds the segments of the turn that were finished before.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.segments: list[Segment] = []
+    """A turn of a session reached a limit (memory, time, segments) and was taken back; the message says what stays."""
 
 
 class MemoryLimitError(LimitError):
@@ -56,14 +58,7 @@ class SessionError(UalmError):
 
 
 class ModalityError(UalmError):
-    """The model chose to answer in a modality that it has no parts for (image, video, tool call).
-
-    ``segments`` holds the segments of the turn that were finished before.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.segments: list[Segment] = []
+    """The model chose to answer in a modality that it has no parts for (image, video, tool call)."""
 
 
 class EngineError(UalmError):

@@ -54,8 +54,8 @@ class TurnEnded:
     """The last event of a turn.
 
     ``reason``: "eos" (the model is done), "max_steps" (a segment was cut by its limit) or "cancelled" (the turn is
-    dropped, the session is as it was before). ``seconds`` from the turn's start: "hear" (messages are rows and features),
-    "prefill", "first" (the first rows are drawn) and "total".
+    taken back, the session is as it was before). ``seconds`` from the turn's start: "hear" (the messages are rows and
+    features), "prefill", "first" (the first rows are drawn) and "total".
     """
 
     reason: Literal["eos", "max_steps", "cancelled"]

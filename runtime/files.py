@@ -46,7 +46,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Folders above it are made where they are missing, and taken away again when the block raises.
     """
-    target = Path(path)
+    target = Path(path).resolve()  # a link to a folder stands for that folder
     made: list[Path] = []
     try:
         if target.exists():

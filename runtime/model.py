@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 from .bundle import TOKENIZER, Bundle, Verify
 from .chat import Message, TextCodec, check_messages, prompt_parts
 from .engines.base import Engine, open_engine
-from .errors import InputError, ModalityError
+from .errors import InputError, UalmError
 from .generate import Began, Ended, Modality, OnRows, turn
 from .hearing import FeatureSpec, Hearing
 from .listening import Listener
@@ -21,6 +22,7 @@ from .sampling import AudioSampling, Mode, TextSampling, check_options
 from .segment import Segment, SegmentBuilder
 from .session import Limits, Session
 from .sound import Sound
+from .streaming import SoundStream
 from .vocabulary import check_codes
 
 #: Rows reserved for a conversation by default: five minutes of heard sound and a long answer.
@@ -63,8 +65,10 @@ class Model:
         sound, 40 ms of heard sound, or a text token), None for the smaller of 16384 and the model's limit.
         ``verify``: check file hashes at the "first" load (and after a change), "always" or "never".
 
-        Raises :class:`BundleError` or :class:`EngineError`.
+        Raises :class:`InputError`, :class:`BundleError` or :class:`EngineError`.
         """
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise InputError(f"threads = {threads!r}: give a whole number of at least 1, or None for all cores")
         opened = Bundle(bundle, verify=verify)
         limit = opened.manifest.model.max_positions
         if max_context is None:
@@ -100,7 +104,7 @@ class Model:
         text = self._text_defaults if text is None else text
         check_options(mode, audio, text)
         self._check_modality(modality)
-        if isinstance(max_segments, bool) or not isinstance(max_segments, int) or max_segments < 1:
+        if isinstance(max_segments, bool) or not isinstance(max_segments, Integral) or max_segments < 1:
             raise InputError(f"max_segments = {max_segments!r}: give a whole number of at least 1")
         prompt = prompt_parts(check_messages(messages, self._text), self._vocabulary, self._listener.features)
         steps = turn(
@@ -125,7 +129,7 @@ class Model:
                     builder.push(step)
                     if on_rows is not None:
                         on_rows(builder.modality, len(builder.rows))
-        except ModalityError as error:
+        except UalmError as error:
             error.segments = segments
             raise
         return segments
@@ -196,8 +200,12 @@ class Model:
 
     def decode(self, codes: np.ndarray) -> Sound:
         """Codec codes, integers [T, 8], to a sound."""
-        codes = check_codes(codes, self._vocabulary.codebook_size)
-        return self._sound(codes, self._engine.codes_to_latents(codes))
+        manifest = self.bundle.manifest
+        codes = check_codes(codes, manifest.vocabulary.codebook_size)
+        stream = SoundStream(self._engine.decode_latents, manifest.codec, pieces=False)
+        stream.push(self._engine.codes_to_latents(codes))
+        stream.finish()
+        return Sound(stream.samples, manifest.codec.sample_rate, codes)
 
     def close(self) -> None:
         """Free the engine. The model cannot be used afterwards."""
@@ -224,10 +232,6 @@ class Model:
     def _check_modality(modality: object) -> None:
         if modality not in (None, "audio", "text"):
             raise InputError(f"modality = {modality!r}: choose 'audio', 'text', or None to let the model choose")
-
-    def _sound(self, codes: np.ndarray, latents: np.ndarray) -> Sound:
-        codec = self.bundle.manifest.codec
-        return Sound(self._engine.decode_latents(latents), codec.sample_rate, codes)
 
 
 def _override(options: Options, values: Mapping[str, Any]) -> Options:

@@ -25,9 +25,7 @@ import numpy as np
 from .chat import CheckedMessage, Content, Message, check_messages, prompt_parts
 from .errors import (
     InputError,
-    LimitError,
     MemoryLimitError,
-    ModalityError,
     SegmentLimitError,
     SessionError,
     TimeLimitError,
@@ -52,7 +50,7 @@ _POLL = 0.05
 class Limits:
     """Limits of each turn of a session; None or infinity: no limit of its own.
 
-    ``memory`` in bytes of cache (the model's ``max_context`` limits it in rows), ``seconds`` and ``segments`` of a turn.
+    ``memory`` in bytes of cache (the model's ``max_context`` limits it in rows); ``seconds``, ``segments`` a turn.
     """
 
     memory: int | None = None
@@ -352,8 +350,7 @@ class Turn:
         kept = f"the turn is taken back; the session keeps its {session.turns} whole turns ({session.rows} rows)"
         told = type(error)(f"{error}; {kept}")
         told.__cause__ = error
-        if isinstance(told, (LimitError, ModalityError)):
-            told.segments = list(self._finished)
+        told.segments = list(self._finished)
         return told
 
 

@@ -15,11 +15,9 @@ import soxr
 
 from .errors import InputError, OutputError
 from .files import replacing_file
+from .vocabulary import STREAMS
 
 _log = logging.getLogger(__name__)
-
-#: Codebooks of one frame.
-STREAMS = 8
 
 #: What ``Sound.save`` can write: format by extension, its subtypes, the default first. 0 bits: floats, no limit.
 _FORMATS = {".wav": ("WAV", ("FLOAT", "PCM_16", "PCM_24")), ".flac": ("FLAC", ("PCM_24", "PCM_16"))}
@@ -102,9 +100,13 @@ class Sound:
                 f"{target}: {format_name} cannot hold {channels} channels at {self.sample_rate} Hz ({_reason(error)}); "
                 "use .wav, fewer channels or a lower rate"
             ) from error
+        # the chunk PEAK of a float WAV holds the time of day: equal sounds shall give equal files
+        view = encoded.getbuffer()
+        if (at := bytes(view[:256]).find(b"PEAK")) >= 0:
+            view[at + 12 : at + 16] = bytes(4)
         # libsndfile writes to memory and Python to the disk, because only Python tells why a disk refused
         with replacing_file(target) as temporary:
-            temporary.write_bytes(encoded.getbuffer())
+            temporary.write_bytes(view)
         if gain != 1.0:
             level, peak = -20 * math.log10(gain), float(np.abs(self.samples).max())
             mend = "save .wav as FLOAT to keep the level"
@@ -159,13 +161,12 @@ def _checked_samples(values: object) -> np.ndarray:
     if array.ndim == 2 and array.shape[1] > array.shape[0]:
         raise InputError(f"samples: shape {array.shape} has more channels than samples; transpose it to [n, channels]")
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is reported next
-        samples = np.ascontiguousarray(array, dtype=np.float32)
+        samples = np.array(array, dtype=np.float32, order="C")  # a copy: what was checked must stay as it is
     # max and min propagate NaN: the mask, as large as the sound, is made only to tell where
     if not (math.isfinite(samples.max()) and math.isfinite(samples.min())):
         place = tuple(int(index) for index in np.argwhere(~np.isfinite(samples))[0])
         where = place[0] if samples.ndim == 1 else place
         raise InputError(f"samples: {array[place]} at index {where}; every sample must be a finite number")
-    samples = samples.view()
     samples.flags.writeable = False
     return samples
 

@@ -11,6 +11,8 @@ from .chat import TextCodec
 
 #: Frames of the first pieces of a sound: the first is small so that it comes early, later ones cost less a frame.
 FIRST_FRAMES, MOST_FRAMES = 5, 50
+#: Frames decoded in one call at most: the codec needs about 25 MB for a second of sound.
+WINDOW_FRAMES = 250
 #: A clean-up pattern is a space and up to three characters: a cut behind three characters without a space is safe.
 _UNBROKEN = 3
 
@@ -81,7 +83,10 @@ class SoundStream:
 
     def finish(self) -> np.ndarray:
         """The rest, after the last frame."""
-        return self._send(self._first + len(self._latents) - self._done)
+        pieces = []
+        while (rest := self._first + len(self._latents) - self._done) > 0:
+            pieces.append(self._send(min(rest, WINDOW_FRAMES)))
+        return np.concatenate(pieces) if pieces else np.empty(0, np.float32)
 
     @property
     def sent(self) -> int:

@@ -6,6 +6,8 @@ ever copied. Pages that no row has reached are never touched, so a large ``max_c
 
 from __future__ import annotations
 
+import math
+import mmap
 import threading
 from collections.abc import Mapping
 from collections.abc import Sequence as Parts
@@ -38,8 +40,6 @@ class OnnxRuntimeEngine:
     name = "onnxruntime"
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, max_context: int) -> None:
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise EngineError(f"threads = {threads!r}: give a whole number of at least 1, or None for all cores")
         self.bundle, self.max_context = bundle, max_context
         self._threads = threads
         self._sessions: dict[str, Any] = {}
@@ -68,6 +68,8 @@ class OnnxRuntimeEngine:
     def _load(self, role: str) -> Any:
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # every part has threads of its own: left spinning after a call, they would take the cores from the next part
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         path = self.bundle.part(role)
@@ -119,7 +121,14 @@ class OnnxRuntimeSequence:
         self._engine = engine
         model, vocabulary = engine.model, engine.vocabulary
         shape = (2, model.kv_heads, engine.max_context, model.head_dim)
-        self._cache = [(np.empty(shape, np.float32), np.empty(shape, np.float32)) for _ in range(model.layers)]
+        try:
+            self._cache = [(_reserve(shape), _reserve(shape)) for _ in range(model.layers)]
+        except (MemoryError, OSError) as error:
+            need = engine.bytes_per_row * engine.max_context / 2**30
+            raise EngineError(
+                f"the cache of {engine.max_context} rows needs {need:.1f} GiB of address space, which this machine "
+                "refuses; open the model with a smaller max_context"
+            ) from error
         self._sampler = _native.FrameSampler(
             codebook_size=vocabulary.codebook_size,
             text_size=vocabulary.text_size,
@@ -355,6 +364,19 @@ class _Head:
         self.run = _Binding(engine.session(role), role)
         self.run.input("hidden", hidden)
         self.logits = self.run.output("logits", np.zeros((len(hidden), 2 + size), np.float32))
+
+
+def _reserve(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros float32 of which only touched pages take memory.
+
+    numpy asks for huge pages, of which the first row of every layer, branch and head would touch one: 336 MB for one
+    row of the 1.5B shape.
+    """
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(shape, np.float32)
+    memory = mmap.mmap(-1, math.prod(shape) * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.float32).reshape(shape)
 
 
 def _rotary_tables(inverse_frequencies: np.ndarray, positions: int) -> tuple[np.ndarray, np.ndarray]:

@@ -289,7 +289,7 @@ def test_a_guidance_that_overflows_is_told_and_not_sampled(model, guidance):
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
 def test_a_number_of_threads_that_is_none_is_refused(tiny_bundle, threads):
-    assert f"threads = {threads!r}" in refusal(EngineError, Model.open, tiny_bundle, threads=threads)
+    assert f"threads = {threads!r}" in refusal(InputError, Model.open, tiny_bundle, threads=threads)
 
 
 @pytest.mark.parametrize("engine", ["", "cuda", "OnnxRuntime", 3])

@@ -24,7 +24,7 @@ from ualm.runtime.bundle import (
     _digest,
     describe_file,
 )
-from ualm.runtime.errors import BundleError
+from ualm.runtime.errors import BundleError, InputError
 
 
 @pytest.fixture(autouse=True)
@@ -135,8 +135,8 @@ def test_never_checks_no_hashes_but_sizes_and_the_manifest(bundle, cache):
 
 
 def test_an_unknown_verify_is_refused(bundle):
-    message = refusal(bundle, verify="sometimes")
-    assert "verify = 'sometimes'" in message and '"always"' in message
+    with pytest.raises(InputError, match="verify = 'sometimes'.*\"always\""):
+        Bundle(bundle, verify="sometimes")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("verify", ["first", "always", "never"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ualm.export.exporter import export_run
 from ualm.runtime import AudioSampling, ContextError
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeSequence
+from ualm.runtime.streaming import WINDOW_FRAMES, SoundStream
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +84,38 @@ def test_a_full_context_is_an_error_that_says_how_much_is_needed(bundle: Bundle,
     with pytest.raises(ContextError, match="max_context = 40"):
         sequence.run_frames(20)
     assert sequence.length == 40
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to tell resident memory")
+def test_a_cache_takes_memory_for_the_rows_held_only(bundle: Bundle) -> None:
+    """128 MB are reserved; two rows touch a page of 4 KiB for each layer, branch, head, key and value (0.25 MB)."""
+    engine = open_engine(bundle, 65536, grouped=True)
+    begin(engine, prompt=2).run_frames(2)  # whatever the first call of all allocates once
+    before = resident_bytes()
+    sequence = begin(engine, prompt=2)
+    sequence.run_frames(2)
+    assert resident_bytes() - before < 4 << 20
+    assert sequence.length == 4
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_a_long_sound_is_decoded_in_windows_and_equals_the_whole_decode(bundle: Bundle) -> None:
+    codec, random = bundle.manifest.codec, np.random.default_rng(1)
+    engine = open_engine(bundle, 64, grouped=True)
+    for frames in (1, 9, WINDOW_FRAMES, WINDOW_FRAMES + 1, 2 * WINDOW_FRAMES + 7):
+        latents = random.standard_normal((frames, codec.latent_size)).astype(np.float32)
+        whole = engine.decode_latents(latents)
+        calls: list[int] = []
+
+        def decode(window: np.ndarray, calls: list[int] = calls) -> np.ndarray:
+            calls.append(len(window))
+            return engine.decode_latents(window)
+
+        stream = SoundStream(decode, codec, pieces=False)
+        stream.push(latents)
+        found = stream.finish()
+        assert max(calls) <= WINDOW_FRAMES + codec.context_left + codec.context_right
+        np.testing.assert_allclose(found, whole, atol=1e-5 * np.abs(whole).max())  # rounding: other shapes, other sums
