@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -152,7 +153,12 @@ def test_a_missing_train_yaml_is_told_with_the_places_looked_at(run):
 @pytest.mark.parametrize("field", [DISCRETE + "codec_hf_model_tag", "multimodal_io.text.tokenizer_name"])
 def test_a_hub_name_that_is_not_cached_comes_with_the_download_command(run, field):
     change_yaml(run, field, "nobody/no-such-model")
-    assert_says(refusal(run), f"{field} = 'nobody/no-such-model'", "cache", "hf download nobody/no-such-model")
+    assert_says(
+        refusal(run),
+        f"{field} = 'nobody/no-such-model'",
+        "cache",
+        'hf download nobody/no-such-model --include "*.json" --include "merges.txt"',
+    )
 
 
 def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_name(run):
@@ -550,7 +556,9 @@ def test_ctrl_c_during_the_command_leaves_nothing_behind(tmp_path):
     make_run(tmp_path / "run", hidden=64, text_size=80_000)
     place = tmp_path / "bundles"
     place.mkdir()
-    process = _export_command(tmp_path / "run", "-o", place / "bundle")
+    # a shell that starts the tests in the background has them ignore SIGINT, and children inherit that
+    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = _export_command(tmp_path / "run", "-o", place / "bundle", preexec_fn=default)
     until = time.monotonic() + 60
     while not list(place.iterdir()):
         assert process.poll() is None, process.communicate()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +223,12 @@ def test_the_resampled_length_keeps_the_rounding_of_the_float_product():
     # 22255 * (16000 / 22255) is 16000.000000000002 in floats: librosa gives one sample more than arithmetic does
     assert resampled_length(22255, 22255, 16000) == 16001
     assert len(to_mono(Sound(noise(22255), 22255), 16000)) == 16001
+
+
+def test_equal_sounds_give_equal_files_at_any_time(tmp_path: Path) -> None:
+    sound = Sound(np.linspace(-1.5, 1.5, 800, dtype=np.float32), 16000)
+    sound.save(tmp_path / "a.wav")
+    time.sleep(1.1)  # libsndfile stamps the second
+    sound.save(tmp_path / "b.wav")
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    np.testing.assert_array_equal(Sound.from_file(tmp_path / "a.wav").samples, sound.samples)
