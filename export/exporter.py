@@ -18,13 +18,13 @@ from ..runtime.bundle import (
     WEIGHTS,
     CodecIdentity,
     Manifest,
-    MappedTensors,
     ModelIdentity,
     describe_file,
 )
 from ..runtime.errors import ExportError
 from ..runtime.files import replacing_folder
 from ..runtime.sampling import AudioSampling, TextSampling
+from ..runtime.tensors import MappedTensors
 from ..runtime.vocabulary import Vocabulary
 from .backbone import BackbonePlan, null_branch_vectors
 from .checkpoint import Checkpoint
@@ -41,7 +41,7 @@ from .weights import WeightStore
 
 PRECISIONS = ("fp32",)
 
-#: Called with a stage's name, the bytes done and the bytes in all.
+#: Called with a stage's name, the bytes done and the bytes in all (0: not known).
 Progress = Callable[[str, int, int], None]
 
 
@@ -83,12 +83,11 @@ def export_run(
         plan.write(folder, progress)
         clock.lap("write")
         manifest = plan.manifest(files, precision)
+        progress("golden vector", 0, 0)
         write_golden(folder, manifest, MappedTensors(folder / WEIGHTS))
         clock.lap("golden vector")
-        progress("hashes", 0, 1)
-        manifest = _with_files(manifest, folder)
+        manifest = _with_files(manifest, folder, progress)
         _write_manifest(manifest, folder)
-        progress("hashes", 1, 1)
         clock.lap("hashes")
     sizes = {name: file.size for name, file in manifest.files.items()}
     sizes[MANIFEST] = (bundle / MANIFEST).stat().st_size
@@ -185,9 +184,16 @@ def _onnx_name(role: str) -> str:
     return f"{role.replace('.', '_')}.onnx"
 
 
-def _with_files(manifest: Manifest, folder: Path) -> Manifest:
-    files = {path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-    return dataclasses.replace(manifest, files=files)
+def _with_files(manifest: Manifest, folder: Path, progress: Progress) -> Manifest:
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    done, total = 0, sum(path.stat().st_size for path in paths)
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("hashes", done, total)
+
+    return dataclasses.replace(manifest, files={path.name: describe_file(path, on_bytes) for path in paths})
 
 
 def _write_manifest(manifest: Manifest, folder: Path) -> None:

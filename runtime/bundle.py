@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import BundleError, InputError
+from .tensors import MappedTensors
 from .vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -30,15 +30,6 @@ GOLDEN = "golden.safetensors"
 TOKENIZER = "tokenizer.json"
 #: Version of the schema that this code writes, and the newest that it reads.
 SCHEMA_VERSION = 1
-_DTYPES = {
-    "F32": np.float32,
-    "F16": np.float16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-}
 
 Verify = Literal["first", "always", "never"]
 
@@ -198,42 +189,6 @@ class Bundle:
                 logger.debug("cannot remember the verification in %s: %s", stamp, error)
 
 
-class MappedTensors(Mapping[str, np.ndarray]):
-    """Tensors of a safetensors file as views of one read-only map."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._map = np.memmap(path, np.uint8, mode="r")
-            length = int.from_bytes(self._map[:8].tobytes(), "little")
-            if not 2 <= length <= len(self._map) - 8:
-                raise ValueError(f"header of {length} bytes")
-            self._header = json.loads(self._map[8 : 8 + length].tobytes())
-            if not isinstance(self._header, dict):
-                raise ValueError("header without names")
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: not a readable safetensors file ({error}); copy the bundle again") from error
-        self._start = 8 + length
-        self._names = [name for name in self._header if name != "__metadata__" and not name.startswith("_padding.")]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        try:
-            entry = self._header[name]
-            begin, end = (self._start + offset for offset in entry["data_offsets"])
-            dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-            if not self._start <= begin <= end <= len(self._map) or end - begin != math.prod(shape) * dtype.itemsize:
-                raise ValueError("offsets and shape disagree")
-            return self._map[begin:end].view(dtype).reshape(shape)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"{self.path}: tensor {name!r} cannot be read ({error}); export the run again") from error
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
@@ -280,19 +235,18 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
     return manifest
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        if hasattr(hashlib, "file_digest"):
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256()  # Python 3.10
         while block := file.read(1 << 20):
             digest.update(block)
-        return digest.hexdigest()
+            on_bytes(len(block))
+    return digest.hexdigest()
 
 
-def describe_file(path: Path) -> BundleFile:
-    """Size and hash of a file, for a manifest being written."""
-    return BundleFile(path.stat().st_size, _sha256(path))
+def describe_file(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> BundleFile:
+    """Size and hash of a file, for a manifest being written; ``on_bytes`` is told the bytes hashed, block by block."""
+    return BundleFile(path.stat().st_size, _sha256(path, on_bytes))
 
 
 def _stamp_file(folder: Path, digest: str) -> Path | None:

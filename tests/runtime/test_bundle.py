@@ -20,11 +20,11 @@ from ualm.runtime.bundle import (
     TOKENIZER,
     WEIGHTS,
     Bundle,
-    MappedTensors,
     _digest,
     describe_file,
 )
 from ualm.runtime.errors import BundleError, InputError
+from ualm.runtime.tensors import MappedTensors
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,58 @@
+"""Tensors of a safetensors file as views of one read-only map of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from .errors import BundleError
+
+_DTYPES = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+}
+
+
+class MappedTensors(Mapping[str, np.ndarray]):
+    """Tensors of a safetensors file as views of one read-only map."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._map = np.memmap(path, np.uint8, mode="r")
+            length = int.from_bytes(self._map[:8].tobytes(), "little")
+            if not 2 <= length <= len(self._map) - 8:
+                raise ValueError(f"header of {length} bytes")
+            self._header = json.loads(self._map[8 : 8 + length].tobytes())
+            if not isinstance(self._header, dict):
+                raise ValueError("header without names")
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: not a readable safetensors file ({error}); copy the bundle again") from error
+        self._start = 8 + length
+        self._names = [name for name in self._header if name != "__metadata__" and not name.startswith("_padding.")]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            entry = self._header[name]
+            begin, end = (self._start + offset for offset in entry["data_offsets"])
+            dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+            if not self._start <= begin <= end <= len(self._map) or end - begin != math.prod(shape) * dtype.itemsize:
+                raise ValueError("offsets and shape disagree")
+            return self._map[begin:end].view(dtype).reshape(shape)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{self.path}: tensor {name!r} cannot be read ({error}); export the run again") from error
