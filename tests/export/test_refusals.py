@@ -551,7 +551,10 @@ def _export_command(*arguments: object, **options: Any) -> subprocess.Popen[str]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def test_ctrl_c_during_the_command_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "message"), [(signal.SIGINT, 130, "ualm: interrupted\n"), (signal.SIGTERM, 143, "")]
+)
+def test_a_signal_during_the_command_leaves_nothing_behind(tmp_path, number, status, message):
     # large enough that writing it takes a while: the signal arrives in the middle
     make_run(tmp_path / "run", hidden=64, text_size=80_000)
     place = tmp_path / "bundles"
@@ -564,9 +567,9 @@ def test_ctrl_c_during_the_command_leaves_nothing_behind(tmp_path):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "ualm: interrupted\n")
+    assert (process.returncode, out, err) == (status, "", message)
     assert not list(place.iterdir())
 
 

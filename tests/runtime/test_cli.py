@@ -150,7 +150,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     generate, tmp_path, monkeypatch, output, pieces
 ):
     (tmp_path / "folder.wav").mkdir()
-    monkeypatch.setattr(cli.Model, "open", no_model)
+    monkeypatch.setattr(Model, "open", no_model)
     assert_refused(generate(output=tmp_path / output), *pieces)
 
 
@@ -160,7 +160,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
         (["--max-seconds", "0"], ["--max-seconds 0", "one frame"]),
         (["--max-seconds", "nan"], ["--max-seconds nan", "one frame"]),
         (["--max-seconds", "inf"], ["--max-seconds inf", "one frame"]),
-        (["--max-seconds", "1e12"], ["max_steps", "from 1"]),
+        (["--max-seconds", "1e12"], ["--max-seconds 1e+12", "16384 are reserved", "--max-context"]),
         (["--temperature", "-1"], ["temperature = -1.0", "from 0"]),
         (["--temperature", "nan"], ["temperature = nan"]),
         (["--top-k", "0"], ["top_k = 0"]),
@@ -169,8 +169,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
         (["--seed", str(2**64)], [f"seed = {2**64}"]),
         (["--threads", "0"], ["threads = 0"]),
         (["--max-context", "0"], ["max_context = 0"]),
-        (["--max-context", "12"], ["max_context = 12", "shorten the input"]),
-        (["--max-context", "20", "--temperature", "0", "--guidance", "1"], ["needs 21 rows", "max_context = 20"]),
+        (["--max-context", "12"], ["--max-seconds 0.05", "12 are reserved"]),
+        (["--max-context", "9", "--max-seconds", "0.001"], ["max_context = 9", "shorten the input"]),
     ],
     ids=" ".join,
 )
@@ -198,7 +198,7 @@ def test_an_error_of_several_lines_becomes_one(generate, monkeypatch):
     def fail(*arguments: Any, **options: Any) -> Any:
         raise EngineError("part backbone: failed (first\nsecond)")
 
-    monkeypatch.setattr(cli.Model, "generate", fail)
+    monkeypatch.setattr(Model, "generate", fail)
     assert_refused(generate(), "failed (first second)")
 
 
@@ -206,7 +206,7 @@ def test_ctrl_c_is_told_and_leaves_no_file(generate, tmp_path, monkeypatch):
     def interrupt(*arguments: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Model, "generate", interrupt)
+    monkeypatch.setattr(Model, "generate", interrupt)
     assert generate() == (130, "", "ualm: interrupted\n")
     assert not list(tmp_path.glob("*.wav"))
 
@@ -247,7 +247,7 @@ def test_an_answer_that_the_terminal_has_no_letters_for_is_printed_all_the_same(
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     monkeypatch.setattr(sys, "argv", ["ualm", "ask", str(sound), "What?", "-b", str(tiny_bundle), "--threads", "1"])
-    monkeypatch.setattr(cli.Model, "ask", lambda *arguments, **options: "a café 🐕")
+    monkeypatch.setattr(Model, "ask", lambda *arguments, **options: "a café 🐕")
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert (stop.value.code, raw.getvalue()) == (0, b"a caf\\xe9 \\U0001f415\n")
@@ -269,7 +269,7 @@ def test_export_reports_bytes_and_seconds_as_json(ualm, tiny_run, tmp_path):
 def test_export_prints_what_it_made(ualm, tiny_run, tmp_path):
     status, out, err = ualm("export", tiny_run.folder, "-o", tmp_path / "bundle")
     assert (status, err) == (0, "")
-    for name in ("weights.safetensors", "MiB", "write", f"{tmp_path / 'bundle'}: exported"):
+    for name in ("weights.safetensors", "KiB", "write", f"{tmp_path / 'bundle'}: exported"):
         assert name in out
 
 
@@ -288,6 +288,24 @@ def test_export_says_what_to_install_where_its_libraries_are_missing(ualm, tiny_
 
 
 # ---- the command itself ----
+
+
+def test_help_names_the_extra_that_export_needs(ualm):
+    assert 'pip install "ualm[export]"' in " ".join(ualm("export", "--help")[1].split())
+
+
+def test_a_sound_longer_than_the_context_is_refused_before_it_is_made(ualm, tiny_bundle, tmp_path):
+    arguments = ("generate", "rain", "-o", tmp_path / "a.wav", "-b", tiny_bundle, "--max-context", 64)
+    assert_refused(ualm(*arguments, "--max-seconds", 10), "--max-seconds 10", "64 are reserved", "--max-context")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_result_that_cannot_be_printed_is_one_line(tiny_bundle):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ualm.runtime.cli", "inspect", tiny_bundle]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "standard output" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_version(ualm):

@@ -4,47 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from ualm.runtime import AudioSampling, Sound, TextSampling
 from ualm.runtime.bundle import Bundle
+from ualm.runtime.doctor import GOLDEN_CONTEXT, Check, check_golden
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from ualm.runtime.hearing import FeatureSpec, Hearing
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path) -> Bundle:
-    return Bundle(tiny_bundle, verify="never")
+def checks(tiny_bundle: Path) -> dict[str, Check]:
+    bundle = Bundle(tiny_bundle, verify="never")
+    engine = OnnxRuntimeEngine(bundle, threads=1, max_context=GOLDEN_CONTEXT)
+    return {check.name: check for check in check_golden(bundle, engine)}
 
 
-@pytest.fixture(scope="module")
-def engine(bundle: Bundle) -> OnnxRuntimeEngine:
-    return OnnxRuntimeEngine(bundle, threads=1, max_context=64)
-
-
-def assert_close(bundle: Bundle, found: np.ndarray, name: str) -> None:
-    expected = bundle.golden_vector()[name]
-    tolerance = bundle.manifest.golden[name.split(".")[0]]
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
-
-
-@pytest.mark.parametrize("modality", ["audio", "text"])
-def test_the_engine_gives_the_golden_logits(bundle: Bundle, engine: OnnxRuntimeEngine, modality: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "logits.modality",
+        "logits.audio (conditional)",
+        "logits.audio (null)",
+        "logits.text (conditional)",
+        "logits.text (null)",
+        "pcm",
+        "features",
+    ],
+)
+def test_the_engine_gives_the_golden_vector(checks: dict[str, Check], name: str) -> None:
     """The null branch of the golden vector was prefilled densely, the engine's is the constant vector."""
-    sequence = engine.open_sequence()
-    sequence.prefill([bundle.golden_vector()["rows"]])
-    assert_close(bundle, sequence.modality_logits()[None], "logits.modality")
-    options = AudioSampling(guidance=2.0) if modality == "audio" else TextSampling(guidance=2.0)
-    sequence.begin_segment(modality, options, mode="fixed", segment=0)  # type: ignore[arg-type]
-    sequence.run_frames(1)
-    assert_close(bundle, sequence.logits, f"logits.{modality}")
+    check = checks[name]
+    assert check.problem is None and check.error is not None
+    assert check.error <= check.tolerance == 1e-4
 
 
-def test_the_engine_gives_the_golden_sound_and_features(bundle: Bundle, engine: OnnxRuntimeEngine) -> None:
-    golden = bundle.golden_vector()
-    assert_close(bundle, engine.decode_latents(engine.codes_to_latents(golden["codes"])), "pcm")
-    spec = FeatureSpec.from_json(bundle.manifest.features)
-    heard = Hearing(spec, bundle.table("encoder.mel_filters")).prepare(Sound(golden["sound"], spec.sample_rate))
-    assert_close(bundle, engine.encode(heard.inputs)[: heard.rows], "features")
+def test_every_output_of_the_golden_vector_is_checked(checks: dict[str, Check], tiny_bundle: Path) -> None:
+    outputs = set(Bundle(tiny_bundle, verify="never").golden_vector()) - {"rows", "codes", "sound"}
+    assert {name.split(" ")[0] for name in checks} == outputs

@@ -1,0 +1,303 @@
+"""``ualm chat``: a conversation line by line, at a terminal or from a script."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .chat import Message
+from .cli_chat_view import JsonView, TextView, View
+from .cli_common import (
+    BundleOption,
+    ContextOption,
+    GuidanceOption,
+    MaxSecondsOption,
+    SeedOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    given,
+    open_model,
+    steps_of,
+)
+from .errors import InputError, UalmError
+from .events import SegmentEnded, TurnEnded
+from .model import Model
+from .sampling import AudioSampling, TextSampling
+from .sound import Sound, Speech
+
+_PROMPT = "> "
+#: Commands: what follows the name, and what it does.
+COMMANDS = {
+    "/sound": ("FILE", "add a sound to the next message; it is heard while you write"),
+    "/speech": ("FILE", "the same for speech to be transcribed"),
+    "/send": ("", "send the sounds that wait, without a text"),
+    "/save": ("FILE", "write the last sound made, as .wav or .flac"),
+    "/seed": ("N", "draw the next turns with this seed"),
+    "/undo": ("", "drop the sounds that wait, or else take back the last turn"),
+    "/store": ("FILE", "write the conversation to a file"),
+    "/restore": ("FILE", "go on with a conversation that /store wrote"),
+    "/help": ("", "show this"),
+    "/quit": ("", "leave, as Ctrl-D does"),
+}
+
+
+def chat(
+    bundle: BundleOption = None,
+    seed: SeedOption = 0,
+    modality: Annotated[
+        str | None, typer.Option(help="Begin every answer with: audio or text. The model chooses by default.")
+    ] = None,
+    guidance: GuidanceOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    max_seconds: MaxSecondsOption = None,
+    text_temperature: Annotated[
+        float | None, typer.Option("--text-temperature", help="Like --temperature, for texts.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Longest text to write.")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option("--time-limit", help="Seconds that a turn may take; it is taken back then.")
+    ] = None,
+    threads: ThreadsOption = None,
+    max_context: ContextOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every event as one JSON object a line.")] = False,
+) -> None:
+    """Talk with the model: what you type is your turn, lines that begin with / are commands (see /help).
+
+    Options of drawing are for sounds, unless they say text. Ctrl-C stops a turn; Ctrl-D leaves. Where lines do not come
+    from a terminal, the exit status is 1 if any of them failed.
+    """
+    if modality not in (None, "audio", "text"):
+        raise InputError(f"--modality {modality!r}: choose audio or text, or leave it out to let the model choose")
+    view: View = JsonView() if as_json else TextView()
+    with open_model(bundle, threads, max_context) as model:
+        defaults = model.bundle.manifest.sampling
+        sound_options = given(
+            guidance=guidance,
+            temperature=temperature,
+            top_k=top_k,
+            max_steps=steps_of(max_seconds, model.bundle.manifest.codec),
+        )
+        text_options = given(temperature=text_temperature, max_steps=max_tokens)
+        talk = Chat(
+            model,
+            view,
+            modality=modality,
+            audio=AudioSampling.from_mapping({**defaults["audio"], **sound_options, "seed": seed}),
+            text=TextSampling.from_mapping({**defaults["text"], **text_options, "seed": seed}),
+            limits={"time_limit": math.inf if time_limit is None else time_limit},
+        )
+        at_terminal = sys.stdin.isatty()
+        if at_terminal or as_json:
+            about = {"bundle": str(model.bundle.folder), "model": model.identity, "max_context": model.max_context}
+            view.note("opened", f"{model.bundle.folder}: opened; /help lists the commands", about)
+        failed = _converse(talk, view, _reader(as_json), at_terminal)
+    if failed and not at_terminal:
+        raise typer.Exit(1)
+
+
+class Chat:
+    """A conversation and the commands on it; whatever cannot be done is a :class:`UalmError`, and the chat goes on."""
+
+    def __init__(
+        self,
+        model: Model,
+        view: View,
+        *,
+        modality: str | None,
+        audio: AudioSampling,
+        text: TextSampling,
+        limits: dict[str, Any],
+    ) -> None:
+        self._model, self._view, self._modality, self._limits = model, view, modality, limits
+        self._audio, self._text = audio, text
+        self._session = model.session(**limits)
+        self._waiting: list[Message] = []
+        self._last_sound: Sound | None = None
+
+    def line(self, line: str) -> bool:
+        """Do what a line says; False if it says to leave."""
+        if not line.startswith("/"):
+            if line.strip():
+                self._say([("user", line.strip())])
+            return True
+        name, _, argument = line.rstrip().partition(" ")
+        argument = argument.strip()
+        if name not in COMMANDS:
+            raise InputError(f"{name}: no such command; /help lists them, and a space before / makes the line a text")
+        wanted = COMMANDS[name][0]
+        if bool(argument) != bool(wanted):
+            raise InputError(f"{name}: write {name} {wanted}" if wanted else f"{name}: takes nothing after it")
+        if name == "/quit":
+            return False
+        getattr(self, "_" + name[1:])(*([argument] if wanted else []))
+        return True
+
+    def _say(self, messages: list[Message]) -> None:
+        turn = self._session.turn(
+            [*self._waiting, *messages],
+            modality=self._modality,  # type: ignore[arg-type]
+            audio=self._audio,
+            text=self._text,
+        )
+        self._view.begin()
+        try:
+            with _ctrl_c(turn.cancel):
+                for event in turn:
+                    self._view.event(event)
+                    if isinstance(event, SegmentEnded) and event.result.sound is not None:
+                        self._last_sound = event.result.sound
+                    if isinstance(event, TurnEnded) and event.reason != "cancelled":
+                        self._waiting.clear()  # of a turn taken back the sounds still wait
+        finally:
+            self._view.rest()
+
+    def _send(self) -> None:
+        if not self._waiting:
+            raise InputError("/send: no sound waits; add one with /sound FILE")
+        self._say([])
+
+    def _sound(self, argument: str) -> None:
+        self._waiting.append(("user", self._listen(argument)))
+
+    def _speech(self, argument: str) -> None:
+        self._waiting.append(("user", Speech(self._listen(argument))))
+
+    def _listen(self, argument: str) -> Sound:
+        file = _file(argument)
+        sound = self._model.listen(file)
+        fields = {"file": str(file), "seconds": round(sound.duration, 3), "sample_rate": sound.sample_rate}
+        self._view.note("sound_added", f"{file}: {sound.duration:.2f} s, goes with the next message", fields)
+        return sound
+
+    def _save(self, argument: str) -> None:
+        if self._last_sound is None:
+            raise InputError("/save: no sound has been made yet")
+        file, sound = _file(argument), self._last_sound
+        gain = sound.save(file)
+        fields = {"output": str(file), "seconds": round(sound.duration, 3), "sample_rate": sound.sample_rate}
+        self._view.note("saved", f"{file}: {sound.duration:.2f} s", fields | {"gain": gain})
+
+    def _seed(self, argument: str) -> None:
+        if not (argument.isascii() and argument.isdigit()):
+            raise InputError(f"/seed: {argument!r} is not a whole number")
+        audio, text = (replace(options, seed=int(argument)) for options in (self._audio, self._text))
+        self._audio, self._text = audio, text  # type: ignore[assignment]
+        self._view.note("seed", f"seed {audio.seed}", {"seed": audio.seed})
+
+    def _undo(self) -> None:
+        if self._waiting:
+            plain = "the sounds that waited are dropped"
+            self._waiting.clear()
+        elif self._session.turns == 0:
+            raise InputError("/undo: there is no turn to take back")
+        else:
+            self._session.truncate(self._session.turns - 1)
+            plain = "the last turn is taken back"
+        self._view.note("undone", f"{plain}; {self._held}", self._fields)
+
+    def _store(self, argument: str) -> None:
+        file = _file(argument)
+        self._session.save(file)
+        self._view.note("stored", f"{file}: {self._held}", {"output": str(file)} | self._fields)
+
+    def _restore(self, argument: str) -> None:
+        file = _file(argument)
+        self._session = self._model.restore(file, **self._limits)
+        self._view.note("restored", f"{file}: {self._held}", {"file": str(file)} | self._fields)
+
+    def _help(self) -> None:
+        lines = [f"{name + ' ' + wanted:<14} {what}" for name, (wanted, what) in COMMANDS.items()]
+        lines.append(f"{'':<14} Ctrl-C stops the model's turn; a space before / makes a line a text")
+        self._view.note("help", "\n".join(lines), {name: what for name, (_, what) in COMMANDS.items()})
+
+    @property
+    def _held(self) -> str:
+        return f"the conversation holds {self._session.turns} turns ({self._session.rows} rows)"
+
+    @property
+    def _fields(self) -> dict[str, object]:
+        return {"turns": self._session.turns, "rows": self._session.rows}
+
+
+def _converse(talk: Chat, view: View, read: Callable[[], str | None], at_terminal: bool) -> bool:
+    """Lines until the end; returns whether any failed. At a terminal, Ctrl-C at the prompt twice in a row leaves."""
+    failed = warned = False
+    while True:
+        try:
+            line = read()
+            warned = False
+            if line is None or not talk.line(line):
+                return failed
+        except UalmError as error:
+            view.error(error)
+            failed = True
+        except KeyboardInterrupt:
+            if not at_terminal:
+                raise
+            if warned:
+                return failed
+            warned = True
+            view.note("interrupted", "\nCtrl-C once more leaves, as /quit and Ctrl-D do", {})
+
+
+def _reader(as_json: bool) -> Callable[[], str | None]:
+    """A function that gives the next line, None at the end: with line editing where both ends are a terminal."""
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are refused by name later
+        sys.stdin.reconfigure(errors="surrogateescape")
+    at_terminal = sys.stdin.isatty()
+    if at_terminal and sys.stdout.isatty() and not as_json:
+        # input() edits lines and keeps a history where this is loaded; Windows has line editing of its own
+        with suppress(ImportError):
+            import readline  # noqa: F401
+
+        def edited() -> str | None:
+            try:
+                return input(_PROMPT)
+            except EOFError:
+                print()
+                return None
+
+        return edited
+
+    def plain() -> str | None:
+        if at_terminal:
+            print(_PROMPT, end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        return line.rstrip("\r\n") if line else None
+
+    return plain
+
+
+@contextmanager
+def _ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C calls ``stop`` in this block; only a main thread can have it so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
+
+
+def _file(argument: str) -> Path:
+    """The path after a command; ``~`` and quotes, as drag and drop puts them, are understood."""
+    if len(argument) > 1 and argument[0] == argument[-1] and argument[0] in "'\"":
+        argument = argument[1:-1]
+    if "\0" in argument:
+        raise InputError(f"{argument!r}: a file name has no NUL character")
+    return Path(os.path.expanduser(argument))

@@ -1,0 +1,154 @@
+"""What the verbs of the ``ualm`` command share: options, opening a model, reports and live lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from .bundle import CodecIdentity
+from .errors import InputError, OutputError
+from .model import Model
+from .vocabulary import STREAMS
+
+BundleOption = Annotated[
+    Path | None, typer.Option("--bundle", "-b", envvar="UALM_BUNDLE", help="Folder made by `ualm export`.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+SeedOption = Annotated[int, typer.Option(help="Equal seeds give equal answers.")]
+GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale; 1 turns guidance off.")]
+TemperatureOption = Annotated[float | None, typer.Option(help="0 takes the most likely token.")]
+TopKOption = Annotated[int | None, typer.Option("--top-k", help="Draw among this many candidates.")]
+MaxSecondsOption = Annotated[float | None, typer.Option("--max-seconds", help="Longest sound to make.")]
+MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", help="Longest answer.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
+ContextOption = Annotated[int | None, typer.Option("--max-context", help="Rows that prompt and answer may take.")]
+
+#: Progress goes to standard error, and only if that is a terminal.
+progress = Console(stderr=True)
+
+
+def open_model(bundle: Path | None, threads: int | None, max_context: int | None) -> Model:
+    """The model of ``--bundle`` or ``UALM_BUNDLE``."""
+    if bundle is None:
+        raise InputError(
+            "no bundle given; name one with --bundle or the variable UALM_BUNDLE (see: ualm export --help)"
+        )
+    return Model.open(bundle, threads=threads, max_context=max_context)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def steps_of(max_seconds: float | None, codec: CodecIdentity) -> int | None:
+    """Rows that a sound of ``--max-seconds`` takes; None for None."""
+    if max_seconds is None:
+        return None
+    frame_seconds = codec.hop_length / codec.sample_rate
+    if not frame_seconds <= max_seconds < math.inf:
+        raise InputError(
+            f"--max-seconds {max_seconds:g}: give a number of seconds that holds one frame, {frame_seconds:g} s"
+        )
+    return int(max_seconds / frame_seconds + 1e-6) + STREAMS - 1
+
+
+def print_any(text: str) -> None:
+    """Print to standard output at once; letters that a terminal lacks are escaped and do not cost the answer."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors != "backslashreplace":
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        raise OutputError(f"standard output: {error.strerror or error}; the result could not be printed") from error
+
+
+def report(as_json: bool, result: Mapping[str, object], plain: str) -> None:
+    """The one result of a verb, as a JSON object or as lines for people."""
+    print_any((json.dumps(result) if as_json else plain) + "\n")
+
+
+def table(title: str, rows: Sequence[Sequence[object]]) -> str:
+    """A title over rows whose columns are aligned, for :func:`report`."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    columns = max((len(row) for row in texts), default=0)
+    widths = [max((len(row[column]) for row in texts if column < len(row)), default=0) for column in range(columns)]
+    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in texts]
+    return "\n".join([title, *(line.rstrip() for line in lines)])
+
+
+def in_bytes(size: int) -> str:
+    """A number of bytes, as wide as any other, for a column of a table."""
+    value, unit = float(size), "bytes"
+    for larger in ("KiB", "MiB", "GiB"):
+        if value >= 1024:
+            value, unit = value / 1024, larger
+    return f"{value:>7.0f} {unit}" if unit == "bytes" else f"{value:>7.1f} {unit}"
+
+
+class LiveLine:
+    """One line on standard error that is rewritten, and gone in the end; nothing where that is not a terminal."""
+
+    def __init__(self) -> None:
+        self._live: Live | None = None
+
+    def show(self, text: str) -> None:
+        if not progress.is_terminal:
+            return
+        line = Text(text, no_wrap=True, overflow="ellipsis")
+        if self._live is None:
+            # standard output stays as it is: what is printed there meanwhile must not land on standard error
+            self._live = Live(line, console=progress, transient=True, refresh_per_second=8, redirect_stdout=False)
+            self._live.start(refresh=True)
+        else:
+            self._live.update(line)
+
+    def hide(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def sound_progress(made: float, elapsed: float) -> str:
+    """``made`` seconds of sound after ``elapsed`` seconds, for a live line."""
+    factor = f", real-time factor {elapsed / made:.2f}" if made else ""
+    return f"{made:.1f} s of sound, {elapsed:.1f} s{factor}"
+
+
+@contextmanager
+def live_rows(show: Callable[[int, float], str]) -> Iterator[Callable[[str, int], None]]:
+    """A live line while rows come in: ``show(rows, elapsed seconds)`` is its text."""
+    line, started = LiveLine(), time.perf_counter()
+    try:
+        yield lambda modality, rows: line.show(show(rows, time.perf_counter() - started))
+    finally:
+        line.hide()
+
+
+@contextmanager
+def live_bytes() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage of a long job: call with stage, bytes done, bytes in all (0: not known)."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=progress, transient=True, disable=not progress.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total or None)
+            bar.update(tasks[stage], completed=done, total=total or None)
+
+        yield update

@@ -1,0 +1,106 @@
+"""``ualm doctor``: what this machine has, and whether a bundle computes here what it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .bundle import Bundle
+from .cli_common import JsonOption, LiveLine, in_bytes, report, table
+from .doctor import GOLDEN_CONTEXT, Check, check_golden, engines, machine, native_module, versions
+from .engines.base import open_engine
+from .errors import UalmError
+
+
+def doctor(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle to verify and to compute with.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show versions, the CPU, and which engines can run here; check a bundle's hashes and golden vector.
+
+    The exit status is 1 if anything that is needed fails.
+    """
+    native = native_module()
+    about: dict[str, Any] = {
+        "versions": versions(),
+        "machine": machine(),
+        "native_module": {"loads": native is None, "problem": native},
+        "engines": {each.name: {"runs": each.runs, "reasons": list(each.reasons)} for each in engines()},
+    }
+    problems = [] if native is None else [f"the native module cannot be loaded: {native}"]
+    if not any(engine["runs"] for engine in about["engines"].values()):
+        problems.append("no engine can run here")
+    if bundle is not None:
+        about["bundle"] = _examine(bundle)
+        problems += about["bundle"]["problems"]
+    about["ok"] = not problems
+    report(as_json, about, _plain(about))
+    if problems:
+        raise UalmError("; ".join(problems))
+
+
+def _examine(folder: Path) -> dict[str, Any]:
+    """Hashes, then the golden vector; what fails is reported, not raised."""
+    about: dict[str, Any] = {"folder": str(folder), "hashes": "failed", "engine": None, "checks": [], "problems": []}
+    line = LiveLine()
+    try:
+        line.show(f"{folder}: checking the hashes")
+        opened = Bundle(folder, verify="always")
+        about["hashes"] = "verified"
+        line.show(f"{folder}: computing the golden vector")
+        engine = open_engine(None, opened, threads=None, max_context=GOLDEN_CONTEXT)
+        about["engine"] = engine.name
+        try:
+            checks = check_golden(opened, engine)
+        finally:
+            engine.close()
+    except (UalmError, ImportError) as error:  # ImportError: no native module
+        about["problems"] = [str(error)]
+        return about
+    finally:
+        line.hide()
+    about["checks"] = [vars(check) | {"passed": check.passed} for check in checks]
+    wrong = [check for check in checks if not check.passed]
+    if wrong:
+        told = ", ".join(map(_failure, wrong))
+        about["problems"] = [
+            f"{folder}: the golden vector fails: {told}; export the run again, or, if that does not help, report it"
+        ]
+    return about
+
+
+def _failure(check: Check) -> str:
+    if check.error is None:
+        return f"{check.name}: {check.problem}"
+    return f"{check.name} is off by {check.error:.1e} (tolerance {check.tolerance:g})"
+
+
+def _plain(about: dict[str, Any]) -> str:
+    machine, native = about["machine"], about["native_module"]
+    features, memory = machine["cpu_features"], machine["memory_bytes"]
+    hardware = [
+        ("cpu", f"{machine['cpu']} ({machine['architecture']})"),
+        ("cpu features", features if isinstance(features, str) else " ".join(features) or "none that matters"),
+        ("cores", machine["cores"]),
+        ("memory", "unknown" if memory is None else in_bytes(memory).strip()),
+    ]
+    runs = [("native module", "yes" if native["loads"] else f"no: {native['problem']}")]
+    for name, engine in about["engines"].items():
+        runs.append((name, "yes" if engine["runs"] else f"no: {'; '.join(engine['reasons'])}"))
+    sections = [
+        table("versions", list(about["versions"].items())),
+        table("machine", hardware),
+        table("what can run here", runs),
+    ]
+    if "bundle" in about:
+        bundle = about["bundle"]
+        rows: list[tuple[str, ...]] = [("hashes", bundle["hashes"])]
+        for check in bundle["checks"]:
+            error = "" if check["error"] is None else f"{check['error']:.1e}"
+            rows.append(
+                (check["name"], "pass" if check["passed"] else "FAIL", error, f"tolerance {check['tolerance']:g}")
+            )
+        sections.append(table(bundle["folder"], rows))
+    return "\n\n".join(sections)

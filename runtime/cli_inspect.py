@@ -1,0 +1,136 @@
+"""``ualm inspect``: what a bundle is, read from its manifest and its golden vector without loading an engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from .bundle import MANIFEST, Bundle
+from .cli_common import JsonOption, in_bytes, report, table
+from .model import DEFAULT_CONTEXT
+from .vocabulary import SPECIALS, STREAMS
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="Folder made by `ualm export`.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check the hashes of all files too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a bundle is: sizes, parts, files, defaults, where it came from. Loads no engine."""
+    opened = Bundle(bundle, verify="always" if verify else "never")
+    about = describe(opened)
+    about["verified"] = verify
+    report(as_json, about, _plain(about))
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """Everything that the manifest says and what follows from it, as JSON holds it."""
+    manifest = bundle.manifest
+    model, vocabulary, codec = manifest.model, manifest.vocabulary, manifest.codec
+    # keys and values, of the conditional and the null branch
+    row = 2 * 2 * model.layers * model.kv_heads * model.head_dim * np.dtype(np.float32).itemsize
+    context = min(DEFAULT_CONTEXT, model.max_positions)
+    audio_size = STREAMS * (vocabulary.codebook_size + 1)
+    parts = {
+        role: {**part, "size": manifest.files[part["file"]].size if part["file"] in manifest.files else None}
+        for role, part in manifest.parts.items()
+    }
+    return {
+        "bundle": str(bundle.folder),
+        "digest": bundle.digest,
+        "version": json.loads((bundle.folder / MANIFEST).read_text(encoding="utf-8"))["version"],
+        "created_by": manifest.created_by,
+        "source": dict(manifest.source),
+        "model": vars(model),
+        "vocabulary": {
+            "size": vocabulary.size,
+            "special": [0, SPECIALS],
+            "text": [vocabulary.text_base, vocabulary.text_base + vocabulary.text_size],
+            "audio": [vocabulary.audio_base, vocabulary.audio_base + audio_size],
+            "streams": STREAMS,
+            "codebook_size": vocabulary.codebook_size,
+        },
+        "codec": vars(codec) | {"frames_per_second": codec.sample_rate / codec.hop_length},
+        "features": dict(manifest.features),
+        "parts": parts,
+        "files": {name: vars(file) for name, file in manifest.files.items()},
+        "bytes": sum(file.size for file in manifest.files.values()),
+        "sampling": {name: dict(values) for name, values in manifest.sampling.items()},
+        "golden": {
+            "tensors": {
+                name: {"dtype": str(values.dtype), "shape": list(values.shape)}
+                for name, values in bundle.golden_vector().items()
+            },
+            "tolerances": dict(manifest.golden),
+        },
+        "templates": [],
+        "cache": {"bytes_per_row": row, "rows": context, "bytes": row * context},
+    }
+
+
+def _plain(about: Mapping[str, Any]) -> str:
+    vocabulary, codec, cache, source = about["vocabulary"], about["codec"], about["cache"], about["source"]
+    verified = "verified" if about["verified"] else "not verified (--verify reads all files and checks them)"
+    identity = [
+        ("digest", about["digest"]),
+        ("schema version", about["version"]),
+        ("created by", about["created_by"]),
+        ("hashes", verified),
+    ]
+    spans = [
+        (name, f"{first} to {end - 1}") for name in ("special", "text", "audio") for first, end in [vocabulary[name]]
+    ]
+    rates = [
+        ("sample rate", f"{codec['sample_rate']} Hz"),
+        ("frames", f"{codec['frames_per_second']:g} a second, {codec['hop_length']} samples each"),
+        ("codebooks", f"{vocabulary['streams']} of {vocabulary['codebook_size']}"),
+        ("latent size", codec["latent_size"]),
+        ("frames around", f"{codec['context_left']} before, {codec['context_right']} after"),
+    ]
+    parts = [(role, part["file"], part["precision"], _size(part["size"])) for role, part in about["parts"].items()]
+    files = [(name, in_bytes(file["size"]), file["sha256"][:12]) for name, file in about["files"].items()]
+    tensors = [
+        (name, tensor["dtype"], "x".join(map(str, tensor["shape"])))
+        for name, tensor in about["golden"]["tensors"].items()
+    ]
+    tolerances = [
+        ("tolerance", name, f"{value:g} of the largest value") for name, value in about["golden"]["tolerances"].items()
+    ]
+    memory = [
+        ("a row", f"{cache['bytes_per_row']} bytes"),
+        (f"{cache['rows']} rows", in_bytes(cache["bytes"]).strip()),
+    ]
+    sections = [
+        table(about["bundle"], identity),
+        table("source", _flat(source)),
+        table("model", _flat(about["model"])),
+        table(f"vocabulary, {vocabulary['size']} ids", spans),
+        table("codec", rates),
+        table("encoder and its features", _flat(about["features"])),
+        table("parts (their weights are in weights.safetensors)", parts),
+        table(f"files, {in_bytes(about['bytes']).strip()} (size, start of SHA-256)", files),
+        *(table(f"sampling of {name}", _flat(values)) for name, values in about["sampling"].items()),
+        table("golden vector", [*tensors, *tolerances]),
+        table("cache of a conversation (float32, both branches)", memory),
+    ]
+    return "\n\n".join(sections)
+
+
+def _flat(values: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Rows of a mapping; an inner mapping becomes rows of its own."""
+    rows: list[tuple[str, object]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += [(f"{name}.{inner}", found) for inner, found in _flat(value)]
+        else:
+            rows.append((name.replace("_", " "), "none" if value is None else value))
+    return rows
+
+
+def _size(size: int | None) -> str:
+    return "missing" if size is None else in_bytes(size)

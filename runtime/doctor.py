@@ -1,0 +1,232 @@
+"""What this machine can run, and whether a bundle computes here what it computed at its export."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .bundle import GOLDEN, Bundle
+from .engines.base import Engine
+from .errors import BundleError, EngineError, UalmError
+from .hearing import FeatureSpec, Hearing
+from .sampling import AudioSampling, TextSampling
+from .sound import Sound
+
+#: Rows of cache that :func:`check_golden` needs: the golden prompt, a modality row and a drawn row, and to spare.
+GOLDEN_CONTEXT = 64
+
+_GOLDEN_TENSORS = ("rows", "codes", "sound", "logits.modality", "logits.audio", "logits.text", "pcm", "features")
+
+#: What decides about the speed of matrix products: names as Linux has them in /proc/cpuinfo.
+_CPU_FEATURES = (
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+    *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
+    *("neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
+)
+#: Engines, the module that each needs, and what installs it.
+_ENGINES = {
+    "onnxruntime": ("onnxruntime", "pip install onnxruntime"),
+    "tensorrt": ("tensorrt", 'pip install "ualm[tensorrt]"'),
+    "tensorrt-rtx": ("tensorrt_rtx", 'pip install "ualm[tensorrt-rtx]"'),
+    "cuda": ("cuda.bindings", 'pip install "ualm[cuda]"'),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One output of the golden vector.
+
+    ``error``: largest difference relative to the largest expected value, None where nothing could be compared;
+    ``problem`` then says why.
+    """
+
+    name: str
+    error: float | None
+    tolerance: float
+    problem: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.error is not None and self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """Whether an engine can run here; ``reasons`` says in sentences why it cannot."""
+
+    name: str
+    runs: bool
+    reasons: tuple[str, ...]
+
+
+def check_golden(bundle: Bundle, engine: Engine) -> list[Check]:
+    """Recompute the bundle's golden vector: logits of all heads and both branches, sound, features.
+
+    The null branch was recorded with a dense prefill of zeros, the engine has its own way. ``engine`` must hold
+    :data:`GOLDEN_CONTEXT` rows. A part that fails or gives NaN is a failed check, not an exception; a golden vector
+    that lacks something is a :class:`BundleError`.
+    """
+    golden, tolerances = bundle.golden_vector(), bundle.manifest.golden
+    missing = [name for name in _GOLDEN_TENSORS if name not in golden]
+    missing += [f"tolerance of {name}" for name in ("logits", "pcm", "features") if name not in tolerances]
+    if missing:
+        raise BundleError(f"{bundle.folder / GOLDEN}: lacks {', '.join(missing)}; export the run again")
+    checks: list[Check] = []
+
+    def compare(name: str, compute: Callable[[], np.ndarray], branches: tuple[str, ...] = ()) -> None:
+        tolerance, expected = tolerances[name.split(".")[0]], golden[name]
+        names = [f"{name} ({branch})" for branch in branches] or [name]
+        try:
+            found = compute()
+            if found.shape != expected.shape:
+                raise EngineError(f"the shape is {list(found.shape)}, expected was {list(expected.shape)}")
+        except UalmError as error:
+            checks.extend(Check(each, None, tolerance, str(error)) for each in names)
+            return
+        scale = float(np.abs(expected).max()) or 1.0
+        pairs = zip(names, found, expected, strict=True) if branches else [(name, found, expected)]
+        for each, mine, theirs in pairs:
+            worst = float(np.abs(mine.astype(np.float64) - theirs).max()) / scale
+            finite = bool(np.isfinite(worst))
+            checks.append(Check(each, worst if finite else None, tolerance, None if finite else "NaN or infinity"))
+
+    def logits(modality: str) -> np.ndarray:
+        sequence = engine.open_sequence()
+        sequence.prefill([golden["rows"]])
+        if modality == "modality":
+            return sequence.modality_logits()[None]
+        options = AudioSampling(guidance=2.0) if modality == "audio" else TextSampling(guidance=2.0)
+        sequence.begin_segment(modality, options, mode="fixed", segment=0)  # type: ignore[arg-type]
+        sequence.run_frames(1)
+        return sequence.logits
+
+    def features() -> np.ndarray:
+        spec = FeatureSpec.from_json(bundle.manifest.features)
+        heard = Hearing(spec, bundle.table("encoder.mel_filters")).prepare(Sound(golden["sound"], spec.sample_rate))
+        return engine.encode(heard.inputs)[: heard.rows]
+
+    compare("logits.modality", partial(logits, "modality"))
+    for modality in ("audio", "text"):
+        compare(f"logits.{modality}", partial(logits, modality), ("conditional", "null"))
+    compare("pcm", lambda: engine.decode_latents(engine.codes_to_latents(golden["codes"])))
+    compare("features", features)
+    return checks
+
+
+def versions() -> dict[str, str]:
+    """Versions of ualm, Python, the platform and every library that the runtime loads; or that one is missing."""
+    found = {"ualm": _version("ualm"), "python": platform.python_version(), "platform": platform.platform()}
+    for name in ("numpy", "onnxruntime", "tokenizers", "soundfile", "soxr"):
+        found[name] = _version(name)
+    for name, module, field in (
+        ("libsndfile", "soundfile", "__libsndfile_version__"),
+        ("libsoxr", "soxr", "__libsoxr_version__"),
+    ):
+        found[name] = str(getattr(sys.modules.get(module), field, "unknown"))
+    return found
+
+
+def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """CPU model, the instruction sets that matter, cores that may be used, and memory in bytes.
+
+    "unknown" (None for memory) where the system does not say.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model, features = _cpu(cpuinfo)
+    return {
+        "cpu": model,
+        "architecture": platform.machine() or "unknown",
+        "cpu_features": features,
+        "cores": cores or "unknown",
+        "memory_bytes": _memory(),
+    }
+
+
+def engines() -> list[EngineReport]:
+    """Every engine that ualm has or plans, and whether it can run here."""
+    driver = _nvidia_driver()
+    reports = []
+    for name, (module, install) in _ENGINES.items():
+        reasons = []
+        if not _installed(module):
+            reasons.append(f"{module} is not installed ({install})")
+        if name == "onnxruntime":
+            reasons += [] if reasons else _loading_problem()
+        else:
+            reasons += [] if driver else ["no NVIDIA driver was found"]
+            reasons.append(f"ualm {_version('ualm')} has no such engine yet")
+        reports.append(EngineReport(name, not reasons, tuple(reasons)))
+    return reports
+
+
+def native_module() -> str | None:
+    """None if the compiled module loads, else why it does not."""
+    try:
+        importlib.import_module("ualm.runtime._native")
+    except ImportError as error:
+        return f"{error}; install ualm again"
+    return None
+
+
+def _loading_problem() -> list[str]:
+    """Only loading shows whether a library's own libraries are there."""
+    try:
+        importlib.import_module("ualm.runtime.engines.onnxruntime")
+    except (EngineError, ImportError) as error:
+        return [str(error)]
+    return []
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent package is missing
+        return False
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _nvidia_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _cpu(cpuinfo: Path) -> tuple[str, list[str] | str]:
+    model = platform.processor() or "unknown"
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return model, "unknown"
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip().lower(), value.strip())
+    flags = set((fields.get("flags") or fields.get("features") or "").split())
+    return fields.get("model name", model), [name for name in _CPU_FEATURES if name in flags] if flags else "unknown"
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on Windows
+        return None

@@ -1,0 +1,242 @@
+"""``ualm doctor`` and the golden check: what can run here, and a bundle that computes other things is found out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ualm.runtime import BundleError, EngineError, __version__, cli, doctor
+from ualm.runtime.bundle import GOLDEN, WEIGHTS, Bundle
+from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from ualm.runtime.tensors import MappedTensors
+from ualm.runtime.vocabulary import ROLES
+
+Command = Callable[..., tuple[int, str, str]]
+CHECKS = [
+    "logits.modality",
+    "logits.audio (conditional)",
+    "logits.audio (null)",
+    "logits.text (conditional)",
+    "logits.text (null)",
+    "pcm",
+    "features",
+]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``ualm doctor`` in this process; gives exit status, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ualm", "doctor", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (int(stop.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle that a test may spoil."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def sign(bundle: Path, change: Callable[[dict[str, Any]], None] = lambda document: None) -> None:
+    """Write the manifest anew, so that all hashes and its digest agree with the files."""
+    document = json.loads((bundle / "manifest.json").read_text())
+    change(document)
+    for name, file in document["files"].items():
+        content = (bundle / name).read_bytes()
+        file.update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    del document["digest"]
+    body = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    document["digest"] = hashlib.sha256(body.encode()).hexdigest()
+    (bundle / "manifest.json").write_text(json.dumps(document))
+    Bundle(bundle, verify="always")
+
+
+def alter_weight(bundle: Path, name: str, value: float, *, row: int = 0) -> None:
+    """Put ``value`` at the start of a tensor's row, and sign the bundle as if it had been exported so."""
+    tensors = MappedTensors(bundle / WEIGHTS)
+    offset = tensors[name][row:].ctypes.data - tensors._map.ctypes.data
+    with open(bundle / WEIGHTS, "r+b") as file:
+        file.seek(offset)
+        file.write(np.float32(value).tobytes())
+    sign(bundle)
+
+
+def test_without_a_bundle_it_tells_versions_machine_and_engines(run):
+    status, out, err = run("--json")
+    assert (status, err, out.count("\n")) == (0, "", 1)
+    about = json.loads(out)
+    assert about["ok"] and "bundle" not in about
+    assert about["versions"]["ualm"] == __version__ and about["versions"]["numpy"] == np.__version__
+    assert all(value not in ("", "unknown", "not installed") for value in about["versions"].values())
+    assert about["machine"]["cores"] >= 1 and about["machine"]["memory_bytes"] > 2**28
+    assert about["native_module"] == {"loads": True, "problem": None}
+    assert about["engines"]["onnxruntime"] == {"runs": True, "reasons": []}
+    assert list(about["engines"]) == ["onnxruntime", "tensorrt", "tensorrt-rtx", "cuda"]
+    for name in ("tensorrt", "tensorrt-rtx", "cuda"):
+        assert not about["engines"][name]["runs"]
+        assert f"ualm {__version__} has no such engine yet" in about["engines"][name]["reasons"]
+
+
+def test_as_text_it_tells_the_same(run):
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    for piece in ("versions\n", "machine\n", "cpu features", "onnxruntime    yes", "no such engine yet"):
+        assert piece in out
+
+
+def test_reasons_say_what_is_missing(monkeypatch):
+    monkeypatch.setattr(doctor, "_installed", lambda module: module == "cuda.bindings")
+    monkeypatch.setattr(doctor, "_nvidia_driver", lambda: False)
+    found = {engine.name: engine for engine in doctor.engines()}
+    assert found["onnxruntime"].reasons == ("onnxruntime is not installed (pip install onnxruntime)",)
+    assert not found["onnxruntime"].runs
+    assert found["tensorrt"].reasons[0] == 'tensorrt is not installed (pip install "ualm[tensorrt]")'
+    assert "no NVIDIA driver was found" in found["tensorrt"].reasons
+    assert found["cuda"].reasons[0] == "no NVIDIA driver was found"
+    monkeypatch.setattr(doctor, "_nvidia_driver", lambda: True)
+    cuda = doctor.engines()[-1]
+    assert (cuda.runs, cuda.reasons) == (False, (f"ualm {__version__} has no such engine yet",))
+
+
+def test_it_fails_where_nothing_can_run(run, monkeypatch):
+    monkeypatch.setattr(doctor, "_loading_problem", lambda: ["engine onnxruntime cannot be loaded"])
+    status, out, err = run("--json")
+    about = json.loads(out)
+    assert (status, err) == (1, "ualm: no engine can run here\n")
+    assert not about["ok"] and about["engines"]["onnxruntime"]["reasons"] == ["engine onnxruntime cannot be loaded"]
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "features"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\nflags\t\t: fpu avx2 amx_int8 avx512f sse4_2\n",
+            "Some CPU @ 3 GHz",
+            ["sse4_2", "avx2", "avx512f", "amx_int8"],
+        ),
+        ("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n", None, ["asimd", "asimddp", "i8mm"]),
+        ("processor\t: 0\n", None, "unknown"),
+        (None, None, "unknown"),
+    ],
+    ids=["x86", "arm", "nothing", "no file"],
+)
+def test_cpu_features_are_those_of_the_system(tmp_path, text, model, features):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    found = doctor.machine(tmp_path / "cpuinfo")
+    assert found["cpu_features"] == features
+    assert found["cpu"] == model if model else found["cpu"]
+
+
+def test_a_good_bundle_passes(run, tiny_bundle):
+    status, out, err = run(tiny_bundle, "--json")
+    assert (status, err) == (0, "")
+    about = json.loads(out)["bundle"]
+    assert (about["hashes"], about["engine"], about["problems"]) == ("verified", "onnxruntime", [])
+    assert [check["name"] for check in about["checks"]] == CHECKS
+    assert all(check["passed"] and 0 <= check["error"] <= check["tolerance"] for check in about["checks"])
+    status, out, err = run(tiny_bundle)
+    assert (status, err, out.count("  pass  ")) == (0, "", len(CHECKS))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "failing"),
+    [
+        # the null branch has seen no prompt
+        ("embedding", ["logits.modality", "logits.audio (conditional)", "logits.text (conditional)"]),
+        ("backbone.1.down", CHECKS[:5]),
+        ("head.modality", ["logits.modality"]),
+        ("head.audio", CHECKS[1:3]),
+        ("head.text", CHECKS[3:5]),
+        ("null.values", ["logits.audio (null)", "logits.text (null)"]),
+        ("codec.rvq_bias", ["pcm"]),
+        ("codec.conv2.weight", ["pcm"]),
+        ("encoder.proj.weight", ["features"]),
+    ],
+)
+def test_an_altered_weight_fails_the_golden_check_although_all_hashes_agree(run, copy, tensor, failing):
+    alter_weight(copy, tensor, 3.0, row=ROLES["assistant"] if tensor == "embedding" else 0)
+    status, out, err = run(copy, "--json")
+    about = json.loads(out)
+    assert status == 1 and not about["ok"] and about["bundle"]["hashes"] == "verified"
+    found = [check["name"] for check in about["bundle"]["checks"] if not check["passed"]]
+    assert found == failing
+    assert err.startswith(f"ualm: {copy}: the golden vector fails: {found[0]} is off by ") and err.count("\n") == 1
+    assert all(name in err for name in found)
+
+
+def test_a_weight_that_is_nan_fails_and_the_json_stays_json(run, copy):
+    alter_weight(copy, "backbone.norm", float("nan"))
+    status, out, err = run(copy, "--json")
+    checks = {check["name"]: check for check in json.loads(out, parse_constant=pytest.fail)["bundle"]["checks"]}
+    assert status == 1 and err.count("\n") == 1
+    assert checks["logits.modality"]["error"] is None and checks["logits.modality"]["problem"] == "NaN or infinity"
+    assert "cannot be sampled" in checks["logits.audio (null)"]["problem"]
+    assert checks["features"]["passed"] and checks["pcm"]["passed"]
+    assert "FAIL" in run(copy)[1]
+
+
+def test_a_part_that_cannot_be_loaded_fails_its_check_alone(run, copy):
+    (copy / "encoder.onnx").write_bytes(b"no graph")
+    sign(copy)
+    status, out, err = run(copy, "--json")
+    checks = {check["name"]: check for check in json.loads(out)["bundle"]["checks"]}
+    assert status == 1 and "encoder.onnx" in err and err.count("\n") == 1
+    assert [name for name, check in checks.items() if not check["passed"]] == ["features"]
+    assert "cannot load it" in checks["features"]["problem"]
+
+
+def test_a_changed_byte_fails_the_hashes_and_nothing_is_computed(run, copy):
+    with open(copy / WEIGHTS, "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    status, out, err = run(copy, "--json")
+    about = json.loads(out)["bundle"]
+    assert status == 1 and err.count("\n") == 1 and WEIGHTS in err and "SHA-256" in err
+    assert (about["hashes"], about["checks"], about["engine"]) == ("failed", [], None)
+
+
+def test_a_folder_that_is_no_bundle_is_one_line_below_the_report(run, tmp_path):
+    status, out, err = run(tmp_path / "none")
+    assert status == 1 and out.startswith("versions\n")
+    assert err.startswith(f"ualm: {tmp_path / 'none'}: no bundle here") and err.count("\n") == 1
+
+
+def test_a_golden_vector_that_lacks_an_output_is_refused(copy):
+    tensors = dict(MappedTensors(copy / GOLDEN))
+    tensors = {name: np.array(values) for name, values in tensors.items() if name != "pcm"}
+    (copy / GOLDEN).write_bytes(safetensors.numpy.save(tensors))
+    sign(copy, lambda document: document["golden"].pop("features"))
+    bundle = Bundle(copy, verify="never")
+    engine = OnnxRuntimeEngine(bundle, threads=1, max_context=doctor.GOLDEN_CONTEXT)
+    with pytest.raises(BundleError, match="lacks pcm, tolerance of features; export the run again"):
+        doctor.check_golden(bundle, engine)
+
+
+def test_an_engine_of_another_shape_fails_its_check(tiny_bundle):
+    bundle = Bundle(tiny_bundle, verify="never")
+    engine = OnnxRuntimeEngine(bundle, threads=1, max_context=doctor.GOLDEN_CONTEXT)
+    engine.decode_latents = lambda latents: np.zeros(3, np.float32)  # type: ignore[method-assign]
+    engine.encode = lambda inputs: (_ for _ in ()).throw(EngineError("part encoder: out of memory"))  # type: ignore[method-assign]
+    checks = {check.name: check for check in doctor.check_golden(bundle, engine)}
+    assert (checks["pcm"].passed, checks["pcm"].problem) == (False, "the shape is [3], expected was [90]")
+    assert (checks["features"].passed, checks["features"].problem) == (False, "part encoder: out of memory")

@@ -1,0 +1,119 @@
+"""``ualm inspect``: what it says is what the bundle is, and no engine is loaded for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ualm.runtime import Model, __version__, cli
+from ualm.runtime.bundle import WEIGHTS
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``ualm inspect`` in this process; gives exit status, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ualm", "inspect", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (int(stop.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def test_json_says_what_the_bundle_is(run, tiny_bundle, tiny_run):
+    status, out, err = run(tiny_bundle, "--json")
+    assert (status, err, out.count("\n")) == (0, "", 1)
+    about = json.loads(out)
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    for name in ("digest", "version", "created_by", "model", "features", "sampling", "source", "files"):
+        assert about[name] == manifest[name]
+    assert about["created_by"] == f"ualm {__version__}" and about["verified"] is False
+    first = tiny_run.text_start
+    assert about["vocabulary"]["special"] == [0, 256]
+    assert about["vocabulary"]["text"] == [first, first + tiny_run.text_size]
+    assert about["vocabulary"]["audio"] == [tiny_run.audio_start, tiny_run.audio_start + 8 * 17]
+    assert about["vocabulary"]["size"] == tiny_run.vocabulary
+    assert (about["codec"]["sample_rate"], about["codec"]["frames_per_second"]) == (16000, 1600)
+    assert set(about["parts"]) == {"backbone", "head.text", "head.audio", "head.modality", "encoder", "codec"}
+    for part in about["parts"].values():
+        assert part["precision"] == "fp32" and part["size"] == (tiny_bundle / part["file"]).stat().st_size
+    assert about["bytes"] == sum((tiny_bundle / name).stat().st_size for name in about["files"])
+    assert about["golden"]["tolerances"] == manifest["golden"]
+    assert about["golden"]["tensors"]["rows"] == {"dtype": "int32", "shape": [22, 8]}
+    assert about["golden"]["tensors"]["logits.modality"] == {"dtype": "float32", "shape": [1, 5]}
+    assert about["templates"] == []
+
+
+def test_the_cache_is_what_the_engine_takes(run, tiny_bundle):
+    cache = json.loads(run(tiny_bundle, "--json")[1])["cache"]
+    with Model.open(tiny_bundle, threads=1) as model:
+        assert cache["bytes_per_row"] == model._engine.bytes_per_row
+        assert (cache["rows"], cache["bytes"]) == (16384, 16384 * model._engine.bytes_per_row)
+
+
+def test_text_shows_every_part_and_file_once(run, tiny_bundle):
+    status, out, err = run(tiny_bundle)
+    assert (status, err) == (0, "")
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    lines = out.splitlines()
+    for name, file in manifest["files"].items():
+        assert sum(line.split()[:1] == [name] and line.endswith(file["sha256"][:12]) for line in lines) == 1
+    for role, part in manifest["parts"].items():
+        assert sum(line.split()[:3] == [role, part["file"], part["precision"]] for line in lines) == 1
+    for piece in ("hidden size    32", "text     256 to 597", "qwen2.5-omni", "22x8", "guidance     3.0", "8.0 MiB"):
+        assert piece in out
+    assert manifest["digest"] in out and "not verified" in out
+
+
+def test_hashes_are_checked_only_when_asked(run, tiny_bundle, tmp_path):
+    assert json.loads(run(tiny_bundle, "--verify", "--json")[1])["verified"] is True
+    broken = Path(shutil.copytree(tiny_bundle, tmp_path / "broken"))
+    with open(broken / WEIGHTS, "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    assert run(broken)[0] == 0
+    status, out, err = run(broken, "--verify")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert str(broken / WEIGHTS) in err and "SHA-256" in err
+
+
+def test_a_folder_that_is_no_bundle_is_one_line(run, tmp_path):
+    status, out, err = run(tmp_path)
+    assert (status, out) == (1, "") and err.startswith(f"ualm: {tmp_path}: no bundle here") and err.count("\n") == 1
+
+
+def test_no_engine_is_loaded(tiny_bundle):
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        f"sys.argv = ['ualm', 'inspect', {str(tiny_bundle)!r}]\n"
+        "from ualm.runtime.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_limit_of_positions_below_the_default_context_is_kept(run, tiny_bundle, tmp_path):
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "short"))
+    document = json.loads((copy / "manifest.json").read_text())
+    document["model"]["max_positions"] = 1000
+    del document["digest"]
+    body = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    document["digest"] = hashlib.sha256(body.encode()).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(document))
+    assert json.loads(run(copy, "--json")[1])["cache"]["rows"] == 1000
