@@ -160,11 +160,14 @@ class PySampler {
     const bool text = sampler_.segment().kind == ualm::SegmentKind::kText;
     const int64_t columns = text ? text_logits() : audio_logits();
     const float* rows = view<float>("logits", logits, {{"branches", branches_}, {"L", columns}});
-    const ualm::StepResult result =
-        sampler_.step(rows, branches_ == 2 ? rows + columns : nullptr,
-                      writable_view<int32_t>("row_out", row_out, {{"streams", kStreams}}),
-                      writable_view<float>("embedding_out", embedding_out, {{"H", hidden_size()}}),
-                      writable_view<float>("latent_out", latent_out, {{"D", latent_size()}}));
+    int32_t* row = writable_view<int32_t>("row_out", row_out, {{"streams", kStreams}});
+    float* embedding = writable_view<float>("embedding_out", embedding_out, {{"H", hidden_size()}});
+    float* latent = writable_view<float>("latent_out", latent_out, {{"D", latent_size()}});
+    ualm::StepResult result;
+    {
+      py::gil_scoped_release release;
+      result = sampler_.step(rows, branches_ == 2 ? rows + columns : nullptr, row, embedding, latent);
+    }
     if (result.status == ualm::StepStatus::kEnded) {
       throw std::runtime_error("step: the segment has ended; call begin_audio or begin_text");
     }
@@ -176,7 +179,11 @@ class PySampler {
     const int32_t* ids = view<int32_t>("rows", rows, {{"n", -1}, {"streams", kStreams}});
     const int64_t count = rows.shape(0);
     float* sums = writable_view<float>("out", out, {{"n", count}, {"H", hidden_size()}});
-    const int64_t bad = ualm::embed_rows(sampler_.tables(), ids, count, sums);
+    int64_t bad;
+    {
+      py::gil_scoped_release release;
+      bad = ualm::embed_rows(sampler_.tables(), ids, count, sums);
+    }
     if (bad >= 0) {
       refuse("rows[" + std::to_string(bad / kStreams) + ", " + std::to_string(bad % kStreams) + "] = " +
              std::to_string(ids[bad]) + ": must be an id from 0 to " +

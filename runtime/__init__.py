@@ -27,8 +27,9 @@ from .events import SegmentEnded, SegmentStarted, SoundChunk, TextDelta, TurnEnd
 from .model import Model
 from .sampling import AudioSampling, TextSampling
 from .segment import Segment
-from .session import Session, Turn
+from .session import Session
 from .sound import Sound, Speech
+from .turn import Turn
 
 __version__ = importlib.metadata.version("ualm")
 

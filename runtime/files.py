@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,24 +20,26 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     ``path`` stays as it was. ``OSError`` becomes :class:`OutputError`, naming the file.
     """
     target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder; name a file")
+    temporary = _beside(target)
     try:
-        # the suffix is kept: audio libraries choose the format by it
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
-    except OSError as error:
-        raise OutputError(
-            f"{target}: cannot write here ({error.strerror or error}); choose a writable folder"
-        ) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        # within the block that cleans up: a signal may come as soon as there is something to clean up
+        try:
+            temporary.touch(mode=0o600, exist_ok=False)
+        except OSError as error:
+            raise _not_writable(target, error) from error
         yield temporary
         _flush(temporary)
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, target)
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"{target}: not written ({error.strerror or error}); nothing was left behind") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -57,16 +59,18 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             if target.samefile(Path.cwd()):  # it would be replaced under the feet of whoever works in it
                 raise OutputError(f"{target}: is the current folder; name a folder that does not exist yet")
         made = [folder for folder in target.parents if not folder.exists()]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OutputError:
         raise
     except OSError as error:
-        _remove_empty(made)
-        raise OutputError(
-            f"{target}: cannot write here ({error.strerror or error}); choose a writable folder"
-        ) from error
+        raise _not_writable(target, error) from error
+    temporary = _beside(target)
     try:
+        # within the block that cleans up: a signal may come as soon as there is something to clean up
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir(mode=0o700)
+        except OSError as error:
+            raise _not_writable(target, error) from error
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -76,11 +80,22 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.exists():
             target.rmdir()
         os.replace(temporary, target)
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"{target}: not written ({error.strerror or error}); nothing was left behind") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         _remove_empty(made)
+
+
+def _beside(target: Path) -> Path:
+    """A hidden name that nobody else has, in the same folder; the suffix is kept, since it may choose a format."""
+    return target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+
+
+def _not_writable(target: Path, error: OSError) -> OutputError:
+    return OutputError(f"{target}: cannot write here ({error.strerror or error}); choose a writable folder")
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import numpy as np
 
 from .engines.base import Engine
+from .errors import EngineError
 from .hearing import Hearing
 from .sound import Sound
 
@@ -25,51 +26,69 @@ class Listener:
         self._known: OrderedDict[bytes, Future[np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    def check(self, sound: Sound) -> None:
+        """Refuse a sound that the encoder cannot take, with an :class:`InputError`."""
+        self._hearing.check(sound)
 
     def features(self, sound: Sound) -> np.ndarray:
         """Feature rows float32 [L, H]; read-only, shared with other callers."""
-        future, mine = self._claim(sound)
-        if mine:
-            self._compute(sound, future)
-        return future.result()
+        while True:
+            with self._lock:
+                future, mine = self._claim(sound)
+            if mine:
+                self._compute(sound, future)
+            try:
+                return future.result()
+            except CancelledError:  # the thread that computed it was interrupted; this one was not
+                continue
 
     def start(self, sound: Sound) -> None:
         """Begin to hear a sound in the background; a later :meth:`features` waits for what is left to do."""
         self._hearing.check(sound)
-        future, mine = self._claim(sound)
-        if mine:
-            with self._lock:
+        with self._lock:
+            if self._closed:
+                raise EngineError("the model is closed; open it again")
+            future, mine = self._claim(sound)
+            if mine:
                 if self._worker is None:
                     self._worker = ThreadPoolExecutor(1, thread_name_prefix="ualm-listener")
-            self._worker.submit(self._compute, sound, future)
+                self._worker.submit(self._compute, sound, future)
 
     def close(self) -> None:
-        """Finish what is under way and forget everything."""
+        """Finish the sound that is being heard, refuse those that wait, and forget everything."""
         with self._lock:
+            self._closed = True
             worker, self._worker = self._worker, None
             self._known.clear()
         if worker is not None:
             worker.shutdown()
 
     def _claim(self, sound: Sound) -> tuple[Future[np.ndarray], bool]:
-        """The sound's future, and whether the caller is the one to compute it."""
+        """The sound's future, and whether the caller is the one to compute it; call it with the lock held."""
         key = _content(sound)
-        with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-                return self._known[key], False
-            future = self._known[key] = Future()
-            return future, True
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key], False
+        future = self._known[key] = Future()
+        return future, True
 
     def _compute(self, sound: Sound, future: Future[np.ndarray]) -> None:
         try:
+            if self._closed:
+                raise EngineError("the model is closed; open it again")
             prepared = self._hearing.prepare(sound)
-            features = self._engine.encode(prepared.inputs)[: prepared.rows]
+            # a copy: the encoder's padding would be kept with a view
+            features = self._engine.encode(prepared.inputs)[: prepared.rows].copy()
         except BaseException as error:
             with self._lock:
                 self._known.pop(_content(sound), None)
-            future.set_exception(error)
-            return
+            if isinstance(error, Exception):
+                future.set_exception(error)
+                return
+            future.cancel()  # Ctrl-C is this thread's own affair
+            raise
         features.flags.writeable = False
         future.set_result(features)
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -13,8 +14,9 @@ from .chat import TextCodec
 FIRST_FRAMES, MOST_FRAMES = 5, 50
 #: Frames decoded in one call at most: the codec needs about 25 MB for a second of sound.
 WINDOW_FRAMES = 250
-#: A clean-up pattern is a space and up to three characters: a cut behind three characters without a space is safe.
-_UNBROKEN = 3
+#: What could still become part of a clean-up pattern (" 's", " n't", " ' ", ...): spaces and its first characters, with
+#: spaces between them that another pattern may take away. Behind any other end, no pattern can reach back.
+_OPEN_END = re.compile(r" +(?:n(?: *')?|'(?: *[vr])?)? *$")
 
 
 class TextStream:
@@ -34,10 +36,8 @@ class TextStream:
         raw = self._codec.decode_raw(self._ids)
         # an unfinished character decodes to one replacement mark, which the next id may turn into something else
         end = len(raw) - 1 if raw.endswith("\ufffd") else len(raw)
-        while end > 0 and " " in raw[max(end - _UNBROKEN, 0) : end]:
-            end -= 1
-        if end < _UNBROKEN:
-            return ""
+        while opened := _OPEN_END.search(raw, 0, end):
+            end = opened.start()
         return self._send(self._codec.clean_up(raw[:end]))
 
     def finish(self) -> str:
@@ -104,10 +104,12 @@ class SoundStream:
         codec = self._codec
         start = self._done - self._first
         window = self._latents[: start + frames + codec.context_right]
-        samples = self._decode(window)[start * codec.hop_length : (start + frames) * codec.hop_length]
+        # a copy, so that the context is not kept; read-only, because the whole sound is made of the pieces
+        samples = self._decode(window)[start * codec.hop_length : (start + frames) * codec.hop_length].copy()
+        samples.flags.writeable = False
         self._done += frames
         surplus = max(start + frames - codec.context_left, 0)
-        self._latents = self._latents[surplus:]
+        self._latents = self._latents[surplus:].copy()
         self._first += surplus
         self._samples.append(samples)
         return samples

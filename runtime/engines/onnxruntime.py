@@ -195,7 +195,7 @@ class OnnxRuntimeSequence:
         return np.stack([[part[0, :, : self._length] for part in layer] for layer in self._cache])
 
     def restore(self, cache: np.ndarray) -> None:
-        model, rows = self._engine.model, cache.shape[3]
+        model, rows = self._engine.model, cache.shape[3] if cache.ndim == 5 else 0
         if cache.shape != (model.layers, 2, model.kv_heads, rows, model.head_dim) or cache.dtype != np.float32:
             raise EngineError(f"restore: {cache.dtype} {list(cache.shape)} is not a cache of this model")
         self.truncate(0)

@@ -17,7 +17,7 @@ import ualm.runtime
 from support.runs import make_run
 from support.sounds import make_sound
 from ualm.export.exporter import export_run
-from ualm.runtime import AudioSampling, InputError, Model, TextSampling, errors, events, listening, session
+from ualm.runtime import AudioSampling, InputError, Model, TextSampling, errors, events, listening, session, turn
 from ualm.runtime.hearing import FeatureSpec
 from ualm.runtime.model import DEFAULT_CONTEXT
 from ualm.runtime.sampling import SHORTEST_SOUND_ROWS
@@ -199,7 +199,7 @@ def test_the_table_of_limits_has_the_defaults(tiny_bundle: Path) -> None:
     assert defaults["segments of a turn"] == str(limits.segments)
     assert defaults["segments of a turn"] == str(inspect.signature(Model.run).parameters["max_segments"].default)
     assert defaults["rows of a segment"].startswith(f"{AudioSampling().max_steps:,},")
-    assert defaults["events that wait for a slow consumer"] == str(session.QUEUE_EVENTS)
+    assert defaults["events that wait for a slow consumer"] == str(turn.QUEUE_EVENTS)
     assert defaults["features of sounds kept for reuse, a model"] == f"{listening.CACHE_BYTES >> 20} MiB"
     with Model.open(tiny_bundle, threads=1, max_context=256, verify="never") as model:
         spec = FeatureSpec.from_json(model.bundle.manifest.features)

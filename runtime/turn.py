@@ -1,0 +1,316 @@
+"""One turn of a session: its thread, its bounded queue of events, and the ways to read them.
+
+The turn's own thread computes and hands events over; whoever iterates receives them and, with the last, makes the turn
+count. A consumer that is slow makes the turn wait, and nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from .chat import CheckedMessage, prompt_parts
+from .errors import MemoryLimitError, SegmentLimitError, SessionError, TimeLimitError, UalmError
+from .events import Event, SegmentEnded, SegmentStarted, SoundChunk, TextDelta, TurnEnded
+from .generate import Began, Ended, Finish, Modality, closing_rows, turn
+from .sampling import AudioSampling, TextSampling
+from .segment import Segment, SegmentBuilder
+from .sound import Sound
+
+if TYPE_CHECKING:
+    from .session import Session
+
+#: Events that wait for a slow consumer before the turn itself waits.
+QUEUE_EVENTS = 64
+#: Seconds between two looks at the cancel flag while the queue is full.
+_POLL = 0.05
+
+
+class Turn:
+    """One turn of a session: iterate over it (``for`` or ``async for``) for its events, once.
+
+    Leaving the loop early cancels the turn. :meth:`cancel` may be called from any thread at any time, and from a signal
+    handler. Neither waits: the session's next use does, until what is being computed is done (a few rows, the prompt,
+    or the hearing of a sound).
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        messages: list[CheckedMessage],
+        modality: Modality | None,
+        audio: AudioSampling,
+        text: TextSampling,
+    ) -> None:
+        self._session, self._messages, self._modality = session, messages, modality
+        self._audio, self._text = audio, text
+        #: Events that wait are counted by ``_slots``, so that the outcome, which needs none, can always be put.
+        self._queue: queue.SimpleQueue[Event | _Outcome] = queue.SimpleQueue()
+        self._slots = threading.Semaphore(QUEUE_EVENTS)
+        self._wake: Callable[[], object] | None = None
+        self._cancelled = False  # a plain flag: a lock could be held by the very thread that a signal interrupts
+        self._thread: threading.Thread | None = None
+        self._finished: list[Segment] = []
+        self._started = 0.0
+        self._seconds: dict[str, float] = {}
+
+    def cancel(self) -> None:
+        """Stop soon (within a few frames) and take the turn back; the next event is TurnEnded("cancelled").
+
+        Nothing happens where the turn's end has been handed over already.
+        """
+        self._cancelled = True
+
+    def segments(self) -> list[Segment]:
+        """Run to the end; returns the segments. A cancelled turn has none."""
+        found: list[Segment] = []
+        for event in self:
+            if isinstance(event, SegmentEnded):
+                found.append(event.result)
+            elif isinstance(event, TurnEnded) and event.reason == "cancelled":
+                return []
+        return found
+
+    def __iter__(self) -> Iterator[Event]:
+        self._start()
+        try:
+            while True:
+                event = self._received(self._queue.get())
+                if event is not None:
+                    yield event
+                if isinstance(event, TurnEnded):
+                    return
+        finally:
+            # no waiting here: a generator may be closed by the garbage collector, on a thread that the turn waits for
+            self.cancel()
+
+    def __aiter__(self) -> AsyncEvents:
+        return AsyncEvents(self)
+
+    # ---- the consumer's side ----
+
+    def _start(self, wake: Callable[[], object] | None = None) -> None:
+        """Begin to work; ``wake`` is called from the turn's thread after each event."""
+        session = self._session
+        with session._lock:
+            if self._thread is not None:
+                raise SessionError("the events of a turn can be read once; begin another turn")
+            session._refuse_if_busy("begin a turn")
+            self._wake, self._started = wake, time.perf_counter()
+            thread = threading.Thread(target=self._work, args=(session._running,), name="ualm-turn", daemon=True)
+            thread.start()
+            self._thread, session._running = thread, self
+
+    def _received(self, item: Event | _Outcome) -> Event | None:
+        """The event to hand over; None for one that was waiting when the turn was cancelled."""
+        if not isinstance(item, _Outcome):
+            self._slots.release()
+            return None if self._cancelled else item
+        session = self._session
+        with session._lock:
+            still_ours = session._running is self  # a turn that is cancelled may have been followed by another
+            if still_ours:
+                session._running = None
+            if self._cancelled or not still_ours:
+                return TurnEnded("cancelled", self._seconds)
+            if not isinstance(item.end, BaseException):
+                session._ends.append(item.rows)
+                return TurnEnded(item.end, self._seconds)
+        raise self._explained(item.end)
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """The error with what is kept: a new one of its type, since messages are fixed at birth."""
+        if not isinstance(error, UalmError):
+            return error
+        session = self._session
+        kept = f"the turn is taken back; the session keeps its {session.turns} whole turns ({session.rows} rows)"
+        told = type(error)(f"{error}; {kept}")
+        told.__cause__ = error
+        told.segments = list(self._finished)
+        return told
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    # ---- the turn's own thread ----
+
+    def _work(self, before: Turn | None) -> None:
+        """``before``: a cancelled turn, which may still be using the cache."""
+        _under_way.add(self)
+        try:
+            if before is not None:
+                before._join()
+            finish = self._run()
+            outcome = _Outcome("eos" if finish == "eos" else "max_steps", self._session._sequence.length)
+        except BaseException as error:  # whatever it is, the consumer's thread must learn of it
+            outcome = _Outcome(error, 0)
+        finally:
+            _under_way.discard(self)
+        self._clock("total")
+        self._hand_over(outcome)
+        del outcome  # an error refers to this frame: together they would keep the cache alive
+
+    def _run(self) -> Finish:
+        session, model = self._session, self._session._model
+        session._sequence.truncate(session.rows)
+        prompt = prompt_parts(self._messages, model._vocabulary, self._hear, first=session.turns == 0)
+        self._clock("hear")
+        self._check(sum(len(part) for part in prompt) + 1)
+        steps = turn(
+            session._sequence,
+            prompt,
+            model._vocabulary,
+            modality=self._modality,
+            mode="fixed",
+            max_segments=session.limits.segments,
+            audio=self._audio,
+            text=self._text,
+        )
+        builder: SegmentBuilder | None = None
+        finish: Finish = "eot"
+        for step in steps:
+            self._check(1)
+            index = len(self._finished)
+            if isinstance(step, Began):
+                self._seconds.setdefault("prefill", time.perf_counter() - self._started)
+                builder = model._builder(step.modality, pieces=True)
+                self._put(SegmentStarted(index, step.modality))
+                continue
+            assert builder is not None
+            if isinstance(step, Ended):
+                self._put_piece(builder, index, builder.rest())
+                finish = step.finish
+                self._finished.append(builder.segment(finish))
+                self._put(SegmentEnded(index, self._finished[-1]))
+            else:
+                self._seconds.setdefault("first", time.perf_counter() - self._started)
+                self._put_piece(builder, index, builder.push(step))
+        if finish == "eot":
+            raise SegmentLimitError(f"the turn goes on after {session.limits.segments} segments, its max_segments")
+        assert builder is not None
+        closing = closing_rows(builder.rows[-1], finish, model._vocabulary)
+        self._check(len(closing))
+        session._sequence.prefill([closing])
+        return finish
+
+    def _hear(self, sound: Sound) -> np.ndarray:
+        self._check(0)
+        return self._session._model._listener.features(sound)
+
+    def _check(self, new_rows: int) -> None:
+        """Stop here if somebody cancelled, or a limit is reached."""
+        if self._cancelled:
+            raise _Cancelled
+        limits, sequence = self._session.limits, self._session._sequence
+        if time.perf_counter() - self._started > limits.seconds:
+            raise TimeLimitError(f"the turn took longer than time_limit = {limits.seconds:g} s")
+        needed = (sequence.length + new_rows) * self._session._model._engine.bytes_per_row
+        if limits.memory is not None and needed > limits.memory:
+            raise MemoryLimitError(
+                f"the conversation needs {needed} bytes of cache ({sequence.length + new_rows} rows), "
+                f"but memory_limit = {limits.memory}"
+            )
+
+    def _put_piece(self, builder: SegmentBuilder, index: int, piece: str | np.ndarray) -> None:
+        if not len(piece):
+            return
+        if isinstance(piece, str):
+            self._put(TextDelta(index, piece))
+        else:
+            rate = self._session._model.bundle.manifest.codec.sample_rate
+            self._put(SoundChunk(index, piece, rate, builder.samples_sent - len(piece)))
+
+    def _put(self, event: Event) -> None:
+        while not self._cancelled:
+            if self._slots.acquire(timeout=_POLL):
+                return self._hand_over(event)
+        raise _Cancelled
+
+    def _hand_over(self, item: Event | _Outcome) -> None:
+        self._queue.put(item)
+        if self._wake is not None:
+            with suppress(RuntimeError):  # the consumer's loop is closed: nobody waits
+                self._wake()
+
+    def _clock(self, name: str) -> None:
+        self._seconds[name] = time.perf_counter() - self._started
+
+
+class AsyncEvents:
+    """The events of a turn for ``async for``; dropping it, :meth:`aclose` and cancelling the task cancel the turn.
+
+    Not an async generator: leaving a loop would close one only when the event loop comes round to it.
+    """
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._ready: asyncio.Event | None = None
+        self._over = False
+
+    def __aiter__(self) -> AsyncEvents:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._over:
+            raise StopAsyncIteration
+        if self._ready is None:
+            loop, ready = asyncio.get_running_loop(), asyncio.Event()
+            self._turn._start(lambda: loop.call_soon_threadsafe(ready.set))
+            self._ready = ready
+        try:
+            while True:
+                self._ready.clear()
+                try:
+                    event = self._turn._received(self._turn._queue.get_nowait())
+                except queue.Empty:
+                    await self._ready.wait()
+                    continue
+                if event is not None:
+                    self._over = isinstance(event, TurnEnded)
+                    return event
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Cancel the turn, unless it is over."""
+        self._over = True
+        if self._ready is not None:
+            self._turn.cancel()
+
+    def __del__(self) -> None:
+        if self._ready is not None:
+            self._turn.cancel()
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a turn ended, and the rows that the cache holds then."""
+
+    end: Literal["eos", "max_steps"] | BaseException
+    rows: int
+
+
+class _Cancelled(Exception):
+    """Somebody asked the turn to stop."""
+
+
+#: Turns whose threads are at work. Python ends these threads with the process; native code must not be running then.
+_under_way: set[Turn] = set()
+
+
+@atexit.register
+def _end_turns() -> None:
+    for unfinished in list(_under_way):
+        unfinished.cancel()
+        unfinished._join()

@@ -1,0 +1,193 @@
+"""Text and sound that come piece by piece are, put together, what decoding at once gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers
+
+from ualm.runtime import Model
+from ualm.runtime.bundle import TOKENIZER
+from ualm.runtime.chat import TextCodec
+from ualm.runtime.streaming import FIRST_FRAMES, MOST_FRAMES, SoundStream, TextStream
+
+#: Of the peak. The codec sums in float32, and ONNX Runtime splits a sum otherwise in a window of another length: 1e-6
+#: was seen; one frame of context too few is an error of 1e-3 and more.
+SAMPLES = 1e-5
+
+
+# ---- text ----
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_bundle: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(tiny_bundle / TOKENIZER))
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_bundle: Path) -> TextCodec:
+    return TextCodec(tiny_bundle / TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def byte_ids(tokenizer: Tokenizer) -> list[int]:
+    """The token of each byte."""
+    alphabet = {}
+    for byte in range(256):
+        # a byte-level tokenizer spells each byte as one letter: a two-byte character shows those of its two bytes
+        if byte < 128:
+            alphabet[byte] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(
+                chr(byte)
+            )[0][0]
+    unused = iter(range(256, 512))
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    for byte in range(256):
+        letter = chr(byte) if byte in printable else chr(next(unused))
+        assert alphabet.get(byte, letter) == letter
+        alphabet[byte] = letter
+    return [tokenizer.token_to_id(alphabet[byte]) for byte in range(256)]
+
+
+#: What clean-up looks for, whole and in parts, its neighbours, characters of 2 to 4 bytes, and broken ones.
+_BITS = [b" ", b"  ", b"'", b" ' ", b" '", b"' ", b"n", b"n't", b" n't", b" n", b"t", b"s", b"'s", b" 's", b"m", b"v"]
+_BITS += [b"ve", b"'ve", b" 've", b"re", b"r", b"e", b".", b" .", b"?", b"!", b",", b" ,", b"word", b"1", b"\n", b"a"]
+_BITS += ["é".encode(), "€".encode(), "🐕".encode(), b"\xf0\x9f", b"\x90", b"\xe2", b"\xff", "\ufffd".encode()]
+
+
+def streamed(codec: TextCodec, ids: list[int], cuts: list[int]) -> tuple[list[str], str]:
+    """Deltas of the pushes, ids cut at ``cuts``, and what ``finish`` adds."""
+    stream = TextStream(codec)
+    edges = [0, *sorted(cut % (len(ids) + 1) for cut in cuts), len(ids)]
+    deltas = [stream.push(ids[first:last]) for first, last in pairwise(edges)]
+    return deltas, stream.finish()
+
+
+def assert_never_contradicted(codec: TextCodec, ids: list[int], cuts: list[int]) -> None:
+    whole = codec.decode(ids)
+    deltas, rest = streamed(codec, ids, cuts)
+    said = ""
+    for delta in deltas:
+        said += delta
+        assert whole.startswith(said)
+    assert said + rest == whole
+
+
+@settings(max_examples=300, deadline=None)
+@given(ids=st.lists(st.integers(0, 345), max_size=40), cuts=st.lists(st.integers(0, 40), max_size=40))
+def test_deltas_of_any_tokens_join_to_the_text(codec: TextCodec, ids: list[int], cuts: list[int]) -> None:
+    """345 is beyond the tokenizer: a model may draw ids that have no text."""
+    assert_never_contradicted(codec, ids, cuts)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(bits=st.lists(st.sampled_from(_BITS), max_size=14), cuts=st.one_of(st.none(), st.lists(st.integers(0, 60))))
+@example(bits=[b"x  ' ve"], cuts=None)
+@example(bits=[b"x n ' t y"], cuts=None)
+@example(bits=[b"do n't  ' s   ."], cuts=None)
+@example(bits=["🐕".encode()[:3], b"a", "🐕".encode()], cuts=None)
+def test_what_clean_up_and_utf8_would_change_is_held_back(
+    codec: TextCodec, byte_ids: list[int], bits: list[bytes], cuts: list[int] | None
+) -> None:
+    """Byte by byte, so that every pattern and every character is cut everywhere; or cut at random places."""
+    ids = [byte_ids[byte] for byte in b"".join(bits)]
+    assert_never_contradicted(codec, ids, list(range(len(ids))) if cuts is None else cuts)
+
+
+def test_a_character_comes_whole_or_not_at_all(codec: TextCodec, byte_ids: list[int]) -> None:
+    ids = [byte_ids[byte] for byte in "aé€🐕b".encode()]
+    deltas, rest = streamed(codec, ids, list(range(len(ids))))
+    assert [delta for delta in deltas if delta] == ["a", "é", "€", "🐕", "b"] and rest == ""
+    assert streamed(codec, ids[:-2], [2]) == (["aé"[:1], "é€"], "\ufffd")  # the ids end in the middle of one
+
+
+@pytest.mark.parametrize("text", ["dog 's", "is n't", "a . b", "x ' y", "we 've , they 're", "  ' ve", "🐕 .", "don't"])
+def test_the_bytes_of_a_text_decode_to_its_clean_up(codec: TextCodec, byte_ids: list[int], text: str) -> None:
+    ids = [byte_ids[byte] for byte in text.encode()]
+    assert codec.decode(ids) == codec.clean_up(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(words=st.lists(st.text("abcdefghijklmnopqrstuvwxyz0123456789é-", min_size=1, max_size=8), min_size=1))
+def test_a_word_is_out_when_the_next_one_begins(codec: TextCodec, byte_ids: list[int], words: list[str]) -> None:
+    """Whatever its length: lists of numbers and short words must flow too."""
+    stream, said = TextStream(codec), ""
+    for count, word in enumerate(words):
+        said += stream.push([byte_ids[byte] for byte in (" " * (count > 0) + word).encode()])
+        assert said.startswith(" ".join(words[:count]))
+
+
+def test_a_text_without_anything_to_clean_up_is_out_at_once(codec: TextCodec, byte_ids: list[int]) -> None:
+    deltas, rest = streamed(codec, [byte_ids[byte] for byte in b"1 2 3: go"], list(range(9)))
+    assert [delta for delta in deltas if delta] == ["1", " 2", " 3", ":", " g", "o"] and rest == ""
+
+
+# ---- sound ----
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle: Path) -> Iterator[Model]:
+    with Model.open(tiny_bundle, threads=1, max_context=256, verify="never") as opened:
+        yield opened
+
+
+def latents_of(model: Model, frames: int) -> np.ndarray:
+    codes = np.random.default_rng(frames).integers(0, 16, (frames, 8)).astype(np.int16)
+    return model._engine.codes_to_latents(codes)
+
+
+@settings(max_examples=25, deadline=None)
+@given(pushes=st.lists(st.integers(0, 40), max_size=12), pieces=st.booleans())
+@example(pushes=[1] * 150, pieces=True)
+@example(pushes=[10] * 60, pieces=True)
+@example(pushes=[600], pieces=False)
+def test_pieces_of_sound_join_to_the_offline_decode(model: Model, pushes: list[int], pieces: bool) -> None:
+    codec, frames = model.bundle.manifest.codec, sum(pushes)
+    latents = latents_of(model, frames)
+    stream = SoundStream(model._engine.decode_latents, codec, pieces=pieces)
+    found, first, most = [], 0, codec.context_left + 2 * MOST_FRAMES + codec.context_right
+    for push in pushes:
+        assert stream.sent == sum(map(len, found))
+        found.append(stream.push(latents[first : first + push]))
+        first += push
+        if pieces:
+            assert len(stream._latents) < most + push
+            assert (stream.sent > 0) == (first >= FIRST_FRAMES + codec.context_right)
+        else:
+            assert stream.sent == 0
+    found.append(stream.finish())
+    joined = np.concatenate(found)
+    assert joined.dtype == np.float32 and len(joined) == frames * codec.hop_length == stream.sent
+    np.testing.assert_array_equal(stream.samples, joined)
+    if frames:
+        expected = model._engine.decode_latents(latents)
+        np.testing.assert_allclose(joined, expected, rtol=0, atol=SAMPLES * np.abs(expected).max())
+
+
+def test_what_is_kept_of_a_long_sound_does_not_grow(model: Model) -> None:
+    """But for the samples themselves, which the finished segment needs."""
+    codec = model.bundle.manifest.codec
+    decoded: list[int] = []
+
+    def decode(window: np.ndarray) -> np.ndarray:
+        decoded.append(len(window))
+        return np.zeros(len(window) * codec.hop_length, np.float32)
+
+    stream = SoundStream(decode, codec)
+    most = codec.context_left + MOST_FRAMES + codec.context_right + 10
+    for _ in range(500):
+        piece = stream.push(np.zeros((10, codec.latent_size), np.float32))
+        assert len(stream._latents) <= most
+        assert all(part.base is None for part in (piece, stream._latents[:0].base if len(piece) else piece))
+    assert max(decoded) <= most and len(decoded) < 5000 / MOST_FRAMES + 10
+
+
+def test_a_consumer_cannot_change_the_sound_that_is_being_made(model: Model) -> None:
+    stream = SoundStream(model._engine.decode_latents, model.bundle.manifest.codec)
+    piece = stream.push(latents_of(model, 60))
+    assert len(piece) and not piece.flags.writeable
