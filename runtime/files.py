@@ -20,7 +20,7 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     ``path`` stays as it was. ``OSError`` becomes :class:`OutputError`, naming the file.
     """
     target = Path(path)
-    if target.is_dir():
+    if not target.name:
         raise OutputError(f"{target}: is a folder; name a file")
     temporary = _beside(target)
     try:
