@@ -23,7 +23,7 @@ Finish = Literal["eos", "eot", "max_steps"]
 #: Called after every few rows with the segment's modality and the rows drawn so far.
 OnRows = Callable[[Modality, int], None]
 
-#: Rows drawn between two looks at the caller (progress, cancel).
+#: Rows drawn between two looks at a caller that only wants to know how far it is.
 ROWS_A_CALL = 10
 
 
@@ -55,11 +55,13 @@ def turn(
     max_segments: int,
     audio: AudioSampling,
     text: TextSampling,
+    rows_a_call: int = ROWS_A_CALL,
 ) -> Iterator[Step]:
     """Answer ``prompt`` (rows and features, see ``chat.prompt_parts``), segment by segment.
 
     ``modality`` forces the first segment's only. ``mode`` "reference" repeats the whole prompt before each further
-    segment, as the published code does; "fixed" feeds only ``assistant``. The rows that close the last segment are not
+    segment, as the published code does; "fixed" feeds only ``assistant``. ``rows_a_call`` rows are drawn between two
+    looks at the caller. The rows that close the last segment are not
     in the cache yet: see :func:`closing_rows`.
     """
     assistant = vocabulary.special_row(ROLES["assistant"])[None]
@@ -70,7 +72,7 @@ def turn(
         sequence.begin_segment(chosen, audio if chosen == "audio" else text, mode=mode, segment=segment)
         yield Began(chosen)
         while True:
-            frames = sequence.run_frames(ROWS_A_CALL)
+            frames = sequence.run_frames(rows_a_call)
             yield frames
             if frames.end is not None:
                 break

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 #: Events that wait for a slow consumer before the turn itself waits.
 QUEUE_EVENTS = 64
-#: Seconds between two looks at the cancel flag while the queue is full.
+#: Seconds between two looks at the cancel flag and the clock while the queue is full, or a sound is heard elsewhere.
 _POLL = 0.05
+#: Seconds in which a thread whose start was interrupted begins to run, if it does at all.
+_START_SECONDS = 1.0
 
 
 class Turn:
@@ -60,6 +62,8 @@ class Turn:
         self._cancelled = False  # a plain flag: a lock could be held by the very thread that a signal interrupts
         self._thread: threading.Thread | None = None
         self._finished: list[Segment] = []
+        self._begun, self._done = threading.Event(), threading.Event()
+        self._reader: object = None
         self._started = 0.0
         self._seconds: dict[str, float] = {}
 
@@ -81,8 +85,10 @@ class Turn:
         return found
 
     def __iter__(self) -> Iterator[Event]:
-        self._start()
+        reader = object()
         try:
+            # inside the block: an interrupt may come as soon as the turn is under way
+            self._start(reader)
             while True:
                 event = self._received(self._queue.get())
                 if event is not None:
@@ -91,24 +97,36 @@ class Turn:
                     return
         finally:
             # no waiting here: a generator may be closed by the garbage collector, on a thread that the turn waits for
-            self.cancel()
+            if self._reader is reader:
+                self.cancel()
 
     def __aiter__(self) -> AsyncEvents:
         return AsyncEvents(self)
 
     # ---- the consumer's side ----
 
-    def _start(self, wake: Callable[[], object] | None = None) -> None:
-        """Begin to work; ``wake`` is called from the turn's thread after each event."""
+    def _start(self, reader: object, wake: Callable[[], object] | None = None) -> None:
+        """Begin to work for ``reader``; ``wake`` is called from the turn's thread after each event."""
         session = self._session
         with session._lock:
             if self._thread is not None:
                 raise SessionError("the events of a turn can be read once; begin another turn")
             session._refuse_if_busy("begin a turn")
+            before = session._running
             self._wake, self._started = wake, time.perf_counter()
-            thread = threading.Thread(target=self._work, args=(session._running,), name="ualm-turn", daemon=True)
-            thread.start()
-            self._thread, session._running = thread, self
+            self._thread = threading.Thread(target=self._work, args=(before,), name="ualm-turn", daemon=True)
+            # registered before it runs: wherever an interrupt strikes, the session knows of the turn
+            self._reader, session._running = reader, self
+            _under_way.add(self)
+            try:
+                self._thread.start()
+            except BaseException:
+                self._cancelled = True
+                if not self._begun.wait(_START_SECONDS):  # it never ran, and nobody must wait for it
+                    _under_way.discard(self)
+                    self._reader, session._running = None, before
+                    self._done.set()
+                raise
 
     def _received(self, item: Event | _Outcome) -> Event | None:
         """The event to hand over; None for one that was waiting when the turn was cancelled."""
@@ -139,14 +157,15 @@ class Turn:
         return told
 
     def _join(self) -> None:
+        """Wait until the turn's thread no longer uses the cache."""
         if self._thread is not None:
-            self._thread.join()
+            self._done.wait()
 
     # ---- the turn's own thread ----
 
     def _work(self, before: Turn | None) -> None:
         """``before``: a cancelled turn, which may still be using the cache."""
-        _under_way.add(self)
+        self._begun.set()
         try:
             if before is not None:
                 before._join()
@@ -154,9 +173,9 @@ class Turn:
             outcome = _Outcome("eos" if finish == "eos" else "max_steps", self._session._sequence.length)
         except BaseException as error:  # whatever it is, the consumer's thread must learn of it
             outcome = _Outcome(error, 0)
-        finally:
-            _under_way.discard(self)
         self._clock("total")
+        _under_way.discard(self)
+        self._done.set()
         self._hand_over(outcome)
         del outcome  # an error refers to this frame: together they would keep the cache alive
 
@@ -175,6 +194,7 @@ class Turn:
             max_segments=session.limits.segments,
             audio=self._audio,
             text=self._text,
+            rows_a_call=1,
         )
         builder: SegmentBuilder | None = None
         finish: Finish = "eot"
@@ -204,8 +224,7 @@ class Turn:
         return finish
 
     def _hear(self, sound: Sound) -> np.ndarray:
-        self._check(0)
-        return self._session._model._listener.features(sound)
+        return self._session._model._listener.features(sound, lambda: self._check(0))
 
     def _check(self, new_rows: int) -> None:
         """Stop here if somebody cancelled, or a limit is reached."""
@@ -231,10 +250,10 @@ class Turn:
             self._put(SoundChunk(index, piece, rate, builder.samples_sent - len(piece)))
 
     def _put(self, event: Event) -> None:
-        while not self._cancelled:
+        while True:
             if self._slots.acquire(timeout=_POLL):
                 return self._hand_over(event)
-        raise _Cancelled
+            self._check(0)
 
     def _hand_over(self, item: Event | _Outcome) -> None:
         self._queue.put(item)
@@ -254,6 +273,7 @@ class AsyncEvents:
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
+        self._token = object()  # what the turn knows its reader by: a reference to this object would keep it alive
         self._ready: asyncio.Event | None = None
         self._over = False
 
@@ -265,8 +285,8 @@ class AsyncEvents:
             raise StopAsyncIteration
         if self._ready is None:
             loop, ready = asyncio.get_running_loop(), asyncio.Event()
-            self._turn._start(lambda: loop.call_soon_threadsafe(ready.set))
             self._ready = ready
+            self._turn._start(self._token, lambda: loop.call_soon_threadsafe(ready.set))
         try:
             while True:
                 self._ready.clear()
@@ -285,11 +305,13 @@ class AsyncEvents:
     async def aclose(self) -> None:
         """Cancel the turn, unless it is over."""
         self._over = True
-        if self._ready is not None:
-            self._turn.cancel()
+        self._leave()
 
     def __del__(self) -> None:
-        if self._ready is not None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._turn._reader is self._token:
             self._turn.cancel()
 
 

@@ -118,9 +118,9 @@ def test_features_are_forgotten_by_bytes_the_oldest_first(model: Model, engine: 
     listener.features(sound(3, seconds=3))  # more than there is room for: kept until the next one comes
     listener.features(sound(3, seconds=3))
     assert engine.heard == 5
-    assert sum(future.result().nbytes for future in listener._known.values()) > 2 * one
+    assert sum(heard.future.result().nbytes for heard in listener._known.values()) > 2 * one
     listener.features(sound(4))
-    assert sum(future.result().nbytes for future in listener._known.values()) <= 2 * one
+    assert sum(heard.future.result().nbytes for heard in listener._known.values()) <= 2 * one
 
 
 def test_a_failure_is_raised_each_time_and_not_kept(listener: Listener, engine: CountingEngine) -> None:
@@ -187,16 +187,12 @@ def test_closing_leaves_no_thread_and_nothing_waiting(listener: Listener, engine
     for seed in range(3):
         listener.start(sound(seed))
     assert entered.wait(20)
-    refused: list[str] = []
-
-    def wait_for_the_last() -> None:
-        try:
-            listener.features(sound(2))
-        except EngineError as error:
-            refused.append(str(error))
-
-    waiting = threading.Thread(target=wait_for_the_last)
+    heard: list[np.ndarray] = []
+    looks = threading.Semaphore(0)
+    waiting = threading.Thread(target=lambda: heard.append(listener.features(sound(0), looks.release)))
     waiting.start()
+    for _ in range(2):  # before it asks for the sound, and while it waits for it
+        assert looks.acquire(timeout=20)
     while not listener._closed:
         closing = threading.Thread(target=listener.close)
         closing.start()
@@ -205,7 +201,7 @@ def test_closing_leaves_no_thread_and_nothing_waiting(listener: Listener, engine
     for thread in (closing, waiting):
         thread.join(20)
         assert not thread.is_alive()
-    assert engine.heard == 1 and "closed" in refused[0]  # the others were not begun
+    assert engine.heard == 1 and len(heard) == 1  # what was under way was finished, the others were not begun
     assert set(threading.enumerate()) <= before
     for call in (listener.start, listener.features):
         with pytest.raises(EngineError, match="closed"):
@@ -218,3 +214,54 @@ def test_a_closed_model_leaves_no_thread(tiny_bundle: Path) -> None:
         opened.listen(sound())
         assert set(threading.enumerate()) > before
     assert set(threading.enumerate()) <= before
+
+
+def test_a_sound_that_waits_in_the_background_is_heard_by_whoever_needs_it(
+    listener: Listener, engine: CountingEngine
+) -> None:
+    go, entered = threading.Event(), threading.Event()
+
+    def first_waits() -> None:
+        if not entered.is_set():
+            entered.set()
+            assert go.wait(20)
+
+    engine.before = first_waits
+    for seed in range(3):
+        listener.start(sound(seed))
+    assert entered.wait(20)
+    assert len(listener.features(sound(2)))  # the background thread still hears the first
+    assert engine.heard == 2
+    go.set()
+    listener.close()
+
+
+def test_a_background_that_cannot_begin_leaves_the_sound_to_be_heard(
+    listener: Listener, engine: CountingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor.submit", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        listener.start(sound())
+    assert len(listener.features(sound()))
+    assert engine.heard == 1
+
+
+def test_waiting_for_a_sound_heard_elsewhere_can_be_ended(listener: Listener, engine: CountingEngine) -> None:
+    go, entered = threading.Event(), threading.Event()
+    engine.before = lambda: (entered.set(), go.wait(20))
+    listener.start(sound())
+    assert entered.wait(20)
+    looks = iter(range(3))
+
+    def look() -> None:
+        if next(looks, None) is None:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        listener.features(sound(), look)
+    go.set()
+    assert len(listener.features(sound()))
+    assert engine.heard == 1

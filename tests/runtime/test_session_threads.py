@@ -419,6 +419,43 @@ def test_a_thread_that_cannot_be_started_leaves_the_session_usable(
     assert_as_before(session, expected)
 
 
+@pytest.mark.parametrize("ran", [True, False], ids=["begun", "not begun"])
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["for", "async for"])
+def test_an_interrupt_while_a_turn_starts_leaves_no_turn_behind(
+    model: Model, expected: list[Event], monkeypatch: pytest.MonkeyPatch, ran: bool, asynchronous: bool
+) -> None:
+    session = begun(model)
+    start = threading.Thread.start
+
+    def interrupted(self: threading.Thread) -> None:
+        if self.name == "ualm-turn":
+            if ran:
+                start(self)
+            raise KeyboardInterrupt
+        start(self)
+
+    async def read() -> None:
+        async for _ in turn_of(session):
+            pass
+
+    monkeypatch.setattr(turn_module, "_START_SECONDS", 0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(read()) if asynchronous else list(turn_of(session))
+    assert_as_before(session, expected)
+
+
+def test_time_runs_out_for_a_turn_whose_consumer_is_gone(endless: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn_module, "QUEUE_EVENTS", 1)
+    turn = endless.session(time_limit=0.3).turn(LONG[0], **LONG[1])
+    events = iter(turn)
+    next(events)
+    assert turn._done.wait(HUNG)  # its thread does not wait for ever for a place in the queue
+    with pytest.raises(TimeLimitError, match="time_limit"):
+        list(events)
+
+
 # ---- failures and limits ----
 
 
