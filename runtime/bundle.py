@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import BundleError, InputError
+from .sampling import AudioSampling, TextSampling
 from .tensors import MappedTensors
 from .vocabulary import Vocabulary
 
@@ -213,6 +214,15 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
     try:
+        for section in ("model", "vocabulary", "codec"):
+            for name, value in document[section].items():
+                if type(value) is not int or value < 0:
+                    raise ValueError(f"{section}.{name} = {value!r}")
+        for name, kind in (("audio", AudioSampling), ("text", TextSampling)):
+            kind.from_mapping(document["sampling"][name])
+        for role, part in document["parts"].items():
+            if part["file"] not in document["files"]:
+                raise ValueError(f"parts.{role}.file = {part['file']!r} is not among the files")
         files = {name: BundleFile(**values) for name, values in document["files"].items()}
         manifest = Manifest(
             model=ModelIdentity(**document["model"]),

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from .errors import BundleError, InputError
 from .sound import Sound, Speech
-from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, Vocabulary
+from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, Vocabulary, check_codes
 
 #: What a message can carry: a text, or a sound (made, or in a file), which may be marked as speech.
 Content = Union[str, Sound, Speech, "os.PathLike[str]"]
@@ -74,14 +74,24 @@ class TextCodec:
 CheckedMessage = tuple[str, str, Sound | list[int]]
 
 
-def check_messages(messages: Sequence[Message], text: TextCodec) -> list[CheckedMessage]:
-    """Read files, encode texts, and refuse what cannot be used, before anything is computed."""
+def check_messages(
+    messages: Sequence[Message], vocabulary: Vocabulary, text: TextCodec, check_sound: Callable[[Sound], object]
+) -> list[CheckedMessage]:
+    """Read files, encode texts, and refuse what cannot be used, before anything is computed.
+
+    ``check_sound`` refuses a sound that the encoder cannot take.
+    """
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
         raise InputError("messages: give a list of (role, content) pairs, at least one")
     checked: list[CheckedMessage] = []
     for index, message in enumerate(messages):
         try:
-            checked.append(_check_message(message, text))
+            role, modality, content = _check_message(message, text)
+            if isinstance(content, Sound) and role == "assistant":
+                check_codes(np.asarray(content.codes), vocabulary.codebook_size)
+            elif isinstance(content, Sound):
+                check_sound(content)
+            checked.append((role, modality, content))
         except InputError as error:
             raise InputError(f"messages[{index}]: {error}") from error
     return checked

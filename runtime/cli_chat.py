@@ -133,7 +133,8 @@ class Chat:
             if line.strip():
                 self._say([("user", line.strip())])
             return True
-        name, _, argument = line.rstrip().partition(" ")
+        name, *rest = line.rstrip().split(None, 1)  # a terminal's Tab types a tab
+        argument = rest[0] if rest else ""
         argument = argument.strip()
         if name not in COMMANDS:
             raise InputError(f"{name}: no such command; /help lists them, and a space before / makes the line a text")

@@ -13,7 +13,7 @@ import typer
 from .bundle import MANIFEST, Bundle
 from .cli_common import JsonOption, in_bytes, report, table
 from .model import DEFAULT_CONTEXT
-from .vocabulary import SPECIALS, STREAMS
+from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, SPECIALS, STREAMS
 
 
 def inspect(
@@ -68,7 +68,10 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             },
             "tolerances": dict(manifest.golden),
         },
-        "templates": [],
+        "templates": {
+            "conversation": "bos, then per message: role, modality, content, then eot before the same role, else eos",
+            "ids": {"bos": BOS, "eos": EOS, "eot": EOT, **ROLES, **MODALITIES},
+        },
         "cache": {"bytes_per_row": row, "rows": context, "bytes": row * context},
     }
 
@@ -108,6 +111,7 @@ def _plain(about: Mapping[str, Any]) -> str:
     sections = [
         table(about["bundle"], identity),
         table("source", _flat(source)),
+        table("templates", [("conversation", about["templates"]["conversation"]), ("ids", _ids(about))]),
         table("model", _flat(about["model"])),
         table(f"vocabulary, {vocabulary['size']} ids", spans),
         table("codec", rates),
@@ -134,3 +138,7 @@ def _flat(values: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 def _size(size: int | None) -> str:
     return "missing" if size is None else in_bytes(size)
+
+
+def _ids(about: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in about["templates"]["ids"].items())

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .bundle import TOKENIZER, Bundle, Verify
-from .chat import Message, TextCodec, check_messages, prompt_parts
+from .chat import CheckedMessage, Message, TextCodec, check_messages, prompt_parts
 from .engines.base import Engine, open_engine
 from .errors import InputError, UalmError
 from .generate import Began, Ended, Modality, OnRows, turn
@@ -106,7 +106,7 @@ class Model:
         self._check_modality(modality)
         if isinstance(max_segments, bool) or not isinstance(max_segments, Integral) or max_segments < 1:
             raise InputError(f"max_segments = {max_segments!r}: give a whole number of at least 1")
-        prompt = prompt_parts(check_messages(messages, self._text), self._vocabulary, self._listener.features)
+        prompt = prompt_parts(self._checked(messages), self._vocabulary, self._listener.features)
         steps = turn(
             self._engine.open_sequence(),
             prompt,
@@ -224,6 +224,9 @@ class Model:
     def identity(self) -> str:
         """Digest of the bundle's manifest: equal for equal bundles."""
         return self.bundle.digest
+
+    def _checked(self, messages: Sequence[Message]) -> list[CheckedMessage]:
+        return check_messages(messages, self._vocabulary, self._text, self._listener.check)
 
     def _builder(self, modality: Modality, *, pieces: bool) -> SegmentBuilder:
         return SegmentBuilder(modality, self.bundle.manifest, self._text, self._engine, pieces=pieces)

@@ -66,6 +66,7 @@ class SegmentBuilder:
     def segment(self, finish: Finish) -> Segment:
         """The finished segment; call :meth:`rest` first."""
         rows = self.rows
+        rows.flags.writeable = False
         if self.modality == "text":
             return Segment("text", rows, self._text.text, None, finish)
         codes = self._manifest.vocabulary.codes(rows if finish == "max_steps" else rows[:-1])

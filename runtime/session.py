@@ -1,14 +1,12 @@
-"""A conversation whose cache is kept: turns, events, cancel, fork, truncate, save and restore.
+"""A conversation whose cache is kept: turns, fork, truncate, save and restore.
 
-A turn runs on a thread of its own and hands its events over through a bounded queue: a consumer that is slow makes the
-turn wait, and nothing is dropped. A turn counts when its TurnEnded is handed over: one that is cancelled, left, fails
-or reaches a limit before is taken back, and the session stands where it stood. A turn boundary is a number of cache
-rows, so taking back is forgetting the rows behind it, which whatever uses the session next does first.
+A turn counts when its TurnEnded is handed over: one that is cancelled, left, fails or reaches a limit before is taken
+back, and the session stands where it stood. A turn boundary is a number of cache rows, so taking back is forgetting the
+rows behind it, which whatever uses the session next does first.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -20,21 +18,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .chat import Content, Message, check_messages
+from .chat import Content, Message
 from .engines.base import Sequence as EngineSequence
 from .errors import (
     ContextError,
     EngineError,
     InputError,
+    MemoryLimitError,
     SessionError,
 )
 from .files import replacing_file
 from .generate import Modality
 from .sampling import AudioSampling, TextSampling, check_options
 from .segment import Segment
-from .sound import Sound
 from .turn import Turn
-from .vocabulary import check_codes
 
 if TYPE_CHECKING:
     from .model import Model
@@ -75,7 +72,7 @@ class Session:
         self._ends = [0]
         #: The turn that was begun last, until its end is read; one that is cancelled may still be stopping.
         self._running: Turn | None = None
-        #: Guards ``_running`` and ``_ends``; no turn's own thread takes it.
+        #: Guards ``_running`` and the end of a turn; no turn's own thread takes it.
         self._lock = threading.Lock()
 
     @property
@@ -109,15 +106,7 @@ class Session:
         text = model._text_defaults if text is None else text
         check_options("fixed", audio, text)
         model._check_modality(modality)
-        checked = check_messages(pairs, model._text)  # type: ignore[arg-type]
-        for index, (role, _, content) in enumerate(checked):
-            try:
-                if isinstance(content, Sound) and role == "assistant":
-                    check_codes(np.asarray(content.codes), model._vocabulary.codebook_size)
-                elif isinstance(content, Sound):
-                    model._listener.check(content)
-            except InputError as error:
-                raise InputError(f"messages[{index}]: {error}") from error
+        checked = model._checked(pairs)  # type: ignore[arg-type]
         return Turn(self, checked, modality, audio, text)
 
     def ask(self, messages: Content | Sequence[Message], **options: object) -> list[Segment]:
@@ -143,10 +132,9 @@ class Session:
         """Write the session to a file (a NumPy ``.npz``), for :meth:`Model.restore`."""
         self._settle("save")
         about = {"format": "ualm-session", "version": 1, "model": self._model.identity, "ends": self._ends}
-        packed = io.BytesIO()
-        np.savez(packed, about=np.frombuffer(json.dumps(about).encode(), np.uint8), cache=self._sequence.save())
-        with replacing_file(path) as temporary:
-            temporary.write_bytes(packed.getbuffer())
+        packed = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        with replacing_file(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, about=packed, cache=self._sequence.save())
 
     @classmethod
     def _restore(cls, model: Model, path: str | os.PathLike[str], limits: Limits) -> Session:
@@ -166,6 +154,11 @@ class Session:
             raise SessionError(f"{file}: not a saved session ({why}); save it again") from error
         if found != model.identity:
             raise SessionError(f"{file}: was saved with another bundle ({found!s:.12}); open that one to restore it")
+        needed = ends[-1] * model._engine.bytes_per_row
+        if limits.memory is not None and needed > limits.memory:
+            raise MemoryLimitError(
+                f"{file}: its {ends[-1]} rows need {needed} bytes of cache, but memory_limit = {limits.memory}"
+            )
         session = cls(model, limits)
         try:
             session._sequence.restore(cache)

@@ -1,7 +1,8 @@
 """The embedded engine: ONNX Runtime on the CPU, with the frame sampler and the KV cache in our own memory.
 
-The cache is one allocation a layer, bound as past and present at once: a step writes its row in place, and nothing is
-ever copied. Pages that no row has reached are never touched, so a large ``max_context`` costs address space only.
+The cache of a layer is two allocations, each bound as past and present at once: a step writes its row in place, and
+nothing is ever copied. Pages that no row has reached are never touched, so a large ``max_context`` costs address space
+only.
 """
 
 from __future__ import annotations

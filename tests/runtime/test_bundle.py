@@ -223,8 +223,14 @@ def test_a_manifest_edited_by_hand_is_refused(bundle):
         lambda document: document.update(files=[]),
         lambda document: document["files"].update({WEIGHTS: None}),
         lambda document: document.update(sampling=None),
+        lambda document: document["sampling"].pop("text"),
+        lambda document: document["sampling"]["audio"].update(temperature=-1),
+        lambda document: document["parts"]["codec"].pop("file"),
+        lambda document: document["parts"]["codec"].update(file="other.onnx"),
+        lambda document: document["codec"].update(hop_length="x"),
+        lambda document: document["model"].update(heads=-1),
     ],
-    ids=range(7),
+    ids=range(13),
 )
 def test_a_manifest_without_a_field_is_refused(bundle, edit):
     rewrite_manifest(bundle, edit)

@@ -26,8 +26,9 @@ def text(bundle: Bundle) -> TextCodec:
 
 
 def parts_of(bundle: Bundle, text: TextCodec, *messages: tuple[str, object]) -> list[np.ndarray]:
-    checked = check_messages(messages, text)  # type: ignore[arg-type]
-    return prompt_parts(checked, bundle.manifest.vocabulary, lambda sound: HEARD)
+    vocabulary = bundle.manifest.vocabulary
+    checked = check_messages(messages, vocabulary, text, lambda sound: None)  # type: ignore[arg-type]
+    return prompt_parts(checked, vocabulary, lambda sound: HEARD)
 
 
 def stream_0(part: np.ndarray) -> list[int]:

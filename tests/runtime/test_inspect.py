@@ -57,7 +57,8 @@ def test_json_says_what_the_bundle_is(run, tiny_bundle, tiny_run):
     assert about["golden"]["tolerances"] == manifest["golden"]
     assert about["golden"]["tensors"]["rows"] == {"dtype": "int32", "shape": [22, 8]}
     assert about["golden"]["tensors"]["logits.modality"] == {"dtype": "float32", "shape": [1, 5]}
-    assert about["templates"] == []
+    ids = about["templates"]["ids"]
+    assert (ids["bos"], ids["eos"], ids["eot"], ids["assistant"], ids["audio"]) == (1, 2, 3, 6, 8)
 
 
 def test_the_cache_is_what_the_engine_takes(run, tiny_bundle):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from ualm.runtime import (
     AudioSampling,
     ContextError,
     InputError,
+    MemoryLimitError,
     Model,
     OutputError,
     Segment,
@@ -377,12 +378,12 @@ def test_a_failed_save_leaves_the_old_file(model: Model, saved: Path, monkeypatc
     session, before = model.restore(saved, max_segments=50), saved.read_bytes()
     ask(session, SAYINGS[1])
 
-    def full(self: Path, content: Any) -> int:
-        self.open("wb").write(b"half")
+    def full(file: IO[bytes], **arrays: Any) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(np, "savez", full)
         with pytest.raises(OutputError, match="No space left"):
             session.save(saved)
     assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
@@ -556,3 +557,10 @@ def test_text_and_sound_come_while_they_are_made(leaning: list[Model]) -> None:
     assert len(chunks) > 3 and len(chunks[0].samples) < len(chunks[-2].samples)
     said = replace(said, options=said.options | {"modality": "text"})
     assert sum(type(event) is TextDelta for event in leaning[0].session().turn(said.messages, **said.options)) > 5
+
+
+def test_a_saved_session_beyond_the_memory_limit_is_refused(model: Model, saved: Path) -> None:
+    needed = model.restore(saved).rows * model._engine.bytes_per_row
+    assert model.restore(saved, memory_limit=needed).turns == model.restore(saved).turns
+    with pytest.raises(MemoryLimitError, match=rf"need {needed} bytes.*memory_limit = {needed - 1}"):
+        model.restore(saved, memory_limit=needed - 1)

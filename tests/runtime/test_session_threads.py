@@ -44,7 +44,8 @@ from ualm.runtime import (
 from ualm.runtime import session as session_module
 from ualm.runtime import turn as turn_module
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeSequence
-from ualm.runtime.events import Event, SegmentEnded, SegmentStarted, TurnEnded
+from ualm.runtime.events import Event, SegmentEnded, SegmentStarted, SoundChunk, TurnEnded
+from ualm.runtime.streaming import FIRST_FRAMES
 from ualm.runtime.vocabulary import CHOOSABLE
 
 ABLE = {"text": 4.0, "audio": 4.0}
@@ -875,3 +876,15 @@ def test_a_dropped_session_frees_its_cache_at_once(model: Model, ending: str) ->
         assert cache() is None
     finally:
         gc.enable()
+
+
+def test_the_first_samples_come_with_the_first_row_that_decides_them(endless: Model) -> None:
+    codec = endless.bundle.manifest.codec
+    turn = endless.session().turn("A dog barks.", modality="audio", audio=AudioSampling(max_steps=60, guidance=1.0))
+    needed = FIRST_FRAMES + codec.context_right + 7  # the delay pattern completes a frame 7 rows after its first
+    drawn: list[int] = []
+    put = turn._put_piece
+    turn._put_piece = lambda builder, index, piece: (drawn.append(len(builder.rows)), put(builder, index, piece))  # type: ignore
+    chunks = [event for event in turn if isinstance(event, SoundChunk)]
+    assert len(chunks[0].samples) == FIRST_FRAMES * codec.hop_length
+    assert drawn[:needed] == list(range(1, needed + 1))  # row by row: the first chunk did not wait for a batch of rows
