@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from support.runs import Run, make_run
 from ualm.export.exporter import export_run
+from ualm.runtime import cli
 
 torch.set_num_threads(1)
 
@@ -21,3 +24,25 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of ``tiny_run``; read-only, copy it before changing anything."""
     return export_run(tiny_run.folder, tmp_path_factory.mktemp("bundle") / "tiny").bundle
+
+
+@pytest.fixture
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command as on a new machine: nothing verified before, no bundle of the user's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("UALM_BUNDLE", raising=False)
+
+
+@pytest.fixture
+def ualm(
+    clean_environment: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process; gives exit status, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ualm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (int(stop.value.code or 0), *capsys.readouterr())
+
+    return run

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ualm.runtime import BundleError, EngineError, __version__, cli, doctor
+from ualm.runtime import BundleError, EngineError, __version__, doctor
 from ualm.runtime.bundle import GOLDEN, WEIGHTS, Bundle
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ualm.runtime.tensors import MappedTensors
@@ -32,22 +32,10 @@ CHECKS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def run(ualm: Command) -> Command:
     """``ualm doctor`` in this process; gives exit status, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ualm", "doctor", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (int(stop.value.code or 0), *capsys.readouterr())
-
-    return run
+    return functools.partial(ualm, "doctor")
 
 
 @pytest.fixture

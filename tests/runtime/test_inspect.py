@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -12,28 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from ualm.runtime import Model, __version__, cli
+from ualm.runtime import Model, __version__
 from ualm.runtime.bundle import WEIGHTS
 
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(autouse=True)
-def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def run(ualm: Command) -> Command:
     """``ualm inspect`` in this process; gives exit status, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ualm", "inspect", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (int(stop.value.code or 0), *capsys.readouterr())
-
-    return run
+    return functools.partial(ualm, "inspect")
 
 
 def test_json_says_what_the_bundle_is(run, tiny_bundle, tiny_run):
