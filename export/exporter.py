@@ -32,7 +32,7 @@ from .codec import CodecPart, plan_codec
 from .encoder_afwhisper import plan_encoder as plan_afwhisper
 from .encoder_common import EncoderPart
 from .encoder_omni import plan_encoder as plan_omni
-from .golden import TOLERANCES, write_golden
+from .golden import TOLERANCES, check_onnxruntime, write_golden
 from .graph import Graph
 from .heads import HeadsPlan
 from .run import Recipe, RunFiles, find_run, read_recipe
@@ -72,6 +72,7 @@ def export_run(
     """
     if precision not in PRECISIONS:
         raise ExportError(f"precision = {precision!r}: choose {', '.join(PRECISIONS)}")
+    check_onnxruntime()
     clock = _Clock()
     files = find_run(run, config=config, weights=weights, step=step)
     recipe = read_recipe(files.config)

@@ -19,6 +19,22 @@ from ..runtime.vocabulary import MODALITIES, ROLES, STREAMS
 TOLERANCES = {"logits": 1e-4, "features": 1e-4, "pcm": 1e-4}
 
 
+#: The first ONNX Runtime with TensorScatter, which the standard dialect of the body needs.
+OLDEST_ONNXRUNTIME = (1, 25)
+
+
+def check_onnxruntime() -> None:
+    """Refuse an ONNX Runtime that cannot run the parts, before gigabytes are written."""
+    import onnxruntime as ort
+
+    if tuple(int(number) for number in ort.__version__.split(".")[:2]) < OLDEST_ONNXRUNTIME:
+        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
+        raise ExportError(
+            f"onnxruntime {ort.__version__}: export needs {oldest} or newer, which there is for Python 3.11 and up; a "
+            "bundle made there runs here too"
+        )
+
+
 def golden_inputs(manifest: Manifest) -> dict[str, np.ndarray]:
     """A short prompt of text and audio rows, codes, and a third of a second of sound; the same for every export."""
     random = np.random.default_rng(20251012)

@@ -125,3 +125,12 @@ def test_every_part_is_valid_onnx_with_all_its_weights(tiny_bundle: Path) -> Non
         onnx.checker.check_model(str(bundle.part(role)), full_check=True)
         model = onnx.load(str(bundle.part(role)))
         assert all(np.isfinite(onnx.numpy_helper.to_array(tensor)).all() for tensor in model.graph.initializer)
+
+
+def test_an_onnxruntime_that_cannot_run_the_parts_is_refused_first(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.23.2")
+    with pytest.raises(ExportError, match=r"onnxruntime 1\.23\.2: export needs 1\.25"):
+        export_run(tiny_run.folder, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
