@@ -645,6 +645,33 @@ def test_eight_sessions_on_eight_threads_say_what_each_says_alone(model: Model) 
     assert together == [*alone[0], *alone[1]]
 
 
+def assert_others_run_during(call: Callable[[], object]) -> None:
+    """Python code on this thread advances while another makes ``call``, and does not wait for its end."""
+    lasted = longest = 0.0
+    for _ in range(5):
+        times: list[float] = []
+        done = threading.Event()
+
+        def work(times: list[float] = times, done: threading.Event = done) -> None:
+            times.append(time.perf_counter())
+            call()
+            times.append(time.perf_counter())
+            done.set()
+
+        thread = threading.Thread(target=work)
+        last, gap = time.perf_counter(), 0.0
+        thread.start()
+        while not done.is_set():
+            now = time.perf_counter()
+            gap, last = max(gap, now - last), now
+        thread.join()
+        lasted, longest = times[1] - times[0], gap
+        if longest < lasted / 2:  # a busy machine may have kept this thread waiting: it may try again
+            break
+    assert lasted > 0.005, "too short to tell"
+    assert longest < lasted / 2
+
+
 @pytest.mark.parametrize("call", ["embed", "step", "codes_to_latents"])
 def test_native_calls_let_other_threads_run(call: str) -> None:
     """Python code on another thread advances during a call of a fraction of a second, and does not wait for its end."""
@@ -673,29 +700,22 @@ def test_native_calls_let_other_threads_run(call: str) -> None:
         "step": lambda: sampler.step(logits, *out_of_step),
         "codes_to_latents": lambda: _native.codes_to_latents(codes, table, bias, latents),
     }
-    lasted = longest = 0.0
-    for _ in range(5):
-        times: list[float] = []
-        done = threading.Event()
+    assert_others_run_during(calls[call])
 
-        def work(times: list[float] = times, done: threading.Event = done) -> None:
-            times.append(time.perf_counter())
-            calls[call]()
-            times.append(time.perf_counter())
-            done.set()
 
-        thread = threading.Thread(target=work)
-        last, gap = time.perf_counter(), 0.0
-        thread.start()
-        while not done.is_set():
-            now = time.perf_counter()
-            gap, last = max(gap, now - last), now
-        thread.join()
-        lasted, longest = times[1] - times[0], gap
-        if longest < lasted / 2:  # a busy machine may have kept this thread waiting: it may try again
-            break
-    assert lasted > 0.005, "too short to tell"
-    assert longest < lasted / 2
+@pytest.mark.parametrize("call", ["encode", "decode_latents", "prefill"])
+def test_engine_calls_let_other_threads_run(endless: Model, call: str) -> None:
+    engine, random = endless._engine, np.random.default_rng(0)
+    codec, hidden = endless.bundle.manifest.codec, endless.bundle.manifest.model.hidden_size
+    heard = endless._listener._hearing.prepare(Sound(random.standard_normal(16000 * 250).astype(np.float32), 16000))
+    latents = random.standard_normal((60_000, codec.latent_size)).astype(np.float32)
+    prompt = random.standard_normal((6_000, hidden)).astype(np.float32)
+    calls = {
+        "encode": lambda: engine.encode(heard.inputs),
+        "decode_latents": lambda: engine.decode_latents(latents),
+        "prefill": lambda: engine.open_sequence().prefill([prompt]),
+    }
+    assert_others_run_during(calls[call])
 
 
 # ---- asyncio ----
