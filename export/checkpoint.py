@@ -122,14 +122,6 @@ def read_conv(source: TensorSource, prefix: str) -> np.ndarray:
     raise ExportError(f"tensor {prefix}.weight is missing (and no weight-normed pair stands for it)")
 
 
-def conv_shape(source: TensorSource, prefix: str) -> tuple[int, ...]:
-    """Shape of a convolution's weight, folded or not."""
-    for name in (f"{prefix}.weight", *(v for _, v in weight_norm_names(prefix))):
-        if name in source:
-            return source.shape(name)
-    raise ExportError(f"tensor {prefix}.weight is missing (and no weight-normed pair stands for it)")
-
-
 def weight_norm_names(prefix: str) -> list[tuple[str, str]]:
     """The two spellings in which torch saves a weight-normed tensor: (magnitude, direction)."""
     return [

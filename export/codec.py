@@ -18,7 +18,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import XcodecConfig
 
 from ..runtime.errors import ExportError
-from .checkpoint import TensorSource, conv_shape, read_conv, weight_norm_names
+from ..runtime.vocabulary import STREAMS
+from .checkpoint import TensorSource, read_conv, weight_norm_names
 from .graph import Graph
 from .weights import WeightStore
 
@@ -126,24 +127,24 @@ def frame_context(layers: Sequence[Convolution]) -> tuple[int, int]:
     return max(last // hop, 0), max((hop - 1 - first) // hop, 0)
 
 
-def plan_codec(source: TensorSource, config: Mapping[str, Any], store: WeightStore, *, streams: int = 8) -> CodecPart:
+def plan_codec(source: TensorSource, config: Mapping[str, Any], store: WeightStore) -> CodecPart:
     """Check the codec's tensors, plan the decoder's weights and tables in ``store``, and draw its graph.
 
     ``config`` is the parsed ``config.json`` of an ``XcodecModel``; fields left out take transformers' defaults.
-    Plans, besides the graph's weights, ``codec.rvq_table`` float32 [streams, K, D] with
+    Plans, besides the graph's weights, ``codec.rvq_table`` float32 [8, K, D] with
     ``table[n] = C_n @ fc2.weight.T`` and ``codec.rvq_bias`` float32 [D], so that a frame's latent is
     ``sum_n table[n, code_n] + bias``. Raises ExportError naming the field or tensor that does not fit.
     """
     full, ratios = _read_config(config)
     acoustic = full.acoustic_model_config
-    if full.num_quantizers < streams:
+    if full.num_quantizers < STREAMS:
         raise ExportError(
             f"codec config: target_bandwidths ending in {full.target_bandwidths[-1]} kbit/s make {full.num_quantizers} "
-            f"quantizers at {full.frame_rate} frames/s; the {streams} streams of a row need {streams}"
+            f"quantizers at {full.frame_rate} frames/s; the {STREAMS} streams of a row need {STREAMS}"
         )
     layers = decoder_convolutions(acoustic.hidden_size, acoustic.decoder_hidden_size, ratios)
     planner = _Planner(source, store)
-    planner.plan_tables(streams, full.codebook_size, full.codebook_dim, acoustic.hidden_size)
+    planner.plan_tables(STREAMS, full.codebook_size, full.codebook_dim, acoustic.hidden_size)
     for layer in layers:
         planner.plan_convolution(layer)
     planner.ignore(full.num_quantizers)
@@ -263,14 +264,12 @@ class _Planner:
 
     def _check_weight(self, prefix: str, expected: tuple[int, ...]) -> None:
         """Check a convolution's weight, or the weight-normed pair that stands for it."""
-        conv_shape(self.source, prefix)  # raises where no spelling is there
-        if f"{prefix}.weight" in self.source:
-            return self._check(f"{prefix}.weight", expected)
-        pairs = weight_norm_names(prefix)
-        magnitude, direction = next(pair for pair in pairs if pair[1] in self.source)
-        self._check(direction, expected)
-        # any other magnitude might broadcast without a word
-        return self._check(magnitude, (expected[0], 1, 1))
+        for magnitude, direction in weight_norm_names(prefix):
+            if direction in self.source and f"{prefix}.weight" not in self.source:
+                self._check(direction, expected)
+                # any other magnitude might broadcast without a word
+                return self._check(magnitude, (expected[0], 1, 1))
+        return self._check(f"{prefix}.weight", expected)
 
     def _check(self, name: str, expected: tuple[int, ...]) -> None:
         found = self.source.shape(name)

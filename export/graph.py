@@ -42,7 +42,7 @@ class Graph:
         self._inputs.append(helper.make_tensor_value_info(name, _element_type(dtype), shape))
         return name
 
-    def output(self, value: str, name: str, shape: Shape, dtype: str = "float32") -> str:
+    def output(self, value: str, name: str, shape: Shape) -> str:
         """Declare ``value``, made by a node of this graph, as the output called ``name``.
 
         The value itself takes the name, for its readers too: TensorRT wants a cache update to be the output, not a
@@ -53,7 +53,7 @@ class Graph:
                 for index, existing in enumerate(names):
                     if existing == value:
                         names[index] = name
-        self._outputs.append(helper.make_tensor_value_info(name, _element_type(dtype), shape))
+        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return name
 
     def weight(self, name: str) -> str:

@@ -65,9 +65,6 @@ class WeightStore:
     def __getitem__(self, name: str) -> PlannedTensor:
         return self._tensors[name]
 
-    def __len__(self) -> int:
-        return len(self._tensors)
-
     @property
     def nbytes(self) -> int:
         """Bytes of all planned tensors, without header and padding."""

@@ -115,6 +115,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="What you want to know about it.")],
     bundle: BundleOption = None,
     seed: SeedOption = 0,
+    guidance: GuidanceOption = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     max_tokens: MaxTokensOption = None,
@@ -124,7 +125,8 @@ def ask(
 ) -> None:
     """Answer a question about a sound."""
     with open_model(bundle, threads, max_context) as model:
-        options: dict[str, Any] = {"seed": seed} | given(temperature=temperature, top_k=top_k, max_steps=max_tokens)
+        options: dict[str, Any] = {"seed": seed}
+        options |= given(guidance=guidance, temperature=temperature, top_k=top_k, max_steps=max_tokens)
         started = time.perf_counter()
         with live_rows(lambda rows, elapsed: f"{rows} tokens, {elapsed:.1f} s") as on_rows:
             answer = model.ask(sound, question, on_rows=on_rows, **options)

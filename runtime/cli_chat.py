@@ -24,6 +24,7 @@ from .cli_common import (
     GuidanceOption,
     MaxSecondsOption,
     SeedOption,
+    StandardOutputError,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
@@ -242,6 +243,8 @@ def _converse(talk: Chat, view: View, read: Callable[[], str | None], at_termina
             warned = False
             if line is None or not talk.line(line):
                 return failed
+        except StandardOutputError:
+            raise
         except UalmError as error:
             view.error(error)
             failed = True

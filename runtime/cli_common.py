@@ -65,6 +65,10 @@ def steps_of(max_seconds: float | None, codec: CodecIdentity) -> int | None:
     return int(max_seconds / frame_seconds + 1e-6) + STREAMS - 1
 
 
+class StandardOutputError(OutputError):
+    """Nobody reads standard output any more, or the disk behind it is full: there is no use in going on."""
+
+
 def print_any(text: str) -> None:
     """Print to standard output at once; letters that a terminal lacks are escaped and do not cost the answer."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors != "backslashreplace":
@@ -72,7 +76,9 @@ def print_any(text: str) -> None:
     try:
         print(text, end="", flush=True)
     except OSError as error:
-        raise OutputError(f"standard output: {error.strerror or error}; the result could not be printed") from error
+        raise StandardOutputError(
+            f"standard output: {error.strerror or error}; the result could not be printed"
+        ) from error
 
 
 def report(as_json: bool, result: Mapping[str, object], plain: str) -> None:

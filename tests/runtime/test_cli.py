@@ -339,3 +339,21 @@ def test_as_a_process_bytes_that_are_no_utf8_are_one_line_and_no_traceback(proce
     result = process("generate", b"rain \xff", "-o", "a.wav", "-b", tiny_bundle)
     assert_refused(result, "not valid UTF-8")
     assert not (tmp_path / "a.wav").exists()
+
+
+def test_ask_takes_a_guidance_scale(ualm, tiny_bundle, sound):
+    arguments = ("ask", sound, "What?", "-b", tiny_bundle, "--threads", 1, "--max-tokens", 12, "--json")
+    plain, guided = (json.loads(ualm(*arguments, "--guidance", scale)[1])["answer"] for scale in (1, 8))
+    assert plain != guided
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_chat_that_nobody_reads_ends_at_once(tiny_bundle):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ualm.runtime.cli", "chat", "-b", tiny_bundle]
+        command += ["--modality", "text", "--max-tokens", "3", "--threads", "1"]
+        done = subprocess.run(
+            command, input="one\ntwo\nthree\n", stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode != 0
+    assert done.stderr.count("standard output") == 1 and "Traceback" not in done.stderr

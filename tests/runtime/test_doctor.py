@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from support.golden import CHECKS
 from ualm.runtime import BundleError, EngineError, __version__, doctor
 from ualm.runtime.bundle import GOLDEN, WEIGHTS, Bundle
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -21,15 +22,6 @@ from ualm.runtime.tensors import MappedTensors
 from ualm.runtime.vocabulary import ROLES
 
 Command = Callable[..., tuple[int, str, str]]
-CHECKS = [
-    "logits.modality",
-    "logits.audio (conditional)",
-    "logits.audio (null)",
-    "logits.text (conditional)",
-    "logits.text (null)",
-    "pcm",
-    "features",
-]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from support.golden import CHECKS
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.doctor import GOLDEN_CONTEXT, Check, check_golden
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -18,18 +19,7 @@ def checks(tiny_bundle: Path) -> dict[str, Check]:
     return {check.name: check for check in check_golden(bundle, engine)}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "logits.modality",
-        "logits.audio (conditional)",
-        "logits.audio (null)",
-        "logits.text (conditional)",
-        "logits.text (null)",
-        "pcm",
-        "features",
-    ],
-)
+@pytest.mark.parametrize("name", CHECKS)
 def test_the_engine_gives_the_golden_vector(checks: dict[str, Check], name: str) -> None:
     """The null branch of the golden vector was prefilled densely, the engine's is the constant vector."""
     check = checks[name]

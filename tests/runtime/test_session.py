@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from support.able import choosing_what_it_can
 from support.cases import CASES, Case
 from support.reference import Conversation, Reference
 from support.runs import make_run
@@ -33,9 +34,7 @@ from ualm.runtime import (
     Speech,
     TextSampling,
 )
-from ualm.runtime.engines.onnxruntime import OnnxRuntimeSequence
 from ualm.runtime.events import Event, SegmentEnded, SegmentStarted, SoundChunk, TextDelta, TurnEnded
-from ualm.runtime.vocabulary import CHOOSABLE
 
 #: Of the peak; fp32 on both sides, sums in another order. Seen: 2e-6.
 SAMPLES = 1e-4
@@ -500,13 +499,7 @@ def leaning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Model]]:
 
 @pytest.fixture
 def able() -> Iterator[None]:
-    """A model with random weights would choose an image now and then: the likelier of text and audio is chosen."""
-    real = OnnxRuntimeSequence.modality_logits
-    able = [name in ("text", "audio") for name in CHOOSABLE]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            OnnxRuntimeSequence, "modality_logits", lambda self: np.where(able, real(self), np.float32(-np.inf))
-        )
+    with choosing_what_it_can():
         yield
 
 

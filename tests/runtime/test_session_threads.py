@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.able import choosing_what_it_can
 from support.runs import make_run
 from support.sounds import make_sound
 from ualm.export.exporter import export_run
@@ -78,13 +79,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 @pytest.fixture(scope="module", autouse=True)
 def able_models() -> Iterator[None]:
-    """A model with random weights would choose an image now and then; these choose the likelier of text and audio."""
-    real = OnnxRuntimeSequence.modality_logits
-    able = [name in ("text", "audio") for name in CHOOSABLE]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            OnnxRuntimeSequence, "modality_logits", lambda self: np.where(able, real(self), np.float32(-np.inf))
-        )
+    with choosing_what_it_can():
         yield
 
 

@@ -1,0 +1,11 @@
+"""What the golden vector of a bundle is compared on."""
+
+CHECKS = [
+    "logits.modality",
+    "logits.audio (conditional)",
+    "logits.audio (null)",
+    "logits.text (conditional)",
+    "logits.text (null)",
+    "pcm",
+    "features",
+]
