@@ -40,6 +40,11 @@ class Sequence(Protocol):
         """Rows held in the KV cache."""
         ...
 
+    @property
+    def library_seconds(self) -> float:
+        """Seconds spent inside the inference library's calls since the sequence was opened; the rest is our own."""
+        ...
+
     def prefill(self, parts: Parts[np.ndarray]) -> None:
         """Append rows (int32 [n, 8]) and feature rows (float32 [n, H]); :class:`ContextError` if they do not fit."""
         ...

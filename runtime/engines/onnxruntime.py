@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import threading
+import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Parts
 from typing import Any, Literal
@@ -147,17 +148,22 @@ class OnnxRuntimeSequence:
         self._heads: dict[tuple[str, int], _Head] = {}
         self._head: _Head | None = None
         self._running = False
+        self._clock = _Clock()
 
     @property
     def length(self) -> int:
         return self._length
+
+    @property
+    def library_seconds(self) -> float:
+        return self._clock.seconds
 
     def prefill(self, parts: Parts[np.ndarray]) -> None:
         embeddings = np.concatenate([self._embed(part) for part in parts])
         self._reserve(len(embeddings))
         for first in range(0, len(embeddings), PREFILL_ROWS):
             chunk = np.ascontiguousarray(embeddings[None, first : first + PREFILL_ROWS])
-            call = _BodyCall(self._engine, self._cache, batch=1, rows=chunk.shape[1])
+            call = _BodyCall(self._engine, self._cache, self._clock, batch=1, rows=chunk.shape[1])
             call.embeddings[:] = chunk
             call.run(self._length)
             self._hidden = call.hidden
@@ -207,7 +213,8 @@ class OnnxRuntimeSequence:
         self._length = rows
 
     def modality_logits(self) -> np.ndarray:
-        return self._engine.run("head.modality", {"hidden": self._hidden})[0]
+        with self._clock:
+            return self._engine.run("head.modality", {"hidden": self._hidden})[0]
 
     def begin_segment(
         self, modality: Literal["audio", "text"], sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
@@ -234,7 +241,7 @@ class OnnxRuntimeSequence:
         step.embeddings[1:] = step.embeddings[0]
         key = (modality, self._branches)
         if key not in self._heads:
-            self._heads[key] = _Head(self._engine, modality, step.hidden)
+            self._heads[key] = _Head(self._engine, modality, step.hidden, self._clock)
         self._head, self._running = self._heads[key], True
 
     def run_frames(self, count: int) -> Frames:
@@ -270,7 +277,7 @@ class OnnxRuntimeSequence:
 
     def _step(self, branches: int) -> _BodyCall:
         if branches not in self._steps:
-            self._steps[branches] = _BodyCall(self._engine, self._cache, batch=branches, rows=1)
+            self._steps[branches] = _BodyCall(self._engine, self._cache, self._clock, batch=branches, rows=1)
         return self._steps[branches]
 
     def _fill_null_branch(self) -> None:
@@ -288,11 +295,25 @@ class OnnxRuntimeSequence:
         self._null_rows = last
 
 
-class _Binding:
-    """A session with its inputs and outputs bound to numpy memory, which it keeps alive."""
+class _Clock:
+    """Adds up the seconds of its ``with`` blocks."""
 
-    def __init__(self, session: Any, role: str) -> None:
-        self._session, self._role = session, role
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+
+class _Binding:
+    """A session with its inputs and outputs bound to numpy memory, which it keeps alive; ``clock`` times its calls."""
+
+    def __init__(self, session: Any, role: str, clock: _Clock) -> None:
+        self._session, self._role, self._clock = session, role, clock
         self._binding = session.io_binding()
         self._kept: dict[str, np.ndarray] = {}
 
@@ -308,7 +329,8 @@ class _Binding:
 
     def __call__(self) -> None:
         try:
-            self._session.run_with_iobinding(self._binding)
+            with self._clock:
+                self._session.run_with_iobinding(self._binding)
         except Exception as error:
             raise EngineError(f"part {self._role}: ONNX Runtime failed ({error})") from error
 
@@ -317,12 +339,18 @@ class _BodyCall:
     """The transformer body for ``batch`` branches and ``rows`` new rows: fill ``embeddings``, run, read ``hidden``."""
 
     def __init__(
-        self, engine: OnnxRuntimeEngine, cache: list[tuple[np.ndarray, np.ndarray]], *, batch: int, rows: int
+        self,
+        engine: OnnxRuntimeEngine,
+        cache: list[tuple[np.ndarray, np.ndarray]],
+        clock: _Clock,
+        *,
+        batch: int,
+        rows: int,
     ) -> None:
         self._engine, self._rows, self._batch = engine, rows, batch
         model = engine.model
         role = "backbone.grouped" if engine.grouped else "backbone"
-        bind = self._bind = _Binding(engine.session(role), role)
+        bind = self._bind = _Binding(engine.session(role), role, clock)
         self.embeddings = bind.input("embeddings", np.zeros((batch, rows, model.hidden_size), np.float32))
         self.hidden = bind.output("hidden", np.zeros((batch, model.hidden_size), np.float32))
         shape = (batch, model.kv_heads, engine.max_context, model.head_dim)
@@ -358,11 +386,11 @@ class _BodyCall:
 class _Head:
     """An output head bound to the hidden state of a step."""
 
-    def __init__(self, engine: OnnxRuntimeEngine, modality: str, hidden: np.ndarray) -> None:
+    def __init__(self, engine: OnnxRuntimeEngine, modality: str, hidden: np.ndarray, clock: _Clock) -> None:
         role = f"head.{modality}"
         vocabulary = engine.vocabulary
         size = vocabulary.text_size if modality == "text" else STREAMS * (vocabulary.codebook_size + 1)
-        self.run = _Binding(engine.session(role), role)
+        self.run = _Binding(engine.session(role), role, clock)
         self.run.input("hidden", hidden)
         self.logits = self.run.output("logits", np.zeros((len(hidden), 2 + size), np.float32))
 
