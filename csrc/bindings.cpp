@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cpu/frame_sampler.h"
+#include "cpu/read_bandwidth.h"
 
 namespace py = pybind11;
 
@@ -252,6 +253,20 @@ void codes_to_latents(const py::array& codes, const py::array& rvq_table, const 
   }
 }
 
+py::tuple read_once(const py::array& words, int64_t threads) {
+  const uint64_t* data = view<uint64_t>("words", words, {{"n", -1}});
+  const int32_t count = checked_int("threads", threads, 1, 1 << 14);
+  ualm::ReadPass pass;
+  {
+    py::gil_scoped_release release;
+    pass = ualm::read_once(data, words.size(), count);
+  }
+  if (pass.seconds < 0) {
+    throw std::runtime_error("read_once: this machine does not give " + std::to_string(threads) + " threads");
+  }
+  return py::make_tuple(pass.sum, pass.seconds);
+}
+
 py::array_t<float> map_f32(const py::array_t<float, py::array::c_style>& values, float (*function)(float)) {
   py::array_t<float> out(values.request().shape);
   for (py::ssize_t i = 0; i < values.size(); ++i) out.mutable_data()[i] = function(values.data()[i]);
@@ -262,7 +277,7 @@ py::array_t<float> map_f32(const py::array_t<float, py::array::c_style>& values,
 
 PYBIND11_MODULE(_native, module) {
   using namespace py::literals;
-  module.doc() = "The native parts of ualm: the CPU frame sampler. Shapes, dtypes and errors: _native.pyi.";
+  module.doc() = "The native parts of ualm: the CPU frame sampler and a read of memory. Shapes, dtypes and errors: _native.pyi.";
   module.attr("STOP") = static_cast<int>(ualm::kStop);
   module.attr("LIMIT") = static_cast<int>(ualm::kLimit);
   module.attr("LATENT") = static_cast<int>(ualm::kLatent);
@@ -286,6 +301,7 @@ PYBIND11_MODULE(_native, module) {
 
   module.def("codes_to_latents", &codes_to_latents, "codes"_a.noconvert(), "rvq_table"_a.noconvert(),
              "rvq_bias"_a.noconvert(), "out"_a.noconvert());
+  module.def("read_once", &read_once, "words"_a.noconvert(), "threads"_a);
   module.def(
       "philox",
       [](std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> counter, std::tuple<uint32_t, uint32_t> key) {

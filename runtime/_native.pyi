@@ -1,4 +1,4 @@
-"""The native parts of ualm: the CPU frame sampler and the functions that its tests look at.
+"""The native parts of ualm: the CPU frame sampler, the functions that its tests look at, and a read of memory.
 
 Arrays are checked, never converted: another dtype is a TypeError, another shape, order or a read-only output a
 ValueError. H is the model's hidden size, D the codec's latent size, K the codebook size, V the text vocabulary.
@@ -103,6 +103,13 @@ class FrameSampler:
 
 def codes_to_latents(codes: _I32 | NDArray[np.int16], rvq_table: _F32, rvq_bias: _F32, out: _F32) -> None:
     """Write the latents of ``codes`` [T, 8] to ``out`` float32 [T, D], with the arithmetic of ``FrameSampler.step``."""
+
+def read_once(words: NDArray[np.uint64], threads: int) -> tuple[int, float]:
+    """Read ``words`` uint64 [n] once with ``threads`` threads: (their sum modulo 2^64, seconds).
+
+    The sum shows that every word was read. The seconds are those of the reading; starting the threads is not in them.
+    RuntimeError where the machine does not give that many threads.
+    """
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
     """Philox4x32-10."""
