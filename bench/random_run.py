@@ -1,33 +1,54 @@
-"""Write a UALM training run with random weights: ``python -m ualm.bench.random_run FOLDER --shape tiny|1.5b``.
+"""Write a UALM training run with random weights: ``python -m ualm.bench.random_run FOLDER --shape tiny|1.5b|7b``.
 
 The run has the true structure (checkpoint, train.yaml, tokenizer, backbone, codec and encoder folders), so that export
 and speed can be tried where no trained weights are at hand. What such a model says and sounds like means nothing.
+
+The checkpoint (17 GB for 7b) is streamed: torch.save lays the file out without values, then each tensor is drawn and
+written block by block, so that memory holds no more than the codec and a block.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
+import math
+import os
+import shutil
+import signal
+import struct
 import sys
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.serialization import skip_data
 from transformers import XcodecConfig, XcodecModel
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniAudioEncoderConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
-from ..runtime.errors import UalmError
+from ..runtime.cli_common import live_bytes
+from ..runtime.errors import InputError, OutputError, UalmError
 from ..runtime.files import replacing_folder
 from ..runtime.vocabulary import STREAMS, Vocabulary
 
+CHECKPOINT = "mp_rank_00_model_states.pt"
 ENCODER_TAG = "Qwen/Qwen2.5-Omni-7B"
 CODEC_PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
 ENCODER_PREFIX = "multimodal_io_dict.continuous_audio.model.audio_tower."
+#: Values drawn and written at a time.
+BLOCK = 1 << 22
+
+#: Called with a stage's name, the bytes done and the bytes in all.
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -76,16 +97,38 @@ SHAPES = {
     "1.5b": RunShape(
         hidden=1536, layers=28, heads=12, kv_heads=2, ffn=8960, text_size=151936, codec={}, encoder={"output_dim": 3584}
     ),
+    "7b": RunShape(
+        hidden=3584,
+        layers=28,
+        heads=28,
+        kv_heads=4,
+        ffn=18944,
+        text_size=152064,
+        codec={},
+        encoder={"output_dim": 3584},
+    ),
 }
 
 
-def write_random_run(folder: Path, shape: RunShape, *, seed: int = 0) -> None:
-    """Write the run to ``folder``, which must not exist yet."""
-    torch.manual_seed(seed)
+def write_random_run(
+    folder: Path, shape: RunShape, *, seed: int = 0, progress: Progress = lambda stage, done, total: None
+) -> None:
+    """Write the run to ``folder``, which must not exist yet, and appears whole or not at all.
+
+    Equal seeds give equal files. Raises :class:`InputError` for a seed or a number of layers out of range, and
+    :class:`OutputError` when the run cannot be written or does not fit on the disk.
+    """
+    if not 0 <= seed < 2**32:  # torch's CPU generator takes 32 bits of a seed
+        raise InputError(f"seed = {seed}: give a whole number from 0 to {2**32 - 1}")
+    if shape.layers < 1:
+        raise InputError(f"layers = {shape.layers}: give 1 or more")
     codec_config = XcodecConfig(**shape.codec)
     encoder_config = Qwen2_5OmniAudioEncoderConfig(**shape.encoder)
     vocabulary = Vocabulary.in_order(("text", "discrete_audio"), shape.text_size, codec_config.codebook_size)
-    with replacing_folder(folder) as run:
+    drawn = _backbone_states(shape, vocabulary.size) | _adaptor_states(shape, encoder_config.output_dim)
+    with replacing_folder(folder) as run, torch.random.fork_rng(devices=[]):
+        layout = _layout(drawn, codec_config, encoder_config)
+        _check_space(folder, run, layout)
         _write_json(run / "backbone" / "config.json", _backbone_config(shape))
         _byte_tokenizer().save(str(run / "backbone" / "tokenizer.json"))
         _write_json(run / "backbone" / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
@@ -95,12 +138,100 @@ def write_random_run(folder: Path, shape: RunShape, *, seed: int = 0) -> None:
         features = {"feature_size": encoder_config.num_mel_bins, "chunk_length": 300, "sampling_rate": 16000}
         _write_json(run / ENCODER_TAG / "preprocessor_config.json", features)
         (run / "train.yaml").write_text(yaml.safe_dump(_train_yaml(), sort_keys=False))
-        states = _backbone_states(shape, vocabulary.size)
-        states |= _adaptor_states(shape, encoder_config.output_dim)
-        states |= _codec_states(codec_config)
-        encoder = Qwen2_5OmniAudioEncoder(encoder_config)
-        states |= {ENCODER_PREFIX + name: _stored(tensor) for name, tensor in encoder.state_dict().items()}
-        torch.save({"module": states, "global_steps": 0}, run / "mp_rank_00_model_states.pt")
+        torch.manual_seed(seed)
+        _lay_out(run / CHECKPOINT, layout)
+        with open(run / CHECKPOINT, "r+b") as file:
+            filling = _Filling(file, layout, progress)
+            for name, normal in drawn.items():
+                filling.write(name, normal.blocks())
+            for name, tensor in itertools.chain(_codec_states(codec_config), _encoder_states(shape.encoder)):
+                filling.write(name, [tensor])
+            filling.finish()
+
+
+def _layout(
+    drawn: Mapping[str, _Normal], codec_config: XcodecConfig, encoder_config: Qwen2_5OmniAudioEncoderConfig
+) -> dict[str, torch.Tensor]:
+    """All tensors of the checkpoint in order, on the meta device: shapes and types, no values."""
+    with torch.device("meta"):
+        layout = {name: torch.empty(normal.shape, dtype=torch.bfloat16) for name, normal in drawn.items()}
+        codec, encoder = XcodecModel(codec_config), Qwen2_5OmniAudioEncoder(encoder_config)
+    layout |= {CODEC_PREFIX + name: _stored(tensor) for name, tensor in codec.state_dict().items()}
+    return layout | {ENCODER_PREFIX + name: _stored(tensor) for name, tensor in encoder.state_dict().items()}
+
+
+def _check_space(folder: Path, run: Path, layout: Mapping[str, torch.Tensor]) -> None:
+    # each record has headers and padding of less than 512 bytes; the configurations take less than a megabyte
+    needed = sum(tensor.nbytes + 512 for tensor in layout.values()) + 2**20
+    free = shutil.disk_usage(run).free
+    if free < needed:
+        raise OutputError(f"{folder}: needs {needed} bytes, and the disk has {free} free; make room or choose another")
+
+
+def _lay_out(path: Path, layout: Mapping[str, torch.Tensor]) -> None:
+    """Save a checkpoint without values. ``layout``: name -> a meta tensor of the shape and type to come."""
+    # fake tensors say that they are on the CPU and hold no memory
+    with FakeTensorMode():
+        states = {name: torch.empty(t.shape, dtype=t.dtype, device="cpu") for name, t in layout.items()}
+    try:
+        with skip_data(materialize_fake_tensors=True):
+            torch.save({"module": states, "global_steps": 0}, path)
+    except RuntimeError as error:  # how torch's own writer tells that it could not write
+        raise OutputError(f"{path}: not written ({str(error).splitlines()[0]})") from error
+
+
+class _Filling:
+    """Gives a checkpoint without values its values, tensor by tensor and in any order.
+
+    In the end every record is the one that torch.save would have written, checksum included. Two differ, in what nobody
+    reads: the pickle spells "cpu" out for each tensor, and ``serialization_id`` is a hash of checksums not known yet.
+    """
+
+    def __init__(self, file: BinaryIO, names: Iterable[str], progress: Progress) -> None:
+        """``names``: the tensors in the order in which they were laid out."""
+        with zipfile.ZipFile(file) as archive:
+            self._entries, self._directory = archive.infolist(), archive.start_dir
+        records = {entry.filename.partition("/")[2]: entry for entry in self._entries}
+        # torch.save numbers storages in the order in which it meets them
+        self._records = {name: records[f"data/{index}"] for index, name in enumerate(names)}
+        self._file, self._progress = file, progress
+        self._done, self._total = 0, sum(record.file_size for record in self._records.values())
+        self._checksums: dict[str, int] = {}
+
+    def write(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
+        """Write a tensor, given as consecutive blocks of its values."""
+        record, checksum, size = self._records[name], 0, 0
+        self._file.seek(record.header_offset)
+        self._file.seek(sum(struct.unpack("<26x2H", self._file.read(30))), os.SEEK_CUR)  # past name and extra fields
+        for block in blocks:
+            values = block.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            size += values.nbytes
+            if size > record.file_size:
+                break
+            self._file.write(values)
+            checksum = zlib.crc32(values, checksum)
+            self._done += values.nbytes
+            self._progress("weights", self._done, self._total)
+        if size != record.file_size:
+            raise ValueError(f"{name}: {size} bytes given, {record.file_size} laid out")
+        if self._file.read(4) != b"PK\x07\x08":
+            raise ValueError(f"{name}: no data descriptor follows its values")
+        self._file.write(struct.pack("<I", checksum))
+        self._checksums[record.filename] = checksum
+
+    def finish(self) -> None:
+        """Write the checksums once more, into the archive's directory at the file's end."""
+        missing = [name for name, record in self._records.items() if record.filename not in self._checksums]
+        if missing:
+            raise ValueError(f"{missing[0]}: laid out, and never written")
+        position = self._directory
+        for entry in self._entries:
+            self._file.seek(position)
+            sizes = struct.unpack("<28x3H12x", self._file.read(46))  # of name, extra fields and comment
+            if entry.filename in self._checksums:
+                self._file.seek(position + 16)
+                self._file.write(struct.pack("<I", self._checksums[entry.filename]))
+            position += 46 + sum(sizes)
 
 
 def _backbone_config(shape: RunShape) -> dict[str, Any]:
@@ -147,8 +278,24 @@ def _byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _random(*shape: int, scale: float = 0.02) -> torch.Tensor:
-    return torch.empty(shape, dtype=torch.bfloat16).normal_(std=scale)
+@dataclass(frozen=True)
+class _Normal:
+    """A bf16 tensor to draw: independent normal values; ``zero_row``: its first row is zero."""
+
+    shape: tuple[int, ...]
+    std: float = 0.02
+    mean: float = 0.0
+    zero_row: bool = False
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        """The values in order, at most ``BLOCK`` at a time, drawn from torch's global generator."""
+        size = math.prod(self.shape)
+        for start in range(0, size, BLOCK):
+            # drawn in fp32: faster than in bf16, and rounded once
+            values = torch.empty(min(BLOCK, size - start)).normal_(self.mean, self.std)
+            if self.zero_row:
+                values[: max(0, self.shape[1] - start)] = 0.0
+            yield values.to(torch.bfloat16)
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:
@@ -156,41 +303,51 @@ def _stored(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
 
 
-def _backbone_states(shape: RunShape, vocabulary: int) -> dict[str, torch.Tensor]:
+def _backbone_states(shape: RunShape, vocabulary: int) -> dict[str, _Normal]:
     h, kv = shape.hidden, shape.hidden // shape.heads * shape.kv_heads
     states = {
-        "model.embed_tokens.weight": _random(vocabulary, h, scale=1.0),
-        "lm_head.weight": _random(vocabulary, h, scale=2.0 / h**0.5),
-        "stream_emb.weight": _random(STREAMS, h, scale=1.0),
-        "model.norm.weight": 1.0 + _random(h),
+        "model.embed_tokens.weight": _Normal((vocabulary, h), std=1.0, zero_row=True),
+        "lm_head.weight": _Normal((vocabulary, h), std=2.0 / h**0.5),
+        "stream_emb.weight": _Normal((STREAMS, h), std=1.0),
+        "model.norm.weight": _Normal((h,), mean=1.0),
     }
-    states["model.embed_tokens.weight"][0] = 0.0
     for i in range(shape.layers):
         p = f"model.layers.{i}"
-        states |= {f"{p}.{norm}.weight": 1.0 + _random(h) for norm in ("input_layernorm", "post_attention_layernorm")}
+        states |= {
+            f"{p}.{norm}.weight": _Normal((h,), mean=1.0) for norm in ("input_layernorm", "post_attention_layernorm")
+        }
         for letter, rows in (("q", h), ("k", kv), ("v", kv)):
-            states[f"{p}.self_attn.{letter}_proj.weight"] = _random(rows, h)
-            states[f"{p}.self_attn.{letter}_proj.bias"] = _random(rows, scale=0.1)
-        states[f"{p}.self_attn.o_proj.weight"] = _random(h, h)
-        states |= {f"{p}.mlp.{part}_proj.weight": _random(shape.ffn, h) for part in ("gate", "up")}
-        states[f"{p}.mlp.down_proj.weight"] = _random(h, shape.ffn)
+            states[f"{p}.self_attn.{letter}_proj.weight"] = _Normal((rows, h))
+            states[f"{p}.self_attn.{letter}_proj.bias"] = _Normal((rows,), std=0.1)
+        states[f"{p}.self_attn.o_proj.weight"] = _Normal((h, h))
+        states |= {f"{p}.mlp.{part}_proj.weight": _Normal((shape.ffn, h)) for part in ("gate", "up")}
+        states[f"{p}.mlp.down_proj.weight"] = _Normal((h, shape.ffn))
     return states
 
 
-def _adaptor_states(shape: RunShape, features: int) -> dict[str, torch.Tensor]:
+def _adaptor_states(shape: RunShape, features: int) -> dict[str, _Normal]:
     return {
-        "adaptor.continuous_audio.weight": _random(shape.hidden, features),
-        "adaptor.continuous_audio.bias": _random(shape.hidden),
+        "adaptor.continuous_audio.weight": _Normal((shape.hidden, features)),
+        "adaptor.continuous_audio.bias": _Normal((shape.hidden,)),
     }
 
 
-def _codec_states(config: XcodecConfig) -> dict[str, torch.Tensor]:
-    codec = XcodecModel(config)
-    states = codec.state_dict()
-    for name, tensor in states.items():
+def _codec_states(config: XcodecConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in XcodecModel(config).state_dict().items():
         if name.endswith("codebook.embed"):  # zero when new: every code would sound the same
             tensor.normal_(std=0.3)
-    return {CODEC_PREFIX + name: _stored(tensor) for name, tensor in states.items()}
+        yield CODEC_PREFIX + name, _stored(tensor)
+
+
+def _encoder_states(overrides: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """A new encoder's tensors, made with one layer at a time: whole, the published one takes 2.5 GB."""
+    single = Qwen2_5OmniAudioEncoderConfig(**{**overrides, "encoder_layers": 1})
+    for layer in range(Qwen2_5OmniAudioEncoderConfig(**overrides).encoder_layers):
+        for name, tensor in Qwen2_5OmniAudioEncoder(single).state_dict().items():
+            if name.startswith("layers.0."):
+                yield f"{ENCODER_PREFIX}layers.{layer}.{name.removeprefix('layers.0.')}", _stored(tensor)
+            elif layer == 0:
+                yield ENCODER_PREFIX + name, _stored(tensor)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -202,13 +359,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--layers", type=int, help="layers of the backbone, where not those of the shape")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    shape = SHAPES[arguments.shape]
+    if arguments.layers is not None:
+        shape = dataclasses.replace(shape, layers=arguments.layers)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up, as after Ctrl-C: the folder weighs gigabytes
     try:
-        write_random_run(arguments.folder, SHAPES[arguments.shape], seed=arguments.seed)
+        with live_bytes() as progress:
+            write_random_run(arguments.folder, shape, seed=arguments.seed, progress=progress)
     except UalmError as error:
         sys.exit(f"random_run: {error}")
-    print(f"{arguments.folder}: random {arguments.shape} run, seed {arguments.seed}")
+    except KeyboardInterrupt:
+        print("random_run: interrupted", file=sys.stderr)
+        sys.exit(130)
+    print(f"{arguments.folder}: random {arguments.shape} run, {shape.layers} layers, seed {arguments.seed}")
 
 
 if __name__ == "__main__":
