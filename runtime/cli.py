@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
+from .cli_bench import app as bench
 from .cli_chat import chat
 from .cli_common import (
     BundleOption,
@@ -171,6 +172,7 @@ def export(
 app.command()(chat)
 app.command()(inspect)
 app.command()(doctor)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

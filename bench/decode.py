@@ -1,0 +1,175 @@
+"""Milliseconds a frame: body on the branches of guidance, head, sampler, with a number of rows held."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+
+from ..runtime.bundle import Bundle
+from ..runtime.engines.base import Engine
+from ..runtime.engines.base import Sequence as EngineSequence
+from ..runtime.errors import InputError
+from ..runtime.sampling import AudioSampling, TextSampling
+from .blocks import Samples
+from .scenario import Case, Derived
+from .schema import Bandwidth, Setting
+from .statistics import Summary
+from .subjects import AnySubject, PeerSubject
+from .traffic import body_role, step_traffic, weight_bytes
+
+#: Frames before each block that do not count: what was measured in between has taken the caches and the cores.
+WARM_UP = 2
+
+Modality = Literal["audio", "text"]
+
+
+@dataclass(frozen=True)
+class Decode:
+    """``contexts``: rows held when a block begins; it grows by the block's frames. ``batch``: conversations that take
+    turns, a frame each, on one thread of ours. ``guidance``: None for the bundle's own."""
+
+    contexts: tuple[int, ...] = (256,)
+    batch: int = 1
+    modality: Modality = "audio"
+    guidance: float | None = None
+
+    name: ClassVar[str] = "decode"
+    units: ClassVar[Mapping[str, str]] = {"frame": "ms"}
+    compared: ClassVar[Sequence[str]] = ("frame",)
+    default_repeat: ClassVar[int] = 96
+
+    def settings(self, bundle: Bundle) -> Sequence[Mapping[str, Setting]]:
+        check_rows("--context", self.contexts, 1, bundle)
+        if self.batch < 1:
+            raise InputError(f"--batch {self.batch}: give a whole number of at least 1")
+        for role in (body_role(bundle), f"head.{self.modality}"):
+            weight_bytes(bundle, role)  # refused now, rather than when all is measured
+        common: dict[str, Setting] = {"batch": self.batch, "modality": self.modality}
+        common["guidance"] = sampling_of(bundle, self.modality, self.guidance).guidance
+        return [{"context": context, **common} for context in self.contexts]
+
+    def open(self, subject: AnySubject, setting: Mapping[str, Setting], *, block: int, seed: int) -> Case:
+        context, guidance = cast(int, setting["context"]), cast(float, setting["guidance"])
+        if isinstance(subject, PeerSubject):
+            if self.batch > 1:
+                raise InputError(f"--batch {self.batch}: {subject.about.name} is measured with one conversation only")
+            return subject.reference.decode_case(context, self.modality, guidance, seed)
+        rows = block + WARM_UP
+        sampling = sampling_of(subject.bundle, self.modality, guidance, seed, rows)
+        engine = subject.engine(max(self.contexts) + rows)
+        return _EngineDecode(subject.bundle, engine, context, self.batch, self.modality, sampling)
+
+    def notes(self) -> Sequence[str]:
+        return ()
+
+
+class _EngineDecode:
+    """Conversations that hold ``context`` rows of noise: what they hold does not matter for time."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        context: int,
+        batch: int,
+        modality: Modality,
+        sampling: AudioSampling | TextSampling,
+    ) -> None:
+        self._bundle, self._context, self._modality, self._sampling = bundle, context, modality, sampling
+        self._branches = 2 if sampling.guidance > 1 else 1
+        self._forget()
+        self._row_bytes = engine.bytes_per_row // 2  # of one branch
+        self._sequences = [engine.open_sequence() for _ in range(batch)]
+        for sequence in self._sequences:
+            fill(sequence, bundle, context)
+        self._segment = 0
+        self.block(1)  # first calls load the head and touch memory
+        self._forget()
+
+    def block(self, count: int) -> Samples:
+        self._begin()
+        for _ in range(WARM_UP):
+            if self._step():
+                self._begin()
+        times: list[float] = []
+        while len(times) < count:
+            inside = self._inside()
+            started = time.perf_counter()
+            ended = self._step()
+            elapsed = time.perf_counter() - started
+            self._library_seconds += self._inside() - inside
+            self._seconds += elapsed
+            self._held += sum(sequence.length for sequence in self._sequences)
+            self._frames += len(self._sequences)
+            times.append(1000 * elapsed / len(self._sequences))
+            if ended:
+                self._begin()
+        return {"frame": times}
+
+    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+        held = self._held / self._frames
+        codec = self._bundle.manifest.codec
+        traffic = step_traffic(
+            self._bundle,
+            self._modality,
+            kv_bytes=held * self._row_bytes * self._branches,
+            seconds=summary.p50 / 1000,
+            bandwidth_gb_per_second=bandwidth.best,
+        )
+        return Derived(
+            traffic=traffic,
+            real_time_factor=summary.mean / 1000 * codec.sample_rate / codec.hop_length
+            if self._modality == "audio"
+            else None,
+            outside_percent=100 * (1 - self._library_seconds / self._seconds),
+        )
+
+    def _begin(self) -> None:
+        for sequence in self._sequences:
+            sequence.truncate(self._context)
+            sequence.begin_segment(self._modality, self._sampling, mode="fixed", segment=self._segment)
+        self._segment += 1
+
+    def _step(self) -> bool:
+        """A frame of each conversation; whether one of their segments ended."""
+        return any([sequence.run_frames(1).end is not None for sequence in self._sequences])
+
+    def _inside(self) -> float:
+        return sum(sequence.library_seconds for sequence in self._sequences)
+
+    def _forget(self) -> None:
+        self._held = self._frames = 0
+        self._seconds = self._library_seconds = 0.0
+
+
+def fill(sequence: EngineSequence, bundle: Bundle, rows: int) -> None:
+    """Let a sequence hold ``rows`` rows of noise, without computing them."""
+    model = bundle.manifest.model
+    row = np.random.default_rng(0).standard_normal((model.layers, 2, model.kv_heads, 1, model.head_dim), np.float32)
+    sequence.restore(np.repeat(row, rows, axis=3))
+
+
+def sampling_of(
+    bundle: Bundle, modality: Modality, guidance: float | None, seed: int = 0, rows: int = 0
+) -> AudioSampling | TextSampling:
+    """The bundle's own sampling with ``guidance`` (None: its own) and ``seed``, for at least ``rows`` rows."""
+    kind: Any = AudioSampling if modality == "audio" else TextSampling
+    options: AudioSampling | TextSampling = kind.from_mapping(bundle.manifest.sampling[modality])
+    if guidance is not None:
+        options = replace(options, guidance=guidance)
+    drain = 8  # "fixed" mode ends a sound that many rows before the limit
+    return replace(options, seed=seed, max_steps=max(options.max_steps, rows + drain + 1))
+
+
+def check_rows(name: str, values: Sequence[int], least: int, bundle: Bundle) -> None:
+    """Refuse an option that lists numbers of rows: none, too few, or more than the model holds."""
+    limit = bundle.manifest.model.max_positions
+    if not values or min(values) < least or max(values) > limit:
+        given = ",".join(map(str, values)) or "(nothing)"
+        raise InputError(
+            f"{name} {given}: give whole numbers of rows from {least} to {limit}, the most this model holds"
+        )

@@ -1,0 +1,258 @@
+"""The rival: the published inference algorithm in torch, as its authors' code computes it.
+
+transformers' Qwen2 body with a growing cache; guidance as a batch of two, whose null branch is a dense prefill of zero
+embeddings; the whole head for all eight streams of both branches, with the stream embeddings added to the hidden state;
+a mask over the whole vocabulary, top-k, softmax, a draw. Where the published code does work that nothing reads, it is
+left out in the rival's favour: the head of every prompt position, and a second masking.
+
+Needs the export extra: torch, transformers, and the exporter's reader of training runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache, Qwen2Config, Qwen2Model
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+from ...export.checkpoint import Checkpoint
+from ...export.heads import EMBEDDING, HEAD, STREAM_EMBEDDING
+from ...export.run import find_run, read_recipe
+from ...runtime.errors import ExportError
+from ...runtime.sampling import AudioSampling, TextSampling
+from ...runtime.vocabulary import EOS, EOT, MODALITIES, PAD, ROLES, SPECIALS, STREAMS, Vocabulary
+from ..blocks import Samples
+from ..decode import WARM_UP, Modality
+from ..prefill import random_prompt
+from ..scenario import Case, Derived
+from ..schema import Bandwidth
+from ..statistics import Summary
+
+#: Frames a second of the published codec: 16 kHz in hops of 320 samples.
+_FRAMES_A_SECOND = 50
+
+
+class TorchReference:
+    """The body, embedding table and head of a training run in ``dtype`` ("float32" or "bfloat16").
+
+    Sets torch's number of threads, which is the whole process's.
+    """
+
+    def __init__(self, run: Path, dtype: str, *, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.engine = f"torch {torch.__version__}"
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        files = find_run(run)
+        recipe, checkpoint = read_recipe(files.config), Checkpoint(files.weights)
+        ids, s = checkpoint.shape(HEAD)[0], recipe.backbone
+        audio, rest = divmod(ids - SPECIALS - recipe.text_size, STREAMS)
+        if rest or audio < 2:
+            raise ExportError(f"{files.weights}: {HEAD} has {ids} rows, which is no vocabulary of {STREAMS} streams")
+        self.vocabulary = Vocabulary.in_order(recipe.vocabulary_order, recipe.text_size, audio - 1)
+        settings: dict[str, Any] = {
+            "vocab_size": ids,
+            "hidden_size": s.hidden_size,
+            "intermediate_size": s.ffn_size,
+            "num_hidden_layers": s.layers,
+            "num_attention_heads": s.heads,
+            "num_key_value_heads": s.kv_heads,
+            "head_dim": s.head_dim,
+            "max_position_embeddings": s.max_positions,
+            "rms_norm_eps": s.rms_norm_eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": s.rope_theta},
+            "attn_implementation": "sdpa",
+            "tie_word_embeddings": False,
+        }
+        config = Qwen2Config(**settings)
+        self._shape = s
+        with torch.device("meta"):  # the random weights that a model is born with would only cost time and memory
+            self._body: Any = Qwen2Model(config)
+        names = [name for name in checkpoint if name.startswith("model.")]
+        state = {name.removeprefix("model."): self._read(checkpoint, name) for name in names}
+        self._body.load_state_dict(state, strict=True, assign=True)
+        self._body.rotary_emb = Qwen2RotaryEmbedding(config)  # its frequencies are no part of a state dict
+        self._body.requires_grad_(False)
+        self._body.train(False)
+        self._embedding = state[EMBEDDING.removeprefix("model.")]
+        self._head = self._read(checkpoint, HEAD)
+        streams = self._read(checkpoint, STREAM_EMBEDDING).clone()
+        streams[0] = 0.0
+        self._streams = streams
+        self._masks = {modality: self._mask(modality) for modality in ("audio", "text")}
+
+    def _read(self, checkpoint: Checkpoint, name: str) -> torch.Tensor:
+        return torch.from_numpy(checkpoint.read(name).copy()).to(self._dtype)
+
+    def _mask(self, modality: str) -> torch.Tensor:
+        """Forbidden ids of each stream, bool [8, ids]."""
+        vocabulary = self.vocabulary
+        mask = torch.ones(STREAMS, vocabulary.size, dtype=torch.bool)
+        if modality == "audio":
+            for stream, pad in enumerate(vocabulary.pads.tolist()):
+                mask[stream, pad : pad + 1 + vocabulary.codebook_size] = False
+        else:
+            mask[0, vocabulary.text_base : vocabulary.text_base + vocabulary.text_size] = False
+            mask[1:, PAD] = False
+        mask[0, [EOS, EOT]] = False
+        return mask
+
+    # ---- the algorithm ----
+
+    def through(self, embeddings: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Final hidden state [B, H] of the last of ``embeddings`` [B, S, H], whose keys and values ``cache`` takes."""
+        # by position (ids, mask, positions, cache, embeddings): the cache's keyword changed its name within transformers 5
+        output = self._body(None, None, None, cache, embeddings, use_cache=True)
+        hidden: torch.Tensor = output.last_hidden_state[:, -1]
+        return hidden
+
+    def embed(self, part: np.ndarray) -> torch.Tensor:
+        """Embeddings [1, n, H] of rows (integers [n, 8]), or features (float32 [n, H]) as they are."""
+        if part.dtype == np.float32:
+            return torch.from_numpy(part)[None].to(self._dtype)
+        return torch.nn.functional.embedding(torch.from_numpy(part.astype(np.int64)), self._embedding).sum(1)[None]
+
+    def prefill(self, parts: Sequence[np.ndarray]) -> tuple[Any, torch.Tensor]:
+        """Take a prompt in: the cache, and the logits [8, ids] behind its last row."""
+        cache = DynamicCache()
+        hidden = self.through(torch.cat([self.embed(part) for part in parts], dim=1), cache)
+        return cache, self._logits(hidden)[0]
+
+    def with_null_branch(self, cache: Any) -> Any:
+        """The cache and beside it, as a second branch, that of as many rows of zeros."""
+        null: Any = DynamicCache()
+        both = DynamicCache()
+        zeros = np.zeros((cache.get_seq_length(), STREAMS), np.int64)
+        self.through(self.embed(zeros), null)
+        for layer, (mine, other) in enumerate(zip(cache.layers, null.layers, strict=True)):
+            both.update(torch.cat([mine.keys, other.keys]), torch.cat([mine.values, other.values]), layer)
+        return both
+
+    def frame(
+        self, row: np.ndarray, cache: Any, modality: Modality, sampling: AudioSampling | TextSampling, random: Any
+    ) -> np.ndarray:
+        """Feed ``row`` int64 [8] to all branches of ``cache`` and draw the next."""
+        guided = sampling.guidance > 1
+        logits = self._logits(self.through(self.embed(row[None]).tile(1 + guided, 1, 1), cache))
+        if guided:
+            mine, null = logits.chunk(2)
+            logits = mine * sampling.guidance + null * (1 - sampling.guidance)
+        logits = logits[0].masked_fill_(self._masks[modality], float("-inf"))
+        if sampling.temperature == 0:
+            return logits.argmax(-1).numpy()
+        values, ids = torch.topk(logits, sampling.top_k or logits.shape[-1])
+        drawn = torch.multinomial(torch.softmax(values / sampling.temperature, -1), 1, generator=random)
+        return torch.gather(ids, -1, drawn)[:, 0].numpy()
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [B, 8, ids] of hidden states [B, H]."""
+        return torch.nn.functional.linear(hidden[:, None] + self._streams, self._head)
+
+    @torch.inference_mode()
+    def speak(
+        self, prompt: Sequence[np.ndarray], modality: Modality, sampling: AudioSampling | TextSampling
+    ) -> np.ndarray:
+        """One segment behind ``prompt`` (rows and features, without ``assistant``): its rows, int64 [n, 8]."""
+        assistant = self.vocabulary.special_row(ROLES["assistant"])[None]
+        cache, _ = self.prefill([*prompt, assistant])
+        if sampling.guidance > 1:
+            cache = self.with_null_branch(cache)
+        random = torch.Generator().manual_seed(sampling.seed)
+        row = self.marker(modality)
+        rows: list[np.ndarray] = []
+        while len(rows) < sampling.max_steps:
+            row = self.frame(row, cache, modality, sampling, random)
+            rows.append(row)
+            if row[0] in (EOS, EOT):
+                break
+        return np.stack(rows)
+
+    def marker(self, modality: Modality) -> np.ndarray:
+        """The row that a segment begins with, int64 [8]."""
+        return self.vocabulary.special_row(MODALITIES[modality]).astype(np.int64)
+
+    def noise(self, rows: int, branches: int) -> Any:
+        """A cache that holds ``rows`` rows of noise."""
+        cache, s = DynamicCache(), self._shape
+        row = torch.randn(branches, s.kv_heads, 1, s.head_dim, generator=torch.Generator().manual_seed(0))
+        held = row.to(self._dtype).repeat(1, 1, rows, 1)
+        for layer in range(s.layers):
+            cache.update(held, held, layer)  # the first row that follows gives each layer memory of its own
+        return cache
+
+    # ---- what is measured ----
+
+    def decode_case(self, context: int, modality: Modality, guidance: float, seed: int) -> Case:
+        """A conversation of ``context`` rows that goes on frame by frame."""
+        return _Decode(self, context, modality, _sampling(modality, guidance, seed))
+
+    def prefill_case(self, rows: int, modality: Modality, guidance: float, seed: int) -> Case:
+        """A prompt of ``rows`` rows, then the null branch of a segment."""
+        return _Prefill(self, random_prompt(self.vocabulary, rows, seed), guidance)
+
+
+def _sampling(modality: Modality, guidance: float, seed: int) -> AudioSampling | TextSampling:
+    kind = AudioSampling if modality == "audio" else TextSampling
+    return kind(guidance=guidance, seed=seed)
+
+
+class _Decode:
+    def __init__(
+        self, reference: TorchReference, context: int, modality: Modality, sampling: AudioSampling | TextSampling
+    ) -> None:
+        self._reference, self._context = reference, context
+        self._modality, self._sampling = modality, sampling
+        self._random = torch.Generator().manual_seed(sampling.seed)
+        self._begin()
+        self.block(1)
+
+    @torch.inference_mode()
+    def block(self, count: int) -> Samples:
+        times: list[float] = []
+        self._begin()
+        for _ in range(WARM_UP):
+            self._step()
+        while len(times) < count:
+            started = time.perf_counter()
+            self._step()
+            times.append(1000 * (time.perf_counter() - started))
+            if self._row[0] in (EOS, EOT):
+                self._begin()
+        return {"frame": times}
+
+    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+        return Derived(real_time_factor=summary.mean / 1000 * _FRAMES_A_SECOND if self._modality == "audio" else None)
+
+    def _begin(self) -> None:
+        self._cache = self._reference.noise(self._context, 2 if self._sampling.guidance > 1 else 1)
+        self._row = self._reference.marker(self._modality)
+
+    def _step(self) -> None:
+        self._row = self._reference.frame(self._row, self._cache, self._modality, self._sampling, self._random)
+
+
+class _Prefill:
+    def __init__(self, reference: TorchReference, prompt: np.ndarray, guidance: float) -> None:
+        self._reference, self._prompt, self._guided = reference, prompt, guidance > 1
+        self.block(1)
+
+    @torch.inference_mode()
+    def block(self, count: int) -> Samples:
+        prefill, begin = [], []
+        for _ in range(count):
+            started = time.perf_counter()
+            cache, _ = self._reference.prefill([self._prompt])
+            between = time.perf_counter()
+            prefill.append(1000 * (between - started))
+            if self._guided:
+                self._reference.with_null_branch(cache)
+                begin.append(1000 * (time.perf_counter() - between))
+        figures: dict[str, list[float]] = {"prefill": prefill, "row": [each / len(self._prompt) for each in prefill]}
+        return figures | ({"begin": begin} if self._guided else {})
+
+    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+        return Derived()

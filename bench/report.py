@@ -1,0 +1,168 @@
+"""Reports for people: tables for a terminal, and the same tables in Markdown."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..runtime.errors import InputError
+from .formats import Format, write_csv, write_json, write_jsonl
+from .schema import Comparison, Measurement, Report, Setting, Subject
+
+#: Wide enough for any of our tables: what is written to a file or a pipe is not wrapped.
+_WIDE = 1000
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A table before it is drawn. Columns that are empty in every row are left out."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, title: str, rows: Sequence[Mapping[str, str]]) -> _Grid:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        used = [name for name in names if any(row.get(name, "") for row in rows)]
+        return cls(title, tuple(used), tuple(tuple(row.get(name, "") for name in used) for row in rows))
+
+
+def render(reports: Sequence[Report], form: Format, *, width: int | None = None) -> str:
+    """Reports in a format. ``width``: columns of the terminal, for a table."""
+    if form == "json":
+        if len(reports) > 1:
+            raise InputError(f"--format json: holds one run, {len(reports)} are given; choose jsonl or csv")
+        return write_json(reports[0])
+    if form in ("jsonl", "csv"):
+        return write_jsonl(reports) if form == "jsonl" else write_csv(reports)
+    texts = [to_table(each, width=width) if form == "table" else to_markdown(each) for each in reports]
+    return "\n".join(texts)
+
+
+def to_table(report: Report, *, width: int | None = None) -> str:
+    """The report as tables for a terminal of ``width`` columns; None: as wide as they are."""
+    out = io.StringIO()
+    console = Console(file=out, width=width or _WIDE, force_terminal=False, highlight=False, markup=False, emoji=False)
+    for line in _facts(report):
+        console.print(line, soft_wrap=True)
+    for grid in _grids(report):
+        table = Table(title=grid.title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        for number, name in enumerate(grid.columns):
+            right = any(row[number] for row in grid.rows) and all(_is_number(row[number]) for row in grid.rows)
+            table.add_column(name, justify="right" if right else "left", overflow="fold")
+        for row in grid.rows:
+            table.add_row(*row)
+        console.print(table)
+    for note in report.notes:
+        console.print(f"Note: {note}", soft_wrap=True)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def to_markdown(report: Report) -> str:
+    """The report as Markdown tables."""
+    parts = ["\n".join(f"- {line}" for line in _facts(report))]
+    for grid in _grids(report):
+        lines = [grid.columns, tuple("---" for _ in grid.columns), *grid.rows]
+        cells = ["| " + " | ".join(cell.replace("|", r"\|") or " " for cell in line) + " |" for line in lines]
+        parts.append("\n".join([f"**{grid.title}**", "", *cells]))
+    parts += [f"Note: {note}" for note in report.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(report: Report) -> list[str]:
+    run, machine, bandwidth = report.run, report.run.machine, report.run.bandwidth
+    memory = "" if machine.memory_bytes is None else f", {machine.memory_bytes / 2**30:.0f} GiB"
+    governor = "" if machine.governor is None else f", governor {machine.governor}"
+    load = "" if machine.load_average is None else f", load average {machine.load_average:g} before the run"
+    libraries = ("python", "numpy", "onnxruntime", "torch", "transformers")
+    versions = ", ".join(f"{name} {run.versions[name]}" for name in libraries if name in run.versions)
+    about = {measured.subject.name: measured.subject for measured in report.measurements}
+    return [
+        f"{run.created}, commit {run.commit}, seed {run.seed}: {run.command}",
+        f"{machine.cpu} ({machine.architecture}), {machine.cores} cores, {run.threads} threads{memory}{governor}{load}",
+        f"ualm {run.versions.get('ualm', 'unknown')}, {versions}",
+        f"read bandwidth {bandwidth.best:.1f} GB/s (best of {bandwidth.passes} passes over "
+        f"{bandwidth.bytes / 2**20:.0f} MiB with {bandwidth.threads} threads, median {bandwidth.median:.1f})",
+        *(_describe(subject) for subject in about.values()),
+    ]
+
+
+def _describe(subject: Subject) -> str:
+    kinds: dict[str, list[str]] = {}
+    for role, precision in subject.precisions.items():
+        kinds.setdefault(precision, []).append(role)
+    precisions = "; ".join(f"{kind}: {', '.join(roles)}" for kind, roles in kinds.items())
+    digest = f", digest {subject.digest[:12]}" if subject.digest else ""
+    return f"{subject.name}: {subject.engine}{digest} ({precisions})"
+
+
+def _grids(report: Report) -> list[_Grid]:
+    several = len({measured.subject.name for measured in report.measurements}) > 1
+    grids = []
+    for scenario in dict.fromkeys(measured.scenario for measured in report.measurements):
+        rows = [_measured(each, several) for each in report.measurements if each.scenario == scenario]
+        grids.append(_Grid.of(scenario, rows))
+    for scenario in dict.fromkeys(compared.scenario for compared in report.comparisons):
+        found = [each for each in report.comparisons if each.scenario == scenario]
+        title = f"{scenario}: {found[0].subject.name} against {found[0].other.name} ({found[0].test})"
+        grids.append(_Grid.of(title, [_compared(each) for each in found]))
+    return grids
+
+
+def _measured(measured: Measurement, several: bool) -> dict[str, str]:
+    summary, traffic = measured.summary, measured.traffic
+    cells = {"subject": measured.subject.name} if several else {}
+    cells |= _settings(measured.settings) | {"figure": measured.figure, "unit": measured.unit, "n": str(summary.n)}
+    cells |= {name: _number(getattr(summary, name)) for name in ("p50", "p90", "p95", "p99", "min", "mean", "max")}
+    if measured.real_time_factor is not None:
+        cells["RTF"] = _number(measured.real_time_factor)
+    if measured.outside_percent is not None:
+        cells["outside %"] = f"{measured.outside_percent:.2f}"
+    if traffic is not None:
+        cells |= {
+            "body MB": _number(traffic.body_bytes / 1e6),
+            "head MB": _number(traffic.head_bytes / 1e6),
+            "KV MB": _number(traffic.kv_bytes / 1e6),
+            "GB/s": _number(traffic.gb_per_second),
+            "of bandwidth": f"{100 * traffic.fraction:.1f} %",
+        }
+    return cells
+
+
+def _compared(compared: Comparison) -> dict[str, str]:
+    interval = "" if compared.low is None or compared.high is None else f"{compared.low:.3f} to {compared.high:.3f}"
+    return _settings(compared.settings) | {
+        "figure": compared.figure,
+        "pairs": str(compared.pairs),
+        "times faster": f"{compared.speedup:.3f}",
+        "95 % interval": interval,
+        "p": f"{compared.p:.2g}",
+        "verdict": compared.verdict,
+    }
+
+
+def _settings(settings: Mapping[str, Setting]) -> dict[str, str]:
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in settings.items()}
+
+
+def _number(value: float) -> str:
+    """Four digits, which is more than a timing is good for, and no exponent for what people know as plain numbers."""
+    if value == 0 or abs(value) >= 1000:
+        return f"{value:.0f}"
+    text = f"{value:.4g}"
+    return text if "e" not in text else f"{value:.2e}"
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        float(text or "0")
+    except ValueError:
+        return False
+    return True

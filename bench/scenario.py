@@ -1,0 +1,151 @@
+"""From a scenario and its subjects to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from ..runtime.bundle import Bundle
+from .bandwidth import BandwidthMeter
+from .blocks import Measured, Progress, Samples, block_sizes, measure
+from .environment import cores, current_load, describe_run
+from .schema import Bandwidth, Comparison, Measurement, Report, Setting, Subject, Traffic
+from .statistics import TEST, Summary, compare, summarize
+from .subjects import AnySubject, PeerSubject, Request, open_subjects
+
+_CACHED = "a step that reads faster than memory reads from the processor's caches: its model is too small to judge by"
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What follows from a figure; see the fields of the same names in ``schema.Measurement``."""
+
+    traffic: Traffic | None = None
+    real_time_factor: float | None = None
+    outside_percent: float | None = None
+
+
+class Case(Protocol):
+    """One subject under one setting, ready to be measured."""
+
+    def block(self, count: int) -> Samples:
+        """Repeat ``count`` times; samples of each figure, in the unit that the scenario names."""
+        ...
+
+    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+        """What follows from all samples of a figure."""
+        ...
+
+
+class Scenario(Protocol):
+    """What is measured, and under which settings."""
+
+    name: ClassVar[str]
+    #: Unit of each figure.
+    units: ClassVar[Mapping[str, str]]
+    #: Figures in which less is better and a ratio means something.
+    compared: ClassVar[Sequence[str]]
+    default_repeat: ClassVar[int]
+
+    def settings(self, bundle: Bundle) -> Sequence[Mapping[str, Setting]]:
+        """What is measured, each by itself; defaults come from the bundle. What cannot be is refused here."""
+        ...
+
+    def open(self, subject: AnySubject, setting: Mapping[str, Setting], *, block: int, seed: int) -> Case:
+        """Make ready, warm-up included. ``block``: the most repetitions that will be asked for at once."""
+        ...
+
+    def notes(self) -> Sequence[str]:
+        """What a reader of the figures must know, found out while measuring."""
+        ...
+
+
+def run_scenario(scenario: Scenario, request: Request, progress: Progress = lambda text: None) -> Report:
+    """Measure every setting of ``scenario`` for the request's bundle, in turn with what it is compared with."""
+    load_average = current_load()
+    threads = request.threads or cores()
+    repeat = request.repeat or scenario.default_repeat
+    mine, other = open_subjects(request, threads)
+    subjects: list[AnySubject] = [mine] if other is None else [mine, other]
+    settings = scenario.settings(mine.bundle)
+    meter = BandwidthMeter(threads)
+    done: list[tuple[list[Case], list[Measured]]] = []
+    try:
+        progress("read bandwidth")
+        meter.measure()
+        for setting in settings:
+            text = f"{scenario.name}: {', '.join(f'{name} {value}' for name, value in setting.items())}"
+            progress(text)
+            block = max(block_sizes(repeat))
+            cases = [scenario.open(subject, setting, block=block, seed=request.seed) for subject in subjects]
+            done.append((cases, measure([case.block for case in cases], repeat, text, progress)))
+        progress("read bandwidth")
+        meter.measure()
+    finally:
+        for subject in subjects:
+            subject.close()
+    about = [subject.about for subject in subjects]
+    measurements: list[Measurement] = []
+    comparisons: list[Comparison] = []
+    for setting, (cases, taken) in zip(settings, done, strict=True):
+        for named, case, measured in zip(about, cases, taken, strict=True):
+            measurements += _measurements(scenario, setting, named, case, measured, meter.result)
+        if len(about) == 2:
+            comparisons += _comparisons(scenario, setting, about, taken)
+    run = describe_run(
+        seed=request.seed,
+        threads=threads,
+        bandwidth=meter.result,
+        load_average=load_average,
+        peers=("torch", "transformers") if isinstance(other, PeerSubject) else (),
+    )
+    notes = list(scenario.notes())
+    if any(each.traffic is not None and each.traffic.fraction > 1 for each in measurements):
+        notes.append(_CACHED)
+    return Report(run, tuple(measurements), tuple(comparisons), tuple(notes))
+
+
+def _measurements(
+    scenario: Scenario,
+    setting: Mapping[str, Setting],
+    subject: Subject,
+    case: Case,
+    measured: Measured,
+    bandwidth: Bandwidth,
+) -> list[Measurement]:
+    made = []
+    for figure in measured.blocks:
+        summary = summarize(measured.samples(figure))
+        derived = case.derive(figure, summary, bandwidth)
+        unit = scenario.units[figure]
+        made.append(Measurement(scenario.name, subject, setting, figure, unit, summary, **vars(derived)))
+    return made
+
+
+def _comparisons(
+    scenario: Scenario, setting: Mapping[str, Setting], about: Sequence[Subject], taken: Sequence[Measured]
+) -> list[Comparison]:
+    made = []
+    for figure in scenario.compared:
+        if not all(figure in each.blocks for each in taken):
+            continue
+        found = compare(taken[0].blocks[figure], taken[1].blocks[figure])
+        made.append(
+            Comparison(
+                scenario=scenario.name,
+                subject=about[0],
+                other=about[1],
+                settings=setting,
+                figure=figure,
+                pairs=len(found.ratios),
+                speedup=found.speedup,
+                low=found.low,
+                high=found.high,
+                p=found.p,
+                test=TEST,
+                verdict=found.verdict,
+                ratios=found.ratios,
+            )
+        )
+    return made

@@ -1,0 +1,197 @@
+"""What a run of the bench leaves: one versioned schema, of which every output format is a rendering.
+
+A :class:`Report` is a :class:`Run` (when, where, with what), measurements and comparisons. Each measurement names what
+was measured in full, so that a line of a CSV or JSONL file stands for itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .statistics import Summary
+
+NAME, VERSION = "ualm-bench", 1
+
+#: A setting of a scenario: the rows held, the modality, ...
+Setting = int | float | str | bool
+
+_Record = TypeVar("_Record")
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Read bandwidth of this machine in GB/s (1e9 bytes), measured in the run: passes over ``bytes`` of memory.
+
+    ``best`` is the limit that fractions are taken of; ``median`` shows how steady the machine was.
+    """
+
+    threads: int
+    bytes: int
+    passes: int
+    best: float
+    median: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it ran. None: the system does not say. ``load_average`` is that of one minute, before the run."""
+
+    cpu: str
+    architecture: str
+    cpu_features: tuple[str, ...]
+    cores: int
+    governor: str | None
+    memory_bytes: int | None
+    load_average: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all figures of a report have in common. ``commit``: of the checkout, or the version of the package."""
+
+    created: str
+    command: str
+    commit: str
+    seed: int
+    threads: int
+    versions: Mapping[str, str]
+    machine: Machine
+    bandwidth: Bandwidth
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured: a bundle in an engine, or a rival. ``digest`` is the bundle's; a rival names its weights."""
+
+    name: str
+    engine: str
+    digest: str | None
+    precisions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one step must read, counted from the bundle, and what that makes of its median time.
+
+    ``fraction``: share of the measured bandwidth that was reached.
+    """
+
+    body_bytes: int
+    head_bytes: int
+    kv_bytes: int
+    gb_per_second: float
+    fraction: float
+
+    @property
+    def bytes(self) -> int:
+        return self.body_bytes + self.head_bytes + self.kv_bytes
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure of one subject under one setting, in ``unit``.
+
+    ``real_time_factor``: mean seconds of work a second of sound. ``outside_percent``: share of the time that was spent
+    outside the inference library.
+    """
+
+    scenario: str
+    subject: Subject
+    settings: Mapping[str, Setting]
+    figure: str
+    unit: str
+    summary: Summary
+    traffic: Traffic | None = None
+    real_time_factor: float | None = None
+    outside_percent: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure of ``subject`` against that of ``other``, measured in turn; see ``statistics.PairedTest``.
+
+    ``speedup`` above 1: the subject is faster. The verdict is about the subject.
+    """
+
+    scenario: str
+    subject: Subject
+    other: Subject
+    settings: Mapping[str, Setting]
+    figure: str
+    pairs: int
+    speedup: float
+    low: float | None
+    high: float | None
+    p: float
+    test: str
+    verdict: str
+    ratios: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of one run. ``notes``: what a reader of the figures must know, in sentences."""
+
+    run: Run
+    measurements: tuple[Measurement, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def to_json(value: Any) -> Any:
+    """A record as what JSON holds."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): to_json(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(each) for each in value]
+    return value
+
+
+def from_json(kind: type[_Record], value: Any, where: str = "") -> _Record:
+    """The record of class ``kind`` that :func:`to_json` wrote; ``ValueError`` naming the field that is wrong.
+
+    Fields may be missing where the class has a default; unknown ones are refused.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where or kind.__name__} is not an object")
+    hints, arguments = typing.get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        name = f"{where}.{field.name}" if where else field.name
+        if field.name in value:
+            arguments[field.name] = _parse(hints[field.name], value[field.name], name)
+        elif field.default is dataclasses.MISSING:
+            raise ValueError(f"{name} is missing")
+    unknown = [name for name in value if name not in hints]
+    if unknown:
+        raise ValueError(f"{where or kind.__name__} has the unknown field {unknown[0]!r}")
+    return kind(**arguments)
+
+
+def _parse(hint: Any, value: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        kinds = [each for each in inner if each is not type(None)]
+        if len(kinds) == 1:
+            return _parse(kinds[0], value, where)
+        if type(value) in kinds:
+            return value
+    elif dataclasses.is_dataclass(hint):
+        return from_json(hint, value, where)  # type: ignore[arg-type]
+    elif origin is tuple and isinstance(value, list):
+        return tuple(_parse(inner[0], each, f"{where}[{at}]") for at, each in enumerate(value))
+    elif origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return {str(name): _parse(inner[1], each, f"{where}.{name}") for name, each in value.items()}
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif type(value) is hint:
+        return value
+    raise ValueError(f"{where} = {value!r} is not of type {getattr(hint, '__name__', hint)}")

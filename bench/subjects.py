@@ -1,0 +1,120 @@
+"""What can be measured: a bundle in an engine, or the published algorithm in torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..runtime.bundle import Bundle
+from ..runtime.engines.base import Engine, open_engine
+from ..runtime.errors import InputError, UalmError
+from ..runtime.model import DEFAULT_CONTEXT
+from .schema import Subject
+
+if TYPE_CHECKING:
+    from .peers.torch_reference import TorchReference
+
+#: Rivals that ``--versus`` knows beside bundles, with the torch type of each.
+PEERS = {"reference-fp32": "float32", "reference-bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure. ``threads`` None: all cores. ``versus``: a bundle or one of :data:`PEERS`; ``run``: whose
+    weights such a rival takes."""
+
+    bundle: Path
+    engine: str | None = None
+    threads: int | None = None
+    repeat: int | None = None
+    seed: int = 0
+    versus: str | None = None
+    run: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("--threads", self.threads), ("--repeat", self.repeat)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} {value}: give a whole number of at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed {self.seed}: give a whole number from 0 to {2**32 - 1}")
+        if self.versus in PEERS and self.run is None:
+            raise InputError(
+                f"--versus {self.versus}: takes its weights from a training run; name the one that the bundle was "
+                "exported from with --run"
+            )
+        if self.run is not None and self.versus not in PEERS:
+            raise InputError(f"--run {self.run}: only --versus {' or '.join(PEERS)} reads a training run")
+
+
+class BundleSubject:
+    """A bundle, and the engine it is loaded into when first asked for."""
+
+    def __init__(self, folder: Path, request: Request, name: str) -> None:
+        self.bundle = Bundle(folder)
+        self._request, self._name = request, name
+        self._engine: tuple[Engine, int] | None = None
+
+    def engine(self, rows: int = 0) -> Engine:
+        """An engine whose sequences hold at least ``rows`` rows, and at least what a model reserves by default."""
+        limit = self.bundle.manifest.model.max_positions
+        if rows > limit:
+            raise InputError(
+                f"{self.bundle.folder}: the measurement needs {rows} rows of context, but this model holds {limit}; "
+                "give a smaller --context"
+            )
+        wanted = max(rows, min(DEFAULT_CONTEXT, limit))
+        if self._engine is None or self._engine[1] < wanted:
+            self.close()
+            opened = open_engine(self._request.engine, self.bundle, threads=self._request.threads, max_context=wanted)
+            self._engine = opened, wanted
+        return self._engine[0]
+
+    @cached_property
+    def about(self) -> Subject:
+        parts = self.bundle.manifest.parts
+        precisions = {role: str(part.get("precision", "unknown")) for role, part in parts.items()}
+        engine = self._engine[0].name if self._engine else self._request.engine or "onnxruntime"
+        return Subject(self._name, engine, self.bundle.digest, precisions)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine[0].close()
+            self._engine = None
+
+
+class PeerSubject:
+    """The published algorithm in torch, with the weights of a training run."""
+
+    def __init__(self, name: str, run: Path, threads: int) -> None:
+        try:
+            from .peers.torch_reference import TorchReference
+        except ImportError as error:
+            raise UalmError(
+                f'--versus {name} cannot be loaded ({error}); install it with: pip install "ualm[export]"'
+            ) from error
+        self.reference: TorchReference = TorchReference(run, PEERS[name], threads=threads)
+        self.about = Subject(name, self.reference.engine, None, {"all": name.removeprefix("reference-")})
+
+    def close(self) -> None:
+        """Nothing but memory is held."""
+
+
+AnySubject = BundleSubject | PeerSubject
+
+
+def open_subjects(request: Request, threads: int) -> tuple[BundleSubject, AnySubject | None]:
+    """The bundle, and what it is measured against, if anything."""
+    mine = request.bundle
+    name = mine.resolve().name
+    if request.versus is None:
+        return BundleSubject(mine, request, name), None
+    if request.versus in PEERS:
+        assert request.run is not None  # checked by Request
+        return BundleSubject(mine, request, name), PeerSubject(request.versus, request.run, threads)
+    other = Path(request.versus)
+    names = (name, other.resolve().name)
+    if names[0] == names[1]:
+        names = (str(mine), str(other)) if str(mine) != str(other) else (name, f"{name} (again)")
+    return BundleSubject(mine, request, names[0]), BundleSubject(other, request, names[1])

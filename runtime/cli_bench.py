@@ -1,0 +1,215 @@
+"""``ualm bench``: how fast a bundle is here, and how far that is from what the machine can do.
+
+The bench is a room of its own, which the runtime must not need: it is imported when one of these verbs runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from .cli_common import LiveLine, print_any
+from .errors import InputError, OutputError, UalmError
+from .files import replacing_file
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure a bundle: milliseconds, bytes a step, share of the memory bandwidth, against another.",
+)
+
+_Number = TypeVar("_Number", int, float)
+
+BundleArgument = Annotated[Path, typer.Argument(help="Folder made by `ualm export`.")]
+EngineOption = Annotated[str | None, typer.Option(help="Engine; the best one that can run here by default.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
+RepeatOption = Annotated[int | None, typer.Option(help="Repetitions that are measured.")]
+SeedOption = Annotated[int, typer.Option(help="Of the draws and of the noise that is heard or held.")]
+VersusOption = Annotated[
+    str | None,
+    typer.Option(help="Another bundle, or reference-bf16 or reference-fp32 (with --run), measured in turn."),
+]
+RunOption = Annotated[Path | None, typer.Option(help="Training run whose weights a reference takes.")]
+FormatOption = Annotated[str | None, typer.Option("--format", help="table, json, jsonl, csv or markdown.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="File to write; the table is still shown.")]
+ContextOption = Annotated[str, typer.Option("--context", help="Rows held, one number or several: 256,1024.")]
+SecondsOption = Annotated[str, typer.Option("--seconds", help="Seconds of sound, one number or several: 5,30.")]
+ModalityOption = Annotated[str, typer.Option(help="audio or text.")]
+GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale; 1 turns guidance off.")]
+
+
+@app.command()
+def decode(
+    bundle: BundleArgument,
+    context: ContextOption = "256",
+    batch: Annotated[int, typer.Option(help="Conversations that take turns, a frame each.")] = 1,
+    modality: ModalityOption = "audio",
+    guidance: GuidanceOption = None,
+    engine: EngineOption = None,
+    threads: ThreadsOption = None,
+    repeat: RepeatOption = None,
+    seed: SeedOption = 0,
+    versus: VersusOption = None,
+    run: RunOption = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Milliseconds a frame: body, head and sampler, with rows held."""
+    contexts = _numbers("--context", context, int)
+    _measure(
+        lambda: _bench("decode").Decode(contexts, batch, _modality(modality), guidance),
+        (bundle, engine, threads, repeat, seed, versus, run),
+        form,
+        output,
+    )
+
+
+@app.command()
+def prefill(
+    bundle: BundleArgument,
+    rows: Annotated[str, typer.Option(help="Rows of the prompt, one number or several: 64,256.")] = "64,256",
+    context: ContextOption = "0",
+    modality: ModalityOption = "audio",
+    guidance: GuidanceOption = None,
+    engine: EngineOption = None,
+    threads: ThreadsOption = None,
+    repeat: RepeatOption = None,
+    seed: SeedOption = 0,
+    versus: VersusOption = None,
+    run: RunOption = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Milliseconds to take in a prompt, and to begin a segment behind it."""
+    counts, contexts = _numbers("--rows", rows, int), _numbers("--context", context, int)
+    _measure(
+        lambda: _bench("prefill").Prefill(counts, contexts, _modality(modality), guidance),
+        (bundle, engine, threads, repeat, seed, versus, run),
+        form,
+        output,
+    )
+
+
+@app.command()
+def encode(
+    bundle: BundleArgument,
+    seconds: SecondsOption = "10",
+    engine: EngineOption = None,
+    threads: ThreadsOption = None,
+    repeat: RepeatOption = None,
+    seed: SeedOption = 0,
+    versus: VersusOption = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Time to hear a sound: features, then the encoder."""
+    lengths = _numbers("--seconds", seconds, float)
+    _measure(
+        lambda: _bench("encode").Encode(lengths),
+        (bundle, engine, threads, repeat, seed, versus, None),
+        form,
+        output,
+    )
+
+
+@app.command()
+def codec(
+    bundle: BundleArgument,
+    seconds: SecondsOption = "5",
+    engine: EngineOption = None,
+    threads: ThreadsOption = None,
+    repeat: RepeatOption = None,
+    seed: SeedOption = 0,
+    versus: VersusOption = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Time to turn codec frames into samples."""
+    lengths = _numbers("--seconds", seconds, float)
+    _measure(
+        lambda: _bench("codec").Codec(lengths),
+        (bundle, engine, threads, repeat, seed, versus, None),
+        form,
+        output,
+    )
+
+
+@app.command()
+def show(
+    results: Annotated[list[Path], typer.Argument(help="Files that --output wrote: .json, .jsonl or .csv.")],
+    form: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Render kept results again."""
+    formats = _bench("formats")
+    chosen = formats.choose_format(form, output)
+    _deliver([report for path in results for report in formats.read_report(path)], chosen, output)
+
+
+def _measure(scenario: Callable[[], Any], request: tuple[Any, ...], form: str | None, output: Path | None) -> None:
+    """Everything that can be refused is refused before anything is measured."""
+    chosen = _bench("formats").choose_format(form, output)
+    _check_writable(output)
+    line = LiveLine()
+    try:
+        report = _bench("scenario").run_scenario(scenario(), _bench("subjects").Request(*request), line.show)
+    finally:
+        line.hide()
+    _deliver([report], chosen, output)
+
+
+def _deliver(reports: list[Any], form: str, output: Path | None) -> None:
+    """Print in ``form``; with ``output``, write there and print the table."""
+    report = _bench("report")
+    if output is not None:
+        text = report.render(reports, form)
+        with replacing_file(output) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="")
+        form = "table"
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print_any(report.render(reports, form, width=width))
+
+
+def _bench(module: str) -> ModuleType:
+    """A module of the bench."""
+    try:
+        return importlib.import_module(f"ualm.bench.{module}")
+    except ImportError as error:
+        raise UalmError(f"bench cannot be loaded ({error}); install ualm again: pip install ualm") from error
+
+
+def _numbers(option: str, text: str, kind: type[_Number]) -> tuple[_Number, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{option} {text}: give {what}, separated by commas") from None
+
+
+def _modality(name: str) -> str:
+    if name not in ("audio", "text"):
+        raise InputError(f"--modality {name}: choose audio or text")
+    return name
+
+
+def _check_writable(output: Path | None) -> None:
+    if output is None:
+        return
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: the folder {output.parent} does not exist; create it first")
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder; name a file")
+    try:
+        tempfile.TemporaryFile(dir=output.parent).close()
+    except OSError as error:
+        raise OutputError(
+            f"{output}: cannot write here ({error.strerror or error}); choose a writable folder"
+        ) from error
