@@ -55,6 +55,3 @@ class Codec:
             return {"decode": times}
 
         return TimedSound(block_of, frames * codec.hop_length / codec.sample_rate)
-
-    def notes(self) -> Sequence[str]:
-        return ()

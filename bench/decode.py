@@ -23,6 +23,7 @@ from .traffic import body_role, step_traffic, weight_bytes
 
 #: Frames before each block that do not count: what was measured in between has taken the caches and the cores.
 WARM_UP = 2
+_CACHED = "a step that reads faster than memory reads from the processor's caches: its model is too small to judge by"
 
 Modality = Literal["audio", "text"]
 
@@ -62,9 +63,6 @@ class Decode:
         sampling = sampling_of(subject.bundle, self.modality, guidance, seed, rows)
         engine = subject.engine(max(self.contexts) + rows)
         return _EngineDecode(subject.bundle, engine, context, self.batch, self.modality, sampling)
-
-    def notes(self) -> Sequence[str]:
-        return ()
 
 
 class _EngineDecode:
@@ -126,7 +124,11 @@ class _EngineDecode:
             if self._modality == "audio"
             else None,
             outside_percent=100 * (1 - self._library_seconds / self._seconds),
+            note=_CACHED if traffic.fraction > 1 else None,
         )
+
+    def close(self) -> None:
+        self._sequences.clear()
 
     def _begin(self) -> None:
         for sequence in self._sequences:

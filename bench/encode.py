@@ -58,9 +58,6 @@ class Encode:
 
         return TimedSound(block_of, seconds)
 
-    def notes(self) -> Sequence[str]:
-        return ()
-
 
 class TimedSound:
     """A case whose figures are all times for a sound of one length."""
@@ -74,6 +71,9 @@ class TimedSound:
 
     def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
         return Derived(real_time_factor=summary.mean / 1000 / self._seconds)
+
+    def close(self) -> None:
+        """Nothing is held but the sound."""
 
 
 def check_seconds(values: Sequence[float]) -> None:

@@ -60,9 +60,6 @@ class Prefill:
         subject.engine(max(self.rows) + max(self.contexts) + _SPARE)
         return _EnginePrefill(subject, rows, context, self.modality, cast(float, setting["guidance"]), seed)
 
-    def notes(self) -> Sequence[str]:
-        return ()
-
 
 class _EnginePrefill:
     def __init__(
@@ -98,6 +95,9 @@ class _EnginePrefill:
         if figure == "begin":
             return Derived()
         return Derived(outside_percent=100 * (1 - self._library_seconds / self._seconds))
+
+    def close(self) -> None:
+        del self._sequence
 
 
 def random_prompt(vocabulary: Vocabulary, rows: int, seed: int) -> np.ndarray:

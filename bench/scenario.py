@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -14,16 +14,18 @@ from .schema import Bandwidth, Comparison, Measurement, Report, Setting, Subject
 from .statistics import TEST, Summary, compare, summarize
 from .subjects import AnySubject, PeerSubject, Request, open_subjects
 
-_CACHED = "a step that reads faster than memory reads from the processor's caches: its model is too small to judge by"
-
 
 @dataclass(frozen=True)
 class Derived:
-    """What follows from a figure; see the fields of the same names in ``schema.Measurement``."""
+    """What follows from a figure; see the fields of the same names in ``schema.Measurement``.
+
+    ``note``: what a reader of the figure must know, a sentence.
+    """
 
     traffic: Traffic | None = None
     real_time_factor: float | None = None
     outside_percent: float | None = None
+    note: str | None = None
 
 
 class Case(Protocol):
@@ -35,6 +37,10 @@ class Case(Protocol):
 
     def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
         """What follows from all samples of a figure."""
+        ...
+
+    def close(self) -> None:
+        """Free what measuring took; :meth:`derive` can still be called."""
         ...
 
 
@@ -54,10 +60,6 @@ class Scenario(Protocol):
 
     def open(self, subject: AnySubject, setting: Mapping[str, Setting], *, block: int, seed: int) -> Case:
         """Make ready, warm-up included. ``block``: the most repetitions that will be asked for at once."""
-        ...
-
-    def notes(self) -> Sequence[str]:
-        """What a reader of the figures must know, found out while measuring."""
         ...
 
 
@@ -80,6 +82,8 @@ def run_scenario(scenario: Scenario, request: Request, progress: Progress = lamb
             block = max(block_sizes(repeat))
             cases = [scenario.open(subject, setting, block=block, seed=request.seed) for subject in subjects]
             done.append((cases, measure([case.block for case in cases], repeat, text, progress)))
+            for case in cases:
+                case.close()
         progress("read bandwidth")
         meter.measure()
     finally:
@@ -88,9 +92,12 @@ def run_scenario(scenario: Scenario, request: Request, progress: Progress = lamb
     about = [subject.about for subject in subjects]
     measurements: list[Measurement] = []
     comparisons: list[Comparison] = []
+    notes: dict[str, None] = {}
     for setting, (cases, taken) in zip(settings, done, strict=True):
         for named, case, measured in zip(about, cases, taken, strict=True):
-            measurements += _measurements(scenario, setting, named, case, measured, meter.result)
+            for made, derived in _measurements(scenario, setting, named, case, measured, meter.result):
+                measurements.append(made)
+                notes |= {} if derived.note is None else {derived.note: None}
         if len(about) == 2:
             comparisons += _comparisons(scenario, setting, about, taken)
     run = describe_run(
@@ -100,9 +107,6 @@ def run_scenario(scenario: Scenario, request: Request, progress: Progress = lamb
         load_average=load_average,
         peers=("torch", "transformers") if isinstance(other, PeerSubject) else (),
     )
-    notes = list(scenario.notes())
-    if any(each.traffic is not None and each.traffic.fraction > 1 for each in measurements):
-        notes.append(_CACHED)
     return Report(run, tuple(measurements), tuple(comparisons), tuple(notes))
 
 
@@ -113,14 +117,25 @@ def _measurements(
     case: Case,
     measured: Measured,
     bandwidth: Bandwidth,
-) -> list[Measurement]:
-    made = []
+) -> Iterator[tuple[Measurement, Derived]]:
     for figure in measured.blocks:
-        summary = summarize(measured.samples(figure))
+        samples = measured.samples(figure)
+        if not samples:  # gaps of sounds that came in one piece
+            continue
+        summary = summarize(samples)
         derived = case.derive(figure, summary, bandwidth)
-        unit = scenario.units[figure]
-        made.append(Measurement(scenario.name, subject, setting, figure, unit, summary, **vars(derived)))
-    return made
+        measurement = Measurement(
+            scenario=scenario.name,
+            subject=subject,
+            settings=setting,
+            figure=figure,
+            unit=scenario.units[figure],
+            summary=summary,
+            traffic=derived.traffic,
+            real_time_factor=derived.real_time_factor,
+            outside_percent=derived.outside_percent,
+        )
+        yield measurement, derived
 
 
 def _comparisons(

@@ -71,6 +71,11 @@ class BundleSubject:
             self._engine = opened, wanted
         return self._engine[0]
 
+    @property
+    def command_options(self) -> tuple[str, str]:
+        """Engine and threads for a process of its own, "-" for the default."""
+        return self._request.engine or "-", str(self._request.threads or "-")
+
     @cached_property
     def about(self) -> Subject:
         parts = self.bundle.manifest.parts

@@ -143,6 +143,51 @@ def codec(
 
 
 @app.command()
+def stream(
+    bundle: BundleArgument,
+    seconds: SecondsOption = "5",
+    text: Annotated[str, typer.Option(help="What the sound should be.")] = "rain on a tin roof",
+    guidance: GuidanceOption = None,
+    engine: EngineOption = None,
+    threads: ThreadsOption = None,
+    repeat: RepeatOption = None,
+    seed: SeedOption = 0,
+    versus: VersusOption = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """What a listener waits for: first row, first sample, first playable chunk, gaps, underruns."""
+    lengths = _numbers("--seconds", seconds, float)
+    _measure(
+        lambda: _bench("stream").Stream(lengths, text, guidance),
+        (bundle, engine, threads, repeat, seed, versus, None),
+        form,
+        output,
+    )
+
+
+@app.command()
+def load(
+    bundle: BundleArgument,
+    pages: Annotated[str, typer.Option(help="Files in memory or not: warm, cold, or warm,cold.")] = "warm,cold",
+    engine: EngineOption = None,
+    threads: ThreadsOption = None,
+    repeat: RepeatOption = None,
+    seed: SeedOption = 0,
+    versus: VersusOption = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """From a fresh process to the first row, and the memory that it holds."""
+    _measure(
+        lambda: _bench("load").Load(tuple(pages.split(","))),
+        (bundle, engine, threads, repeat, seed, versus, None),
+        form,
+        output,
+    )
+
+
+@app.command()
 def show(
     results: Annotated[list[Path], typer.Argument(help="Files that --output wrote: .json, .jsonl or .csv.")],
     form: FormatOption = None,

@@ -105,7 +105,7 @@ class TorchReference:
 
     def through(self, embeddings: torch.Tensor, cache: Any) -> torch.Tensor:
         """Final hidden state [B, H] of the last of ``embeddings`` [B, S, H], whose keys and values ``cache`` takes."""
-        # by position (ids, mask, positions, cache, embeddings): the cache's keyword changed its name within transformers 5
+        # by position: ids, mask, positions, cache, embeddings; the cache's keyword was renamed within transformers 5
         output = self._body(None, None, None, cache, embeddings, use_cache=True)
         hidden: torch.Tensor = output.last_hidden_state[:, -1]
         return hidden
@@ -227,6 +227,9 @@ class _Decode:
     def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
         return Derived(real_time_factor=summary.mean / 1000 * _FRAMES_A_SECOND if self._modality == "audio" else None)
 
+    def close(self) -> None:
+        del self._cache
+
     def _begin(self) -> None:
         self._cache = self._reference.noise(self._context, 2 if self._sampling.guidance > 1 else 1)
         self._row = self._reference.marker(self._modality)
@@ -256,3 +259,6 @@ class _Prefill:
 
     def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
         return Derived()
+
+    def close(self) -> None:
+        """Nothing is kept between prompts."""

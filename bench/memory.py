@@ -1,0 +1,86 @@
+"""Memory of a process, as Linux counts it, and which pages of files it keeps in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a process. ``rss``: all that is in memory, mapped files included. ``private``: what no other process
+    shares, mapped files that only this one maps included. ``anonymous``: what no file backs."""
+
+    rss: int
+    private: int
+    anonymous: int
+
+
+def memory_of(process: int | str = "self") -> Memory | None:
+    """Memory of a process; None where the system does not tell, or the process is gone."""
+    fields = _fields(Path(f"/proc/{process}/smaps_rollup"))
+    try:
+        private = fields["Private_Clean"] + fields["Private_Dirty"]
+        return Memory(fields["Rss"], private, fields["Anonymous"])
+    except KeyError:
+        return None
+
+
+def peak_rss() -> int | None:
+    """The most memory that this process has ever held, mapped files included (VmHWM); None where nobody counts."""
+    return _fields(Path("/proc/self/status")).get("VmHWM")
+
+
+def _fields(path: Path) -> dict[str, int]:
+    try:
+        text = path.read_text()
+    except OSError:
+        return {}
+    return {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
+
+
+def can_drop_pages() -> bool:
+    """Whether this system lets us ask for a cold start."""
+    return hasattr(os, "posix_fadvise")
+
+
+def drop_pages(paths: Sequence[Path]) -> None:
+    """Ask the system to forget the cached pages of files; it keeps those that somebody uses or that are not written."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def cached_fraction(paths: Sequence[Path]) -> float | None:
+    """Share of the pages of files that are in memory; None where the system does not tell (mincore)."""
+    try:
+        mincore = ctypes.CDLL(None, use_errno=True).mincore
+    except (AttributeError, OSError, TypeError):
+        return None
+    held = pages = 0
+    for path in paths:
+        size = path.stat().st_size
+        if not size:
+            continue
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapped:
+            view = np.frombuffer(mapped, np.uint8)
+            flags = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+            failed = mincore(
+                ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(size), ctypes.c_void_p(flags.ctypes.data)
+            )
+            del view  # the map cannot be closed while it is seen
+            if failed:
+                return None
+            held, pages = held + int((flags & 1).sum()), pages + len(flags)
+    return held / pages if pages else 0.0

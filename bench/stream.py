@@ -1,0 +1,163 @@
+"""What a listener waits for: first row, first sample, first playable chunk, gaps, and a player that runs dry."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
+
+from ..runtime.bundle import Bundle
+from ..runtime.errors import EngineError, InputError
+from ..runtime.events import SegmentEnded, SoundChunk, TurnEnded
+from ..runtime.model import Model
+from ..runtime.sampling import SHORTEST_SOUND_ROWS, AudioSampling
+from ..runtime.vocabulary import STREAMS
+from .blocks import Samples
+from .decode import sampling_of
+from .encode import check_seconds
+from .scenario import Case, Derived
+from .schema import Bandwidth, Setting
+from .statistics import Summary
+from .subjects import AnySubject, PeerSubject
+
+#: A chunk is worth playing when this much sound has come, or all of it.
+PLAYABLE_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A sound of at most ``seconds`` for ``text``, through a session's events, by the clock on the wall.
+
+    Figures, from the call of ``Session.turn`` on: "first_row" drawn; "first_sample": the first samples that will not
+    change arrive; "playable": 0.1 s of them are there; "sound": the segment is whole. "gap": between two chunks. A
+    player that starts with the first chunk: "underruns", how often it runs dry; "stall", how long it is silent in all,
+    which is also how much later it would have to start never to run dry.
+    """
+
+    seconds: tuple[float, ...] = (5.0,)
+    text: str = "rain on a tin roof"
+    guidance: float | None = None
+
+    name: ClassVar[str] = "stream"
+    units: ClassVar[Mapping[str, str]] = {
+        "first_row": "ms",
+        "first_sample": "ms",
+        "playable": "ms",
+        "gap": "ms",
+        "underruns": "a sound",
+        "stall": "ms",
+        "sound": "ms",
+    }
+    compared: ClassVar[Sequence[str]] = ("first_row", "first_sample", "playable", "sound")
+    default_repeat: ClassVar[int] = 12
+
+    def settings(self, bundle: Bundle) -> Sequence[Mapping[str, Setting]]:
+        check_seconds(self.seconds)
+        limit = bundle.manifest.model.max_positions
+        for seconds in self.seconds:
+            steps = _steps(bundle, seconds)
+            if not SHORTEST_SOUND_ROWS <= steps < limit:
+                frame = bundle.manifest.codec.hop_length / bundle.manifest.codec.sample_rate
+                raise InputError(
+                    f"--seconds {seconds:g}: takes {steps} rows; give at least a frame, {frame:g} s, and less than the "
+                    f"{limit} rows that this model holds"
+                )
+        guidance = sampling_of(bundle, "audio", self.guidance).guidance
+        return [{"seconds": seconds, "guidance": guidance} for seconds in self.seconds]
+
+    def open(self, subject: AnySubject, setting: Mapping[str, Setting], *, block: int, seed: int) -> Case:
+        if isinstance(subject, PeerSubject):
+            raise InputError(f"--versus {subject.about.name}: measures decode and prefill only; name a bundle")
+        seconds, guidance = cast(float, setting["seconds"]), cast(float, setting["guidance"])
+        sampling = cast(AudioSampling, sampling_of(subject.bundle, "audio", guidance, seed))
+        sampling = replace(sampling, max_steps=_steps(subject.bundle, seconds))
+        most = max(_steps(subject.bundle, each) for each in self.seconds)
+        rows = most + len(self.text.encode()) + 16  # a token takes a byte or more; roles and markers come on top
+        return _Turns(Model(subject.bundle, subject.engine(rows), rows), self.text, sampling)
+
+
+class _Turns:
+    def __init__(self, model: Model, text: str, sampling: AudioSampling) -> None:
+        self._model, self._text, self._sampling = model, text, sampling
+        self._turns = 0
+        self._sound_seconds: list[float] = []
+        self.block(1)
+        self._sound_seconds.clear()
+
+    def block(self, count: int) -> Samples:
+        figures: dict[str, list[float]] = {}
+        for _ in range(count):
+            for figure, values in self._turn().items():
+                figures.setdefault(figure, []).extend(values)
+        return figures
+
+    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+        if figure != "sound":
+            return Derived()
+        return Derived(real_time_factor=summary.mean * summary.n / 1000 / sum(self._sound_seconds))
+
+    def close(self) -> None:
+        """Each turn's cache goes with its session."""
+
+    def _turn(self) -> Samples:
+        """One sound, with a seed of its own."""
+        sampling = replace(self._sampling, seed=(self._sampling.seed + self._turns) % 2**64)
+        self._turns += 1
+        session = self._model.session()
+        arrivals: list[tuple[float, int]] = []
+        first_row = whole = None
+        rate = self._model.bundle.manifest.codec.sample_rate
+        started = time.perf_counter()
+        turn = session.turn(self._text, modality="audio", audio=sampling)
+        for event in turn:
+            if isinstance(event, SoundChunk):
+                arrivals.append((time.perf_counter() - started, len(event.samples)))
+            elif isinstance(event, SegmentEnded):
+                whole = time.perf_counter() - started
+                turn.cancel()  # what the model says after its first sound is not measured
+            elif isinstance(event, TurnEnded):
+                first_row = event.seconds["first"]
+        if whole is None or first_row is None or not arrivals:
+            raise EngineError("stream: the turn ended without a sound; nothing can be measured")
+        self._sound_seconds.append(sum(samples for _, samples in arrivals) / rate)
+        waited = heard(arrivals, rate)
+        return {
+            "first_row": [1000 * first_row],
+            "first_sample": [1000 * arrivals[0][0]],
+            "playable": [1000 * waited.playable],
+            "gap": [1000 * (later - earlier) for (earlier, _), (later, _) in itertools.pairwise(arrivals)],
+            "underruns": [float(waited.underruns)],
+            "stall": [1000 * waited.stall],
+            "sound": [1000 * whole],
+        }
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a player that starts with the first chunk goes through; seconds, ``playable`` from the start of the turn."""
+
+    playable: float
+    underruns: int
+    stall: float
+
+
+def heard(arrivals: Sequence[tuple[float, int]], rate: int) -> Heard:
+    """Play chunks, each (arrival in seconds, samples), at ``rate`` Hz from the first arrival on."""
+    wanted = min(PLAYABLE_SECONDS * rate, sum(samples for _, samples in arrivals))
+    first = arrivals[0][0]
+    playable, underruns, stall, samples = arrivals[-1][0], 0, 0.0, 0
+    for arrival, count in arrivals:
+        late = arrival - (first + samples / rate)  # against a player that never stopped
+        if late > stall + 1e-9:
+            underruns, stall = underruns + 1, late
+        if samples < wanted <= samples + count:
+            playable = arrival
+        samples += count
+    return Heard(playable, underruns, stall)
+
+
+def _steps(bundle: Bundle, seconds: float) -> int:
+    codec = bundle.manifest.codec
+    return int(seconds * codec.sample_rate / codec.hop_length + 1e-6) + STREAMS - 1
