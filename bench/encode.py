@@ -34,8 +34,11 @@ class Encode:
 
     def settings(self, bundle: Bundle) -> Sequence[Mapping[str, Setting]]:
         check_seconds(self.seconds)
+        spec = FeatureSpec.from_json(bundle.manifest.features)
+        least, most = spec.min_samples / spec.sample_rate, spec.max_samples / spec.sample_rate
         for seconds in self.seconds:
-            _hearing(bundle).check(_noise(bundle, seconds, 0))  # too short or too long for the encoder
+            if not least <= seconds <= most:
+                raise InputError(f"--seconds {seconds:g}: this encoder hears sounds from {least:g} to {most:g} s")
         return [{"seconds": seconds} for seconds in self.seconds]
 
     def open(self, subject: AnySubject, setting: Mapping[str, Setting], *, block: int, seed: int) -> Case:

@@ -52,12 +52,12 @@ def read_report(path: Path) -> list[Report]:
     if form not in ("json", "jsonl", "csv"):
         raise InputError(f"{path}: results are read from .json, .jsonl and .csv files")
     try:
-        text = path.read_bytes().decode("utf-8")  # line ends within cells stay as they are
+        text = path.read_text(encoding="utf-8")
         if form == "json":
             return [_report(json.loads(text))]
         if form == "jsonl":
             return _gathered([json.loads(line) for line in text.splitlines() if line.strip()])
-        return _gathered([_deep(row) for row in csv.DictReader(io.StringIO(text, newline=""))])
+        return _gathered([_deep(row) for row in csv.DictReader(io.StringIO(text))])
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, csv.Error) as error:  # ValueError: no JSON, no UTF-8, or a field that is wrong
@@ -118,8 +118,8 @@ def _flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _cell(value: Any) -> str:
-    """Text as it is unless it would be read as JSON; an absent value is an empty cell, and null is written out."""
-    if isinstance(value, str) and value and not _is_json(value):
+    """Plain text as it is, unless it would be read as JSON; all else as JSON. An empty cell is an absent value."""
+    if isinstance(value, str) and value and value.isprintable() and not _is_json(value):
         return value
     return json.dumps(value, allow_nan=False)
 

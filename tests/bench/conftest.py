@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from ualm.bench import scenario
+from ualm.bench.bandwidth import BandwidthMeter
+from ualm.bench.schema import Report, from_json
+
+
+@pytest.fixture
+def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read bandwidth is measured with a buffer that costs no time; its value means nothing then."""
+    monkeypatch.setattr(scenario, "BandwidthMeter", partial(BandwidthMeter, buffer_bytes=1 << 20))
+
+
+@pytest.fixture
+def bench(ualm: Callable[..., tuple[int, str, str]], small_buffer: None) -> Callable[..., Report]:
+    """Runs ``ualm bench ... --format json`` with one thread and gives the report."""
+    import json
+
+    def run(*arguments: Any) -> Report:
+        status, out, err = ualm("bench", *arguments, "--threads", 1, "--format", "json")
+        assert (status, err) == (0, "")
+        document = json.loads(out)
+        assert (document.pop("schema"), document.pop("version")) == ("ualm-bench", 1)
+        return from_json(Report, document)
+
+    return run

@@ -1,0 +1,72 @@
+"""What is kept of where and with what a figure was made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ualm.runtime
+from ualm.bench.environment import command_line, cores, current_load, describe_run, source_commit
+from ualm.bench.schema import Bandwidth
+
+BANDWIDTH = Bandwidth(1, 64, 1, 1.0, 1.0)
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "nobody")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "nobody@example.com")
+    (tmp_path / "__init__.py").write_text("")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "__init__.py")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    git(tmp_path, "tag", "-m", "a tag", "v1")
+    return tmp_path
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_is_that_of_the_checkout_and_says_when_it_was_changed(repository):
+    module = repository / "__init__.py"
+    assert source_commit(module) == "v1"
+    module.write_text("changed")
+    assert source_commit(module) == "v1-dirty"
+    git(repository, "commit", "-q", "-a", "-m", "second")
+    assert source_commit(module) == f"v1-1-g{git(repository, 'rev-parse', 'HEAD')[:12]}"
+
+
+def test_a_package_inside_somebody_elses_repository_is_known_by_its_version(repository):
+    package = repository / "site-packages" / "ualm"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    assert source_commit(package / "__init__.py") == f"ualm {ualm.runtime.__version__}"
+
+
+def test_without_git_the_version_is_told(repository, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert source_commit(repository / "__init__.py") == f"ualm {ualm.runtime.__version__}"
+
+
+def test_a_run_tells_what_is_needed_to_repeat_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/ualm", "bench", "decode", "a bundle"])
+    run = describe_run(seed=3, threads=1, bandwidth=BANDWIDTH, load_average=0.5, peers=("torch", "no-such-package"))
+    assert run.command == command_line() == "ualm bench decode 'a bundle'"
+    assert (run.seed, run.threads, run.machine.load_average) == (3, 1, 0.5)
+    assert {"ualm", "python", "numpy", "onnxruntime", "torch"} <= set(run.versions)
+    assert run.versions["no-such-package"] == "not installed"
+    assert run.created.endswith("+00:00") and run.commit
+    assert run.machine.cores == cores() == len(os.sched_getaffinity(0))
+    assert run.machine.memory_bytes and run.machine.cpu
+
+
+def test_a_system_without_load_average_has_none(monkeypatch):
+    monkeypatch.delattr(os, "getloadavg")
+    assert current_load() is None
