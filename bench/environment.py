@@ -18,8 +18,42 @@ from .schema import Bandwidth, Machine, Run
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
+class OtherProcesses:
+    """How much of the processors' time others took since this was made: what makes a figure not worth quoting."""
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
+        self._start = self._now()
+
+    @property
+    def percent(self) -> float | None:
+        """Share of the time of all processors; None where the system does not say, or no tick has passed."""
+        now, start = self._now(), self._start
+        if now is None or start is None or now[1] <= start[1]:
+            return None
+        mine, busy, total = now[2] - start[2], now[0] - start[0], now[1] - start[1]
+        return max(0.0, 100 * (busy - mine) / total)
+
+    def _now(self) -> tuple[float, float, float] | None:
+        """Seconds of all processors, busy and in all, and of this process and its ended children."""
+        try:
+            ticks = [int(value) for value in self._stat.read_text().splitlines()[0].split()[1:9]]
+            hertz = os.sysconf("SC_CLK_TCK")
+        except (AttributeError, OSError, ValueError, IndexError):
+            return None
+        user, nice, system, idle, waiting, *interrupts = ticks
+        busy = (user + nice + system + sum(interrupts)) / hertz
+        return busy, busy + (idle + waiting) / hertz, sum(os.times()[:4])
+
+
 def describe_run(
-    *, seed: int, threads: int, bandwidth: Bandwidth, load_average: float | None, peers: tuple[str, ...] = ()
+    *,
+    seed: int,
+    threads: int,
+    bandwidth: Bandwidth,
+    load_average: float | None,
+    others_percent: float | None,
+    peers: tuple[str, ...] = (),
 ) -> Run:
     """The facts of this run. ``peers``: distributions beside the runtime's own whose versions count, torch for one."""
     return Run(
@@ -31,6 +65,7 @@ def describe_run(
         versions=runtime_versions() | {name: _version(name) for name in peers},
         machine=_machine(load_average),
         bandwidth=bandwidth,
+        others_percent=others_percent,
     )
 
 

@@ -82,11 +82,13 @@ def _facts(report: Report) -> list[str]:
     governor = "" if machine.governor is None else f", governor {machine.governor}"
     load = "" if machine.load_average is None else f", load average {machine.load_average:g} before the run"
     libraries = ("python", "numpy", "onnxruntime", "torch", "transformers")
+    others = "" if run.others_percent is None else f", others took {run.others_percent:.1f} % of them"
     versions = ", ".join(f"{name} {run.versions[name]}" for name in libraries if name in run.versions)
     about = {measured.subject.name: measured.subject for measured in report.measurements}
     return [
         f"{run.created}, commit {run.commit}, seed {run.seed}: {run.command}",
-        f"{machine.cpu} ({machine.architecture}), {machine.cores} cores, {run.threads} threads{memory}{governor}{load}",
+        f"{machine.cpu} ({machine.architecture}), {machine.cores} cores, {run.threads} threads{others}"
+        f"{memory}{governor}{load}",
         f"ualm {run.versions.get('ualm', 'unknown')}, {versions}",
         f"read bandwidth {bandwidth.best:.1f} GB/s (best of {bandwidth.passes} passes over "
         f"{bandwidth.bytes / 2**20:.0f} MiB with {bandwidth.threads} threads, median {bandwidth.median:.1f})",

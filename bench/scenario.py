@@ -9,10 +9,13 @@ from typing import ClassVar, Protocol
 from ..runtime.bundle import Bundle
 from .bandwidth import BandwidthMeter
 from .blocks import Measured, Progress, Samples, block_sizes, measure
-from .environment import cores, current_load, describe_run
+from .environment import OtherProcesses, cores, current_load, describe_run
 from .schema import Bandwidth, Comparison, Measurement, Report, Setting, Subject, Traffic
 from .statistics import TEST, Summary, compare, summarize
 from .subjects import AnySubject, PeerSubject, Request, open_subjects
+
+#: A machine is quiet when other processes take no more than this percentage of its processors' time.
+_QUIET = 3.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def run_scenario(scenario: Scenario, request: Request, progress: Progress = lamb
     mine, other = open_subjects(request, threads)
     subjects: list[AnySubject] = [mine] if other is None else [mine, other]
     settings = scenario.settings(mine.bundle)
-    meter = BandwidthMeter(threads)
+    meter, others = BandwidthMeter(threads), OtherProcesses()
     done: list[tuple[list[Case], list[Measured]]] = []
     try:
         progress("read bandwidth")
@@ -89,6 +92,7 @@ def run_scenario(scenario: Scenario, request: Request, progress: Progress = lamb
     finally:
         for subject in subjects:
             subject.close()
+    taken_by_others = others.percent
     about = [subject.about for subject in subjects]
     measurements: list[Measurement] = []
     comparisons: list[Comparison] = []
@@ -100,11 +104,15 @@ def run_scenario(scenario: Scenario, request: Request, progress: Progress = lamb
                 notes |= {} if derived.note is None else {derived.note: None}
         if len(about) == 2:
             comparisons += _comparisons(scenario, setting, about, taken)
+    if taken_by_others is not None and taken_by_others > _QUIET:
+        text = f"other processes took {taken_by_others:.0f} % of the processors' time meanwhile: these figures are not"
+        notes[f"{text} those of a quiet machine"] = None
     run = describe_run(
         seed=request.seed,
         threads=threads,
         bandwidth=meter.result,
         load_average=load_average,
+        others_percent=taken_by_others,
         peers=("torch", "transformers") if isinstance(other, PeerSubject) else (),
     )
     return Report(run, tuple(measurements), tuple(comparisons), tuple(notes))

@@ -52,7 +52,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Run:
-    """What all figures of a report have in common. ``commit``: of the checkout, or the version of the package."""
+    """What all figures of a report have in common.
+
+    ``commit``: of the checkout, or the version of the package. ``others_percent``: share of the processors' time that
+    went to other processes while it was measured; None where the system does not say.
+    """
 
     created: str
     command: str
@@ -62,6 +66,7 @@ class Run:
     versions: Mapping[str, str]
     machine: Machine
     bandwidth: Bandwidth
+    others_percent: float | None
 
 
 @dataclass(frozen=True)

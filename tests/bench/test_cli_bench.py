@@ -122,9 +122,7 @@ def test_a_cold_start_says_how_cold_it_was(bench, tiny_bundle):
     report = bench("load", tiny_bundle, "--pages", "cold", "--repeat", 1)
     cached = figures(report)["cached"].summary.max
     assert 0 <= cached <= 100
-    assert bool(report.notes) == (cached > 1)
-    for note in report.notes:
-        assert "not the times of a cold start" in note
+    assert any("not the times of a cold start" in note for note in report.notes) == (cached > 1)
 
 
 # ---- against another ----

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ualm.runtime
-from ualm.bench.environment import command_line, cores, current_load, describe_run, source_commit
+from ualm.bench.environment import OtherProcesses, command_line, cores, current_load, describe_run, source_commit
 from ualm.bench.schema import Bandwidth
 
 BANDWIDTH = Bandwidth(1, 64, 1, 1.0, 1.0)
@@ -57,7 +57,14 @@ def test_without_git_the_version_is_told(repository, monkeypatch):
 
 def test_a_run_tells_what_is_needed_to_repeat_it(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/ualm", "bench", "decode", "a bundle"])
-    run = describe_run(seed=3, threads=1, bandwidth=BANDWIDTH, load_average=0.5, peers=("torch", "no-such-package"))
+    run = describe_run(
+        seed=3,
+        threads=1,
+        bandwidth=BANDWIDTH,
+        load_average=0.5,
+        others_percent=None,
+        peers=("torch", "no-such-package"),
+    )
     assert run.command == command_line() == "ualm bench decode 'a bundle'"
     assert (run.seed, run.threads, run.machine.load_average) == (3, 1, 0.5)
     assert {"ualm", "python", "numpy", "onnxruntime", "torch"} <= set(run.versions)
@@ -70,3 +77,26 @@ def test_a_run_tells_what_is_needed_to_repeat_it(monkeypatch):
 def test_a_system_without_load_average_has_none(monkeypatch):
     monkeypatch.delattr(os, "getloadavg")
     assert current_load() is None
+
+
+def test_time_that_others_take_is_told_and_ones_own_is_not(tmp_path, monkeypatch):
+    hertz = os.sysconf("SC_CLK_TCK")
+    mine = [0.0]
+    monkeypatch.setattr(os, "times", lambda: (mine[0], 0.0, 0.0, 0.0, 0.0))
+
+    def write(user, system, idle, stolen):
+        ticks = [int(hertz * value) for value in (user, 0, system, idle, 0, 0, 0, stolen, 0, 0)]
+        (tmp_path / "stat").write_text(f"cpu  {' '.join(map(str, ticks))}\ncpu0 ...\n")
+
+    write(100, 10, 1000, 0)
+    others = OtherProcesses(tmp_path / "stat")
+    assert others.percent is None  # no time has passed
+    write(108, 10, 1012, 0)
+    mine[0] = 8.0
+    assert others.percent == 0
+    write(110, 11, 1016, 3)  # of 30 s in all, 14 were busy, 8 of them with this process
+    assert others.percent == pytest.approx(100 * 6 / 30)
+
+
+def test_a_system_that_does_not_count_time_says_nothing(tmp_path):
+    assert OtherProcesses(tmp_path / "none").percent is None

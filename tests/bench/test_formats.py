@@ -40,6 +40,7 @@ RUN = Run(
     versions={"python": "3.11", "numpy": "2", "odd.name": "1.0"},
     machine=MACHINE,
     bandwidth=BANDWIDTH,
+    others_percent=0.5,
 )
 SUBJECT = Subject("tiny", "onnxruntime", "ab" * 32, {"backbone.grouped": "int4", "head.audio": "int8"})
 RIVAL = Subject("reference-bf16", "torch 2.13", None, {"all": "bf16"})
