@@ -15,8 +15,12 @@ from ..runtime.errors import InputError
 from .formats import Format, write_csv, write_json, write_jsonl
 from .schema import Comparison, Measurement, Report, Setting, Subject
 
-#: Wide enough for any of our tables: what is written to a file or a pipe is not wrapped.
+#: Wide enough for any of our tables.
 _WIDE = 1000
+
+_PERCENTILES = ("p50", "p90", "p95", "p99", "min", "mean", "max")
+#: Columns that stay even where all rows have the same in them.
+_KEPT = (*_PERCENTILES, "subject", "figure", "RTF", "outside %", "GB/s", "of bandwidth", "times faster", "p", "verdict")
 
 
 @dataclass(frozen=True)
@@ -33,30 +37,41 @@ class _Grid:
         used = [name for name in names if any(row.get(name, "") for row in rows)]
         return cls(title, tuple(used), tuple(tuple(row.get(name, "") for name in used) for row in rows))
 
+    def narrowed(self) -> _Grid:
+        """The same with what all rows have in common said once, in the title; what is measured stays in the rows."""
+        found = {name: {row[at] for row in self.rows} for at, name in enumerate(self.columns)}
+        common = [name for name, cells in found.items() if name not in _KEPT and len(cells) == 1]
+        kept = [at for at, name in enumerate(self.columns) if name not in common]
+        said = ", ".join(f"{name} {next(iter(found[name]))}" for name in common)
+        title = f"{self.title} ({said})" if said else self.title
+        rows = tuple(tuple(row[at] for at in kept) for row in self.rows)
+        return _Grid(title, tuple(self.columns[at] for at in kept), rows)
 
-def render(reports: Sequence[Report], form: Format, *, width: int | None = None) -> str:
-    """Reports in a format. ``width``: columns of the terminal, for a table."""
+
+def render(reports: Sequence[Report], form: Format) -> str:
+    """Reports in a format."""
     if form == "json":
         if len(reports) > 1:
             raise InputError(f"--format json: holds one run, {len(reports)} are given; choose jsonl or csv")
         return write_json(reports[0])
     if form in ("jsonl", "csv"):
         return write_jsonl(reports) if form == "jsonl" else write_csv(reports)
-    texts = [to_table(each, width=width) if form == "table" else to_markdown(each) for each in reports]
+    texts = [to_table(each) if form == "table" else to_markdown(each) for each in reports]
     return "\n".join(texts)
 
 
-def to_table(report: Report, *, width: int | None = None) -> str:
-    """The report as tables for a terminal of ``width`` columns; None: as wide as they are."""
+def to_table(report: Report) -> str:
+    """The report as tables for a terminal, as wide as they are: a figure that is cut in two cannot be read."""
     out = io.StringIO()
-    console = Console(file=out, width=width or _WIDE, force_terminal=False, highlight=False, markup=False, emoji=False)
+    console = Console(file=out, width=_WIDE, force_terminal=False, highlight=False, markup=False, emoji=False)
     for line in _facts(report):
         console.print(line, soft_wrap=True)
-    for grid in _grids(report):
-        table = Table(title=grid.title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for grid in map(_Grid.narrowed, _grids(report)):
+        console.print(grid.title, soft_wrap=True)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, name in enumerate(grid.columns):
             right = any(row[number] for row in grid.rows) and all(_is_number(row[number]) for row in grid.rows)
-            table.add_column(name, justify="right" if right else "left", overflow="fold")
+            table.add_column(name, justify="right" if right else "left", no_wrap=True)
         for row in grid.rows:
             table.add_row(*row)
         console.print(table)
@@ -82,13 +97,13 @@ def _facts(report: Report) -> list[str]:
     governor = "" if machine.governor is None else f", governor {machine.governor}"
     load = "" if machine.load_average is None else f", load average {machine.load_average:g} before the run"
     libraries = ("python", "numpy", "onnxruntime", "torch", "transformers")
-    others = "" if run.others_percent is None else f", others took {run.others_percent:.1f} % of them"
+    others = "" if run.others_percent is None else f", others took {run.others_percent:.1f} % of the cores' time"
     versions = ", ".join(f"{name} {run.versions[name]}" for name in libraries if name in run.versions)
     about = {measured.subject.name: measured.subject for measured in report.measurements}
     return [
         f"{run.created}, commit {run.commit}, seed {run.seed}: {run.command}",
-        f"{machine.cpu} ({machine.architecture}), {machine.cores} cores, {run.threads} threads{others}"
-        f"{memory}{governor}{load}",
+        f"{machine.cpu} ({machine.architecture}), {machine.cores} cores, {run.threads} threads"
+        f"{memory}{governor}{load}{others}",
         f"ualm {run.versions.get('ualm', 'unknown')}, {versions}",
         f"read bandwidth {bandwidth.best:.1f} GB/s (best of {bandwidth.passes} passes over "
         f"{bandwidth.bytes / 2**20:.0f} MiB with {bandwidth.threads} threads, median {bandwidth.median:.1f})",
@@ -122,7 +137,7 @@ def _measured(measured: Measurement, several: bool) -> dict[str, str]:
     summary, traffic = measured.summary, measured.traffic
     cells = {"subject": measured.subject.name} if several else {}
     cells |= _settings(measured.settings) | {"figure": measured.figure, "unit": measured.unit, "n": str(summary.n)}
-    cells |= {name: _number(getattr(summary, name)) for name in ("p50", "p90", "p95", "p99", "min", "mean", "max")}
+    cells |= {name: _number(getattr(summary, name)) for name in _PERCENTILES}
     if measured.real_time_factor is not None:
         cells["RTF"] = _number(measured.real_time_factor)
     if measured.outside_percent is not None:

@@ -6,8 +6,6 @@ The bench is a room of its own, which the runtime must not need: it is imported 
 from __future__ import annotations
 
 import importlib
-import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -219,8 +217,7 @@ def _deliver(reports: list[Any], form: str, output: Path | None) -> None:
         with replacing_file(output) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
         form = "table"
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print_any(report.render(reports, form, width=width))
+    print_any(report.render(reports, form))
 
 
 def _bench(module: str) -> ModuleType:

@@ -163,6 +163,18 @@ def test_the_table_says_where_and_how_and_cuts_nothing():
     assert "one, two" in text and "…" not in text
 
 
+def test_the_table_says_once_what_all_rows_have_in_common_and_keeps_every_figure():
+    other = measurement(settings={"context": 4096, "modality": "audio", "guidance": 3.0}, summary=summarize([2.5] * 3))
+    lines = render([report(measurements=(measurement(), other), comparisons=())], "table").splitlines()
+    title = next(line for line in lines if line.startswith("decode"))
+    for piece in ("modality audio", "guidance 3", "unit ms", "n 3", "body MB 10"):
+        assert piece in title
+    at = lines.index(title)
+    header, first, second = (lines[at + step].split() for step in (2, 4, 5))
+    assert header[:9] == ["context", "figure", "p50", "p90", "p95", "p99", "min", "mean", "max"]
+    assert [row[:3] for row in (first, second)] == [["256", "frame", "2.5"], ["4096", "frame", "2.5"]]
+
+
 @pytest.mark.parametrize(
     ("change", "piece"),
     [
