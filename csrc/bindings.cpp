@@ -201,7 +201,15 @@ class PySampler {
  private:
   ualm::FrameSampler make(int64_t codebook_size, int64_t text_size, int64_t audio_base, int64_t text_base) const {
     ualm::Tables tables{};
-    tables.embedding = view<float>("embedding", embedding_, {{"N", -1}, {"H", -1}});
+    // numpy has no bfloat16: its bits come as uint16
+    tables.embedding_is_bfloat16 = py::isinstance<py::array_t<uint16_t>>(embedding_);
+    if (tables.embedding_is_bfloat16) {
+      tables.embedding = view<uint16_t>("embedding", embedding_, {{"N", -1}, {"H", -1}});
+    } else if (py::isinstance<py::array_t<float>>(embedding_)) {
+      tables.embedding = view<float>("embedding", embedding_, {{"N", -1}, {"H", -1}});
+    } else {
+      refuse_dtype("embedding", embedding_, "float32, or uint16 (the bits of bfloat16)");
+    }
     tables.vocabulary = embedding_.shape(0);
     tables.hidden = embedding_.shape(1);
     const ualm::Layout layout = check_layout(codebook_size, text_size, audio_base, text_base, tables.vocabulary);

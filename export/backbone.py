@@ -3,9 +3,15 @@
 ``standard``: TensorScatter + Slice + Attention with an explicit mask (ONNX opset 24), the form that TensorRT maps to
 its own cache update. ``grouped``: ONNX Runtime's GroupQueryAttention, measured about twice as fast on the CPU for long
 contexts; it takes head sizes that are multiples of 16. Everything else, and every weight, is shared.
+
+Weights may be stored narrower than they are computed with (``dtype``); a graph says in ``compute`` what matrices are
+multiplied in. Norms, the residual stream and the rotary angles stay float32: half precision would lose the first, and
+Qwen's residual stream passes float16's range.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,8 +25,8 @@ from .weights import WeightStore
 class BackbonePlan:
     """Plans the body's tensors in the store and draws its graphs."""
 
-    def __init__(self, source: TensorSource, shape: BackboneShape, store: WeightStore) -> None:
-        self.source, self.shape, self.store = source, shape, store
+    def __init__(self, source: TensorSource, shape: BackboneShape, store: WeightStore, dtype: str = "float32") -> None:
+        self.source, self.shape, self.store, self.dtype = source, shape, store, dtype
         self.tensors = self._expected()
         for name, expected in self.tensors.items():
             if source.shape(name) != expected:
@@ -82,34 +88,34 @@ class BackbonePlan:
                 column += len(weight)
             return matrix
 
-        self.store.add(name, shape, make)
+        self.store.add_matrix(name, shape, make, self.dtype)
 
-    def graph(self, dialect: str) -> Graph:
-        """The body in ``dialect`` "standard" or "grouped".
+    def graph(self, dialect: str, compute: str = "float32") -> Graph:
+        """The body in ``dialect`` "standard" or "grouped", multiplying in ``compute``, which the cache has, too.
 
-        Inputs: ``embeddings`` float32 [B, S, H]; ``past_key.i``, ``past_value.i`` float32 [B, kv_heads, capacity,
-        head_dim], which the caller binds to the same memory as ``present_key.i``, ``present_value.i``.
+        Inputs: ``embeddings`` float32 [B, S, H]; ``past_key.i``, ``past_value.i`` [B, kv_heads, capacity, head_dim],
+        which the caller binds to the same memory as ``present_key.i``, ``present_value.i``.
         Output: ``hidden`` float32 [B, H], the final-norm hidden state of the last position.
         """
         s = self.shape
         grouped = dialect == "grouped"
-        g = Graph(f"backbone_{dialect}", self.store, contrib=grouped, opset=23 if grouped else 24)
+        g = Graph(f"backbone_{dialect}", self.store, contrib=grouped, opset=23 if grouped else 24, compute=compute)
         x = g.input("embeddings", ["batch", "rows", s.hidden_size])
         attend = _GroupedAttention(g, s) if grouped else _StandardAttention(g, s)
         for i in range(s.layers):
             o = f"backbone.{i}"
-            y = self._norm(g, x, f"{o}.input_norm")
+            y = g.cast(self._norm(g, x, f"{o}.input_norm"), "float32", compute)
             qkv = g.linear(y, f"{o}.qkv", f"{o}.qkv_bias", name=f"{o}.qkv")
             y = attend(i, qkv)
-            y = g.linear(y, f"{o}.o", name=f"{o}.o")
+            y = g.cast(g.linear(y, f"{o}.o", name=f"{o}.o"), compute, "float32")
             x = g.op("Add", x, y, name=f"{o}.attention_residual")
-            y = self._norm(g, x, f"{o}.post_norm")
+            y = g.cast(self._norm(g, x, f"{o}.post_norm"), "float32", compute)
             gate, up = g.op_n(
                 "Split", 2, g.linear(y, f"{o}.gate_up", name=f"{o}.gate_up"), axis=-1, num_outputs=2, name=f"{o}.split"
             )
             gate = g.op("Mul", gate, g.op("Sigmoid", gate, name=f"{o}.sigmoid"), name=f"{o}.silu")
             y = g.linear(g.op("Mul", gate, up, name=f"{o}.gated"), f"{o}.down", name=f"{o}.down")
-            x = g.op("Add", x, y, name=f"{o}.ffn_residual")
+            x = g.op("Add", x, g.cast(y, compute, "float32"), name=f"{o}.ffn_residual")
         # only the last position is ever read: prefill would otherwise carry S rows through the last norm
         last = g.op("Gather", x, g.constant(-1, "int64"), axis=1, name="last_row")
         g.output(self._norm(g, last, "backbone.norm"), "hidden", ["batch", s.hidden_size])
@@ -131,14 +137,15 @@ class _Cache:
         self.outputs: list[tuple[str, str]] = []
 
     def past(self, i: int) -> tuple[str, str]:
-        return self.g.input(f"past_key.{i}", self.shape), self.g.input(f"past_value.{i}", self.shape)
+        dtype = self.g.compute
+        return self.g.input(f"past_key.{i}", self.shape, dtype), self.g.input(f"past_value.{i}", self.shape, dtype)
 
     def present(self, i: int, key: str, value: str) -> None:
         self.outputs += [(key, f"present_key.{i}"), (value, f"present_value.{i}")]
 
     def finish(self) -> None:
         for value, name in self.outputs:
-            self.g.output(value, name, self.shape)
+            self.g.output(value, name, self.shape, self.g.compute)
 
 
 class _GroupedAttention(_Cache):
@@ -183,10 +190,12 @@ class _StandardAttention(_Cache):
     def __init__(self, g: Graph, s: BackboneShape) -> None:
         super().__init__(g, s)
         self.index = g.input("write_index", ["batch"], "int64")
-        self.mask = g.input("mask", ["batch", 1, "rows", "total"])
-        self.cos = g.input("cos", ["batch", "rows", s.head_dim // 2])
-        self.sin = g.input("sin", ["batch", "rows", s.head_dim // 2])
-        self.total = g.op("Shape", self.mask, start=3, end=4, name="total_rows")
+        angles: list[int | str] = ["batch", "rows", s.head_dim // 2]
+        mask = g.input("mask", ["batch", 1, "rows", "total"])
+        # the mask's and the angles' casts are shared by all layers
+        self.mask = g.cast(mask, "float32", g.compute)
+        self.cos, self.sin = (g.cast(g.input(name, angles), "float32", g.compute) for name in ("cos", "sin"))
+        self.total = g.op("Shape", mask, start=3, end=4, name="total_rows")
 
     def __call__(self, i: int, qkv: str) -> str:
         g, s, o = self.g, self.s, f"backbone.{i}"
@@ -224,34 +233,30 @@ def inverse_frequencies(shape: BackboneShape) -> np.ndarray:
     return (1.0 / (shape.rope_theta**exponents)).numpy()
 
 
-def null_branch_vectors(source: TensorSource, shape: BackboneShape) -> tuple[np.ndarray, np.ndarray]:
+def null_branch_vectors(read: Callable[[str], np.ndarray], shape: BackboneShape) -> tuple[np.ndarray, np.ndarray]:
     """Un-rotated keys and values of the guidance null branch, each float32 [layers, kv_heads, head_dim].
 
+    ``read`` gives the body's tensors by their names in the bundle, as they are stored: what an engine computes with.
     Every row of the null prefix has the zero embedding, so at each layer all positions hold one and the same value
     vector; attention over equal values returns that value whatever the weights, hence one row, without any
     attention, gives the whole prefix for any length.
     """
     s = shape
+    q_size, kv_size = s.heads * s.head_dim, s.kv_heads * s.head_dim
     x = np.zeros(s.hidden_size, np.float32)
     keys, values = (np.empty((s.layers, s.kv_heads, s.head_dim), np.float32) for _ in range(2))
 
-    def linear(name: str, vector: np.ndarray, *, bias: bool = False) -> np.ndarray:
-        y = source.read(f"{name}.weight") @ vector
-        return y + source.read(f"{name}.bias") if bias else y
-
     def norm(name: str, vector: np.ndarray) -> np.ndarray:
         scale = np.sqrt(np.mean(np.square(vector, dtype=np.float64)) + s.rms_norm_eps)
-        return source.read(f"{name}.weight") * (vector / scale).astype(np.float32)
+        return read(name) * (vector / scale).astype(np.float32)
 
     for i in range(s.layers):
-        p = f"model.layers.{i}"
-        y = norm(f"{p}.input_layernorm", x)
-        keys[i] = linear(f"{p}.self_attn.k_proj", y, bias=True).reshape(s.kv_heads, s.head_dim)
-        values[i] = linear(f"{p}.self_attn.v_proj", y, bias=True).reshape(s.kv_heads, s.head_dim)
-        attended = np.repeat(values[i], s.heads // s.kv_heads, axis=0).reshape(-1)
-        x = x + linear(f"{p}.self_attn.o_proj", attended)
-        y = norm(f"{p}.post_attention_layernorm", x)
-        gate, up = linear(f"{p}.mlp.gate_proj", y), linear(f"{p}.mlp.up_proj", y)
+        o = f"backbone.{i}"
+        qkv = norm(f"{o}.input_norm", x) @ read(f"{o}.qkv") + read(f"{o}.qkv_bias")
+        keys[i] = qkv[q_size : q_size + kv_size].reshape(s.kv_heads, s.head_dim)
+        values[i] = qkv[q_size + kv_size :].reshape(s.kv_heads, s.head_dim)
+        x = x + np.repeat(values[i], s.heads // s.kv_heads, axis=0).reshape(-1) @ read(f"{o}.o")
+        gate, up = np.split(norm(f"{o}.post_norm", x) @ read(f"{o}.gate_up"), 2)
         silu = gate * (0.5 * (1.0 + np.tanh(0.5 * gate)))  # x * sigmoid(x), in a form that cannot overflow
-        x = x + linear(f"{p}.mlp.down_proj", (silu * up).astype(np.float32))
+        x = x + (silu * up).astype(np.float32) @ read(f"{o}.down")
     return keys, values

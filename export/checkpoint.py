@@ -30,6 +30,10 @@ class TensorSource(Protocol):
         """Shape of a tensor; an :class:`ExportError` naming it if it is missing."""
         ...
 
+    def dtype(self, name: str) -> str:
+        """What a tensor is stored in: "float32", "bfloat16", ..."""
+        ...
+
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         """Values as float32, of all rows or of a slice of the first dimension; the caller must not write into them."""
         ...
@@ -58,6 +62,9 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensor(name).shape)
+
+    def dtype(self, name: str) -> str:
+        return str(self._tensor(name).dtype).removeprefix("torch.")
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         tensor = self._tensor(name).detach()

@@ -127,10 +127,13 @@ def frame_context(layers: Sequence[Convolution]) -> tuple[int, int]:
     return max(last // hop, 0), max((hop - 1 - first) // hop, 0)
 
 
-def plan_codec(source: TensorSource, config: Mapping[str, Any], store: WeightStore) -> CodecPart:
+def plan_codec(
+    source: TensorSource, config: Mapping[str, Any], store: WeightStore, dtype: str = "float32"
+) -> CodecPart:
     """Check the codec's tensors, plan the decoder's weights and tables in ``store``, and draw its graph.
 
     ``config`` is the parsed ``config.json`` of an ``XcodecModel``; fields left out take transformers' defaults.
+    ``dtype``: what the convolutions' weights are stored in; they are computed with in float32.
     Plans, besides the graph's weights, ``codec.rvq_table`` float32 [8, K, D] with
     ``table[n] = C_n @ fc2.weight.T`` and ``codec.rvq_bias`` float32 [D], so that a frame's latent is
     ``sum_n table[n, code_n] + bias``. Raises ExportError naming the field or tensor that does not fit.
@@ -143,7 +146,7 @@ def plan_codec(source: TensorSource, config: Mapping[str, Any], store: WeightSto
             f"quantizers at {full.frame_rate} frames/s; the {STREAMS} streams of a row need {STREAMS}"
         )
     layers = decoder_convolutions(acoustic.hidden_size, acoustic.decoder_hidden_size, ratios)
-    planner = _Planner(source, store)
+    planner = _Planner(source, store, dtype)
     planner.plan_tables(STREAMS, full.codebook_size, full.codebook_dim, acoustic.hidden_size)
     for layer in layers:
         planner.plan_convolution(layer)
@@ -202,8 +205,8 @@ def _read_config(config: Mapping[str, Any]) -> tuple[Any, list[int]]:
 class _Planner:
     """Checks tensors against the shapes expected, plans them, and notes their names."""
 
-    def __init__(self, source: TensorSource, store: WeightStore) -> None:
-        self.source, self.store = source, store
+    def __init__(self, source: TensorSource, store: WeightStore, dtype: str) -> None:
+        self.source, self.store, self.dtype = source, store, dtype
         self.tensors: set[str] = set()
 
     def plan_tables(self, streams: int, codebook_size: int, codebook_dim: int, latent_size: int) -> None:
@@ -234,7 +237,7 @@ class _Planner:
         prefix, name = f"{PREFIX}acoustic_decoder.{layer.name}", f"codec.{layer.name}"
         self._check_weight(prefix, layer.weight_shape)
         self._check(f"{prefix}.bias", (layer.outputs,))
-        self.store.add(f"{name}.weight", layer.weight_shape, lambda: read_conv(self.source, prefix))
+        self.store.add(f"{name}.weight", layer.weight_shape, lambda: read_conv(self.source, prefix), self.dtype)
         self.store.add(f"{name}.bias", (layer.outputs,), lambda: self.source.read(f"{prefix}.bias"))
         if layer.snake:
             self._plan_snake(layer.snake, layer.inputs)

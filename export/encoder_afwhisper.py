@@ -30,12 +30,18 @@ _MODEL_TYPES = ("qwen2_audio_encoder", "audioflamingo3_encoder")
 
 
 def plan_encoder(
-    source: TensorSource, config: Mapping[str, Any], features: Mapping[str, Any], store: WeightStore, hidden_size: int
+    source: TensorSource,
+    config: Mapping[str, Any],
+    features: Mapping[str, Any],
+    store: WeightStore,
+    hidden_size: int,
+    dtype: str = "float32",
 ) -> EncoderPart:
     """Plan the encoder's graph and weights.
 
     ``config``: ``config.json`` of the encoder or of a model around it. ``features``: ``preprocessor_config.json``, or
     ``{}`` for Whisper's defaults with the encoder's number of mel bins. ``hidden_size``: width of the language model.
+    ``dtype``: what matrices are stored in.
 
     Graph input, float32: ``mel`` [1, n_mels, 2 * max_source_positions]. Output: ``features``
     [max_source_positions // 2, hidden_size], of which the first ``hearing.feature_rows(mel frames)`` belong to the
@@ -56,7 +62,7 @@ def plan_encoder(
     plan_mel_filters(spec, store)
 
     graph = Graph("encoder", store)
-    write = EncoderWriter(graph, source, store, CHECKPOINT_PREFIX)
+    write = EncoderWriter(graph, source, store, CHECKPOINT_PREFIX, dtype)
     x = graph.input("mel", [1, shape.n_mels, frames])
     x = write.convolution(x, "conv1", shape.n_mels, shape.width, stride=1)
     x = write.convolution(x, "conv2", shape.width, shape.width, stride=2)

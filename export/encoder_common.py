@@ -6,7 +6,7 @@ average over pairs at the end. They differ in what attends to what, and in the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,9 +169,10 @@ class EncoderWriter:
     """Writes layers into a graph and plans their weights; what the checkpoint calls a tensor, the bundle calls
     ``encoder.`` and the same name, with linear weights stored [in, out]."""
 
-    def __init__(self, graph: Graph, source: TensorSource, store: WeightStore, prefix: str) -> None:
+    def __init__(self, graph: Graph, source: TensorSource, store: WeightStore, prefix: str, dtype: str) -> None:
         self.graph = graph
         self.tensors: set[str] = set()
+        self._dtype = dtype
         self._source, self._store, self._prefix = source, store, prefix
 
     def weight(self, name: str, shape: tuple[int, ...]) -> str:
@@ -249,21 +250,22 @@ class EncoderWriter:
         return self.graph.op("Gelu", x, name=name, approximate="none")
 
     def _linear(self, x: str, origin: str, name: str, inputs: int, outputs: int, bias: bool) -> str:
-        weight = self._plan(f"{origin}.weight", f"{name}.weight", (outputs, inputs), transpose=True)
+        self._check(f"{origin}.weight", (outputs, inputs))
+        weight = self._store.add_matrix(
+            f"{name}.weight", (inputs, outputs), lambda: self._source.read(f"{origin}.weight").T, self._dtype
+        )
         added = self._plan(f"{origin}.bias", f"{name}.bias", (outputs,)) if bias else None
         return self.graph.linear(x, weight, added, name=name.removeprefix(STORE_PREFIX))
 
-    def _plan(self, origin: str, name: str, shape: tuple[int, ...], *, transpose: bool = False) -> str:
+    def _plan(self, origin: str, name: str, shape: tuple[int, ...]) -> str:
+        self._check(origin, shape)
+        return self._store.add(name, shape, lambda: self._source.read(origin))
+
+    def _check(self, origin: str, shape: tuple[int, ...]) -> None:
         found = self._source.shape(origin)
         if found != shape:
             raise ExportError(f"tensor {origin}: shape {list(found)}, expected {list(shape)} from the encoder's config")
         self.tensors.add(origin)
-        return self._store.add(name, shape[::-1] if transpose else shape, self._reader(origin, transpose))
-
-    def _reader(self, origin: str, transpose: bool) -> Callable[[], np.ndarray]:
-        if transpose:
-            return lambda: self._source.read(origin).T
-        return lambda: self._source.read(origin)
 
 
 def _feature_error(name: str, value: object, expected: str) -> ExportError:

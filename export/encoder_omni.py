@@ -38,12 +38,18 @@ _FEATURES = {"feature_size": 128, "chunk_length": 300}
 
 
 def plan_encoder(
-    source: TensorSource, config: Mapping[str, Any], features: Mapping[str, Any], store: WeightStore, hidden_size: int
+    source: TensorSource,
+    config: Mapping[str, Any],
+    features: Mapping[str, Any],
+    store: WeightStore,
+    hidden_size: int,
+    dtype: str = "float32",
 ) -> EncoderPart:
     """Plan the encoder's graph and weights.
 
     ``config``: ``config.json`` of the tower, of the thinker or of the whole model. ``features``:
     ``preprocessor_config.json``, or ``{}`` for Qwen2.5-Omni's own. ``hidden_size``: width of the language model.
+    ``dtype``: what matrices are stored in.
 
     Graph inputs, float32: ``mel`` [windows, n_mels, 2 * n_window], zeros behind the last frame; ``frame_mask``
     [windows, 1, 2 * n_window], 1 for a frame and 0 for padding; ``attention_bias`` [windows, 1, 1, n_window], 0 for a
@@ -65,7 +71,7 @@ def plan_encoder(
     store.add(_POSITIONS, (n_window, shape.width), lambda: sinusoidal_positions(n_window, shape.width))
 
     graph = Graph("encoder", store)
-    write = EncoderWriter(graph, source, store, _PREFIX)
+    write = EncoderWriter(graph, source, store, _PREFIX, dtype)
     x = graph.input("mel", ["windows", shape.n_mels, 2 * n_window])
     frame_mask = graph.input("frame_mask", ["windows", 1, 2 * n_window])
     attention_bias = graph.input("attention_bias", ["windows", 1, 1, n_window])

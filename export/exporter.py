@@ -7,10 +7,14 @@ import functools
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
+
+import numpy as np
 
 from ..runtime.bundle import (
     MANIFEST,
@@ -26,20 +30,22 @@ from ..runtime.files import replacing_folder
 from ..runtime.sampling import AudioSampling, TextSampling
 from ..runtime.tensors import MappedTensors
 from ..runtime.vocabulary import Vocabulary
+from .agreement import misses
 from .backbone import BackbonePlan, null_branch_vectors
 from .checkpoint import Checkpoint
 from .codec import CodecPart, plan_codec
 from .encoder_afwhisper import plan_encoder as plan_afwhisper
 from .encoder_common import EncoderPart
 from .encoder_omni import plan_encoder as plan_omni
-from .golden import TOLERANCES, check_onnxruntime, write_golden
+from .golden import check_onnxruntime, tolerances, write_golden
 from .graph import Graph
 from .heads import HeadsPlan
+from .integer import integer_products
+from .measure import measure_quality
+from .precision import BACKBONE, CODEC, ENCODER, Precision
 from .run import Recipe, RunFiles, find_run, read_recipe
 from .tokenizer import write_tokenizer
 from .weights import WeightStore
-
-PRECISIONS = ("fp32",)
 
 #: Called with a stage's name, the bytes done and the bytes in all (0: not known).
 Progress = Callable[[str, int, int], None]
@@ -47,12 +53,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made: the bundle's folder, bytes of each file, seconds of each stage."""
+    """What an export made: the bundle's folder, bytes of each file, seconds of each stage, agreement with fp32, and
+    the gates that it fell below."""
 
     bundle: Path
     run: RunFiles
     sizes: Mapping[str, int]
     seconds: Mapping[str, float]
+    quality: Mapping[str, Any]
+    missed: Sequence[str]
 
 
 def export_run(
@@ -63,36 +72,50 @@ def export_run(
     weights: Path | None = None,
     step: int | None = None,
     precision: str = "fp32",
+    encoder_precision: str | None = None,
+    codec_precision: str | None = None,
+    accept_quality: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> ExportReport:
     """Export a training run to the folder ``bundle``, which appears whole or not at all.
 
-    Arguments as :func:`run.find_run`. Raises :class:`ExportError`, naming the field or tensor, and
+    Arguments as :func:`run.find_run` and :meth:`Precision.of`. A bundle that falls below a gate of :mod:`agreement` is
+    refused unless ``accept_quality``. Raises :class:`ExportError`, naming the field or tensor, and
     :class:`OutputError` when the bundle cannot be written.
     """
-    if precision not in PRECISIONS:
-        raise ExportError(f"precision = {precision!r}: choose {', '.join(PRECISIONS)}")
+    formats = Precision.of(precision, encoder_precision, codec_precision)
     check_onnxruntime()
     clock = _Clock()
     files = find_run(run, config=config, weights=weights, step=step)
     recipe = read_recipe(files.config)
     checkpoint = Checkpoint(files.weights)
-    plan = _Plan(checkpoint, recipe)
+    plan = _Plan(checkpoint, recipe, formats)
     clock.lap("read")
     with replacing_folder(bundle) as folder:
         write_tokenizer(recipe, folder / TOKENIZER)  # first: it may be refused, and the weights take minutes
         plan.write(folder, progress)
         clock.lap("write")
-        manifest = plan.manifest(files, precision)
+        manifest = plan.manifest(files)
         progress("golden vector", 0, 0)
-        write_golden(folder, manifest, MappedTensors(folder / WEIGHTS))
+        with plan.body_as_stored(folder) as body:
+            write_golden(folder, manifest, MappedTensors(folder / WEIGHTS), body)
         clock.lap("golden vector")
         manifest = _with_files(manifest, folder, progress)
-        _write_manifest(manifest, folder)
         clock.lap("hashes")
+        progress("agreement", 0, 0)
+        _write_manifest(manifest, folder)
+        manifest = dataclasses.replace(manifest, quality=plan.quality(folder))
+        _write_manifest(manifest, folder)
+        clock.lap("agreement")
+        missed = misses(manifest.quality, formats.to_json())
+        if missed and not accept_quality:
+            raise ExportError(
+                f"precision {precision} does not agree with fp32: {'; '.join(missed)}; choose another precision, or "
+                "accept it as it is with --accept-quality"
+            )
     sizes = {name: file.size for name, file in manifest.files.items()}
     sizes[MANIFEST] = (bundle / MANIFEST).stat().st_size
-    return ExportReport(bundle, files, sizes, clock.seconds)
+    return ExportReport(bundle, files, sizes, clock.seconds, manifest.quality, missed)
 
 
 class _Clock:
@@ -108,24 +131,36 @@ class _Clock:
 class _Plan:
     """All parts of a bundle, planned and checked against the checkpoint before anything is written."""
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, formats: Precision) -> None:
+        self.checkpoint, self.recipe, self.formats = checkpoint, recipe, formats
         self.shape = recipe.backbone
         self.store = WeightStore(WEIGHTS)
-        self.backbone = BackbonePlan(checkpoint, self.shape, self.store)
-        self.codec: CodecPart = plan_codec(checkpoint, dict(recipe.codec), self.store)
+        self._folder: Path | None = None
+        self.backbone = BackbonePlan(checkpoint, self.shape, self.store, BACKBONE[formats.backbone])
+        self.codec = self._codec(self.store, formats.codec)
         self.vocabulary = Vocabulary.in_order(recipe.vocabulary_order, recipe.text_size, self.codec.codebook_size)
-        self.heads = HeadsPlan(checkpoint, self.vocabulary, self.shape.hidden_size, self.store)
-        plan_encoder = plan_omni if recipe.encoder_kind == "qwen2.5-omni" else plan_afwhisper
-        self.encoder: EncoderPart = plan_encoder(
-            checkpoint, dict(recipe.encoder), dict(recipe.features), self.store, self.shape.hidden_size
-        )
-        self._plan_null_branch(checkpoint)
+        self.heads = HeadsPlan(checkpoint, self.vocabulary, self.shape.hidden_size, self.store, BACKBONE[formats.heads])
+        self.encoder = self._encoder(self.store, formats.encoder)
+        self._plan_null_branch()
         self._refuse_extra(checkpoint)
 
-    def _plan_null_branch(self, checkpoint: Checkpoint) -> None:
+    def _codec(self, store: WeightStore, precision: str) -> CodecPart:
+        return plan_codec(self.checkpoint, dict(self.recipe.codec), store, CODEC[precision])
+
+    def _encoder(self, store: WeightStore, precision: str) -> EncoderPart:
+        recipe = self.recipe
+        plan_encoder = plan_omni if recipe.encoder_kind == "qwen2.5-omni" else plan_afwhisper
+        config, features = dict(recipe.encoder), dict(recipe.features)
+        return plan_encoder(self.checkpoint, config, features, store, self.shape.hidden_size, ENCODER[precision])
+
+    def _plan_null_branch(self) -> None:
         s = self.shape
-        vectors = functools.cache(lambda: null_branch_vectors(checkpoint, s))  # keys and values come from one pass
+
+        @functools.cache  # keys and values come from one pass over what was written by then
+        def vectors() -> tuple[np.ndarray, np.ndarray]:
+            assert self._folder is not None
+            return null_branch_vectors(functools.partial(self.store.read_back, self._folder), s)
+
         shape = (s.layers, s.kv_heads, s.head_dim)
         self.store.add("null.keys", shape, lambda: vectors()[0])
         self.store.add("null.values", shape, lambda: vectors()[1])
@@ -141,33 +176,70 @@ class _Plan:
             )
 
     def graphs(self) -> dict[str, Graph]:
-        """Role -> graph. The standard dialect is always there; ONNX Runtime's own where the head size allows."""
-        graphs = {"backbone": self.backbone.graph("standard")}
+        """Role -> graph. The standard dialect, in the arithmetic of GPUs, is always there; ONNX Runtime's own where the
+        head size allows, and the standard one in float32 where it does not."""
+        compute = self.formats.compute
+        graphs = {"backbone": self.backbone.graph("standard", compute)}
         if self.shape.grouped_attention:
             graphs["backbone.grouped"] = self.backbone.graph("grouped")
+        elif compute != "float32":
+            graphs["backbone.float32"] = self.backbone.graph("standard")
         graphs |= {f"head.{head}": self.heads.graph(head) for head in self.heads.sizes}
         return graphs | {"encoder": self.encoder.graph, "codec": self.codec.graph}
 
     def write(self, folder: Path, progress: Progress) -> None:
+        self._folder = folder
         self.store.lay_out()
         for role, graph in self.graphs().items():
             graph.save(folder, _onnx_name(role))
+        if self.formats.encoder == "int8":
+            whole = integer_products(self.encoder.graph.model())
+            (folder / _onnx_name("encoder.integer")).write_bytes(whole.SerializeToString(deterministic=True))
         done, total = 0, self.store.nbytes
         progress("weights", 0, total)
         for written in self.store.write(folder):
             done += written
             progress("weights", done, total)
 
-    def manifest(self, files: RunFiles, precision: str) -> Manifest:
+    @contextmanager
+    def body_as_stored(self, folder: Path) -> Iterator[Path]:
+        """The standard dialect that multiplies in float32, for as long as it is needed."""
+        name = "body_as_stored.onnx"
+        self.backbone.graph("standard").save(folder, name)
+        try:
+            yield folder / name
+        finally:
+            (folder / name).unlink()
+
+    def quality(self, folder: Path) -> Mapping[str, Any]:
+        """Agreement with fp32 of the bundle in ``folder``."""
+        exact = (lambda store: self._encoder(store, "fp32")), (lambda store: self._codec(store, "fp32"))
+        return measure_quality(folder, self.shape, self.store, *exact)
+
+    def manifest(self, files: RunFiles) -> Manifest:
         s, c, names = self.shape, self.codec, self.recipe.names
+        formats = self.formats.to_json()
+        parts = {
+            role: {
+                "file": _onnx_name(role),
+                "precision": self.formats.of_part(role),
+                "compute": graph.compute,
+                "weight_bytes": graph.weight_bytes,
+            }
+            for role, graph in self.graphs().items()
+        }
+        if self.formats.encoder == "int8":
+            parts["encoder.integer"] = parts["encoder"] | {"file": _onnx_name("encoder.integer"), "compute": "int8"}
         return Manifest(
             model=ModelIdentity(s.hidden_size, s.layers, s.heads, s.kv_heads, s.head_dim, s.max_positions),
             vocabulary=self.vocabulary,
             codec=CodecIdentity(c.sample_rate, c.hop_length, c.latent_size, *c.context),
             features=MappingProxyType(self.encoder.features.to_json()),
             sampling={"audio": vars(AudioSampling()), "text": vars(TextSampling())},
-            parts={role: {"file": _onnx_name(role), "precision": precision} for role in self.graphs()},
-            golden=TOLERANCES,
+            parts=parts,
+            precision=formats,
+            quality={},
+            golden=tolerances(self.formats),
             source={
                 "weights": files.weights.name,
                 "step": files.step,

@@ -13,10 +13,23 @@ from ..runtime.bundle import GOLDEN, Manifest
 from ..runtime.errors import ExportError
 from ..runtime.hearing import FeatureSpec, Hearing
 from ..runtime.sound import Sound
+from ..runtime.tensors import widen
 from ..runtime.vocabulary import MODALITIES, ROLES, STREAMS
+from .precision import Precision
 
-#: Largest error of an fp32 engine, relative to the largest value of the output.
-TOLERANCES = {"logits": 1e-4, "features": 1e-4, "pcm": 1e-4}
+#: Largest error of an engine, relative to the largest value of the output, by what a part's weights are stored in. The
+#: outputs are computed in float32 from the weights as stored: narrower weights alone cost an engine nothing. Block
+#: formats are multiplied with rows rounded to 8 bits (see docs/precision.md for what was measured).
+TOLERANCES = {"fp32": 1e-4, "bf16": 1e-4, "fp16": 1e-4, "int8": 0.05, "int4": 0.05}
+
+
+def tolerances(precision: Precision) -> dict[str, float]:
+    """Tolerance of each output for a bundle's formats."""
+    return {
+        "logits": TOLERANCES[precision.backbone],
+        "features": TOLERANCES[precision.encoder],
+        "pcm": TOLERANCES[precision.codec],
+    }
 
 
 #: The first ONNX Runtime with TensorScatter, which the standard dialect of the body needs.
@@ -48,7 +61,7 @@ def golden_inputs(manifest: Manifest) -> dict[str, np.ndarray]:
     return {"rows": rows.astype(np.int32), "codes": codes, "sound": sound.astype(np.float32)}
 
 
-def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndarray]) -> None:
+def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndarray], body: Path) -> None:
     """Run every part once and write ``golden.safetensors``.
 
     Outputs: ``logits.modality`` [1, 5] after the prompt's last row (``assistant``); ``logits.audio`` and
@@ -56,22 +69,27 @@ def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndar
     ``features``; ``pcm``.
 
     The parts run unoptimised and unpacked: ONNX Runtime then reads the mapped weights in place, so that the export's
-    own memory stays small, and nothing but the graphs as written is computed. ``weights`` are the mapped tables.
+    own memory stays small, and nothing but the graphs as written is computed. ``weights`` are the mapped tables,
+    ``body`` is the standard dialect that multiplies in float32.
     """
     inputs = golden_inputs(manifest)
-    body = functools.partial(_prefill, folder, manifest, weights["rope.inverse_frequencies"])
+    run = functools.partial(_run_part, folder, manifest)
+    hidden_of = functools.partial(_prefill, body, manifest, weights["rope.inverse_frequencies"])
     prompt = _embed(weights["embedding"], inputs["rows"])
-    outputs = {"logits.modality": _run(folder, manifest, "head.modality", {"hidden": body(prompt)})}
-    for modality in ("audio", "text"):
-        marker = _embed(weights["embedding"], manifest.vocabulary.special_row(MODALITIES[modality])[None])
-        hidden = [body(np.concatenate([prefix, marker])) for prefix in (prompt, np.zeros_like(prompt))]
-        outputs[f"logits.{modality}"] = _run(folder, manifest, f"head.{modality}", {"hidden": np.concatenate(hidden)})
+    outputs = {"logits.modality": run("head.modality", {"hidden": hidden_of(prompt[None])})}
+    # all in one run: a body whose weights are widened as they are read pays for each run
+    segments = ("audio", "text")
+    markers = [_embed(weights["embedding"], manifest.vocabulary.special_row(MODALITIES[m])[None]) for m in segments]
+    firsts = [np.concatenate([prefix, marker]) for marker in markers for prefix in (prompt, np.zeros_like(prompt))]
+    hidden = hidden_of(np.stack(firsts))
+    for index, modality in enumerate(segments):
+        outputs[f"logits.{modality}"] = run(f"head.{modality}", {"hidden": hidden[2 * index : 2 * index + 2]})
     table, bias = weights["codec.rvq_table"], weights["codec.rvq_bias"]
     latents = table[np.arange(STREAMS), inputs["codes"]].sum(axis=1, dtype=np.float32) + bias
-    outputs["pcm"] = _run(folder, manifest, "codec", {"latents": np.ascontiguousarray(latents.T[None])})[0]
+    outputs["pcm"] = run("codec", {"latents": np.ascontiguousarray(latents.T[None])})[0]
     spec = FeatureSpec.from_json(manifest.features)
     heard = Hearing(spec, weights["encoder.mel_filters"]).prepare(Sound(inputs["sound"], spec.sample_rate))
-    outputs["features"] = _run(folder, manifest, "encoder", heard.inputs)[: heard.rows]
+    outputs["features"] = run("encoder", heard.inputs)[: heard.rows]
     for name, values in outputs.items():
         if not np.isfinite(values).all():
             raise ExportError(f"golden vector: {name} holds NaN or infinity; the weights are damaged")
@@ -80,26 +98,32 @@ def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndar
 
 
 def _embed(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return table[rows].sum(axis=1, dtype=np.float32)
+    return widen(table[rows]).sum(axis=1, dtype=np.float32)
 
 
-def _prefill(folder: Path, manifest: Manifest, frequencies: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
-    model, rows = manifest.model, len(embeddings)
+def _prefill(body: Path, manifest: Manifest, frequencies: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+    """Hidden states float32 [B, H] behind the last of ``embeddings`` float32 [B, n, H]."""
+    model, (batch, rows) = manifest.model, embeddings.shape[:2]
     angles = (np.arange(rows, dtype=np.float32)[:, None] * frequencies[None]).astype(np.float64)
+    mask = np.triu(np.full((rows, rows), -np.inf, np.float32), 1)
+    one_each = {"mask": mask[None], "cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
     feeds = {
-        "embeddings": embeddings[None],
-        "write_index": np.zeros(1, np.int64),
-        "mask": np.triu(np.full((rows, rows), -np.inf, np.float32), 1)[None, None],
-        "cos": np.cos(angles).astype(np.float32)[None],
-        "sin": np.sin(angles).astype(np.float32)[None],
+        "embeddings": embeddings,
+        "write_index": np.zeros(batch, np.int64),
+        **{name: np.repeat(values[None], batch, axis=0) for name, values in one_each.items()},
     }
-    cache = np.zeros((1, model.kv_heads, rows, model.head_dim), np.float32)
+    cache = np.zeros((batch, model.kv_heads, rows, model.head_dim), np.float32)
     for layer in range(model.layers):
         feeds |= {f"past_key.{layer}": cache, f"past_value.{layer}": cache}
-    return _run(folder, manifest, "backbone", feeds)
+    return run_as_written(body, feeds)
 
 
-def _run(folder: Path, manifest: Manifest, role: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+def _run_part(folder: Path, manifest: Manifest, role: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    return run_as_written(folder / manifest.parts[role]["file"], feeds)
+
+
+def run_as_written(path: Path, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    """First output of a graph whose operators ONNX Runtime neither changes nor copies the weights of."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -107,6 +131,5 @@ def _run(folder: Path, manifest: Manifest, role: str, feeds: Mapping[str, np.nda
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.disable_prepacking", "1")
-    path = folder / manifest.parts[role]["file"]
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return session.run([session.get_outputs()[0].name], dict(feeds))[0]

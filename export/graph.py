@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from .weights import WeightStore
+from .quantize import BLOCK
+from .weights import SCALED_DTYPES, WeightStore
 
 #: Operator set of the parts: 23 brought Attention, RotaryEmbedding and RMSNormalization, and ONNX Runtime 1.23, the
 #: last for Python 3.10, reads it. Only a graph with TensorScatter asks for 24.
@@ -27,8 +28,18 @@ Shape = Sequence[int | str]
 class Graph:
     """One ONNX graph under construction. Values are named by strings; every method that makes one returns its name."""
 
-    def __init__(self, name: str, weights: WeightStore, *, opset: int = OPSET, contrib: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        weights: WeightStore,
+        *,
+        opset: int = OPSET,
+        contrib: bool = False,
+        compute: str = "float32",
+    ) -> None:
         self.name, self.opset = name, opset
+        #: What matrices are multiplied in: float32, float16 or bfloat16.
+        self.compute = compute
         self._weights = weights
         self._contrib = contrib
         self._nodes: list[onnx.NodeProto] = []
@@ -36,13 +47,14 @@ class Graph:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._external: dict[str, None] = {}
         self._constants: dict[str, np.ndarray] = {}
+        self._casts: set[str] = set()
 
     def input(self, name: str, shape: Shape, dtype: str = "float32") -> str:
         """Declare a graph input. Dimensions are numbers, or names where they vary."""
         self._inputs.append(helper.make_tensor_value_info(name, _element_type(dtype), shape))
         return name
 
-    def output(self, value: str, name: str, shape: Shape) -> str:
+    def output(self, value: str, name: str, shape: Shape, dtype: str = "float32") -> str:
         """Declare ``value``, made by a node of this graph, as the output called ``name``.
 
         The value itself takes the name, for its readers too: TensorRT wants a cache update to be the output, not a
@@ -53,14 +65,34 @@ class Graph:
                 for index, existing in enumerate(names):
                     if existing == value:
                         names[index] = name
-        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        self._outputs.append(helper.make_tensor_value_info(name, _element_type(dtype), shape))
         return name
 
-    def weight(self, name: str) -> str:
-        """Refer to a tensor of the blob (planned with ``WeightStore.add``)."""
-        _ = self._weights[name]
+    def weight(self, name: str, dtype: str = "float32") -> str:
+        """Refer to a float tensor of the blob (planned with ``WeightStore.add``), widened or rounded to ``dtype``."""
+        planned = self._weights[name]
         self._external[name] = None
-        return name
+        return self.cast(name, planned.dtype, dtype)
+
+    def cast(self, value: str, source: str, target: str) -> str:
+        """``value`` of dtype ``source`` as ``target``; cast once, and not at all where nothing changes."""
+        if source == target:
+            return value
+        key = f"{value}.{target}"
+        if key not in self._casts:
+            self._casts.add(key)
+            self.op("Cast", value, name=key, to=_element_type(target))
+        return key
+
+    def matrix(self, name: str) -> str:
+        """A matrix of the blob in any format (planned with ``WeightStore.add_matrix``), in the graph's ``compute``."""
+        planned = self._weights[name]
+        if planned.dtype not in SCALED_DTYPES:
+            return self.weight(name, self.compute)
+        self._external[name] = None
+        scale = self.weight(f"{name}.scale", self.compute)
+        layout: dict[str, Any] = {"axis": 1} if planned.dtype == "int8column" else {"axis": 0, "block_size": BLOCK}
+        return self.op("DequantizeLinear", name, scale, name=f"{name}.values", **layout)
 
     def constant(self, values: np.ndarray | Sequence[int] | Sequence[float] | int | float, dtype: str) -> str:
         """A small inline constant; equal constants are kept once."""
@@ -89,9 +121,14 @@ class Graph:
         return names
 
     def linear(self, x: str, weight: str, bias: str | None = None, *, name: str = "") -> str:
-        """``x @ weight + bias`` with the weight stored [in, out]."""
-        y = self.op("MatMul", x, self.weight(weight), name=name and f"{name}.matmul")
-        return self.op("Add", y, self.weight(bias), name=name and f"{name}.add") if bias else y
+        """``x @ weight + bias`` with the weight stored [in, out]; all in the graph's ``compute``."""
+        y = self.op("MatMul", x, self.matrix(weight), name=name and f"{name}.matmul")
+        return self.op("Add", y, self.weight(bias, self.compute), name=name and f"{name}.add") if bias else y
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the blob that a run reads."""
+        return sum(self._weights[name].nbytes for name in self._external)
 
     def model(self) -> onnx.ModelProto:
         """The finished model; weights are references into the blob, which must be laid out."""
@@ -99,7 +136,7 @@ class Graph:
         for name in self._external:
             tensor = self._weights[name]
             offset, length = self._weights.place(name)
-            proto = TensorProto(name=name, data_type=_element_type(tensor.dtype.name), dims=tensor.shape)
+            proto = TensorProto(name=name, data_type=_element_type(tensor.dtype), dims=tensor.shape)
             proto.data_location = TensorProto.EXTERNAL
             for key, value in (("location", self._weights.filename), ("offset", offset), ("length", length)):
                 proto.external_data.add(key=key, value=str(value))
@@ -116,4 +153,5 @@ class Graph:
 
 
 def _element_type(dtype: str) -> int:
-    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    names = {"float32": "FLOAT", "int8column": "INT8"}
+    return TensorProto.DataType.Value(names.get(dtype, dtype.upper()))

@@ -24,8 +24,15 @@ EMBEDDING, HEAD, STREAM_EMBEDDING = "model.embed_tokens.weight", "lm_head.weight
 class HeadsPlan:
     """Plans the embedding table and the three heads, and draws the heads' graphs."""
 
-    def __init__(self, source: TensorSource, vocabulary: Vocabulary, hidden_size: int, store: WeightStore) -> None:
-        self.hidden_size, self.store = hidden_size, store
+    def __init__(
+        self,
+        source: TensorSource,
+        vocabulary: Vocabulary,
+        hidden_size: int,
+        store: WeightStore,
+        dtype: str = "float32",
+    ) -> None:
+        self.hidden_size, self.store, self.dtype = hidden_size, store, dtype
         self.tensors = {
             EMBEDDING: (vocabulary.size, hidden_size),
             HEAD: (vocabulary.size, hidden_size),
@@ -44,7 +51,7 @@ class HeadsPlan:
         spans = vocabulary.pads[:, None] + np.arange(vocabulary.codebook_size + 1)
         audio = np.r_[EOS, EOT, spans.reshape(-1)]
         self.sizes = {"text": len(text), "audio": len(audio), "modality": len(CHOOSABLE)}
-        store.add("embedding", (vocabulary.size, hidden_size), lambda: _embedding(source))
+        store.add("embedding", (vocabulary.size, hidden_size), lambda: _embedding(source), _table_dtype(source))
         self._add_rows(source, "audio", audio)
         self._add_rows(source, "text", text)
         self._add_rows(source, "modality", np.array([MODALITIES[name] for name in CHOOSABLE]))
@@ -52,7 +59,8 @@ class HeadsPlan:
 
     def _add_rows(self, source: TensorSource, head: str, ids: np.ndarray) -> None:
         shape = (self.hidden_size, len(ids))
-        self.store.add(f"head.{head}", shape, lambda: _head_columns(source, ids))
+        dtype = "float32" if head == "modality" else self.dtype  # as Precision.of_part says
+        self.store.add_matrix(f"head.{head}", shape, lambda: _head_columns(source, ids), dtype)
 
     def graph(self, head: str) -> Graph:
         """Head "audio", "text" or "modality": ``hidden`` [B, H] -> ``logits`` [B, n].
@@ -65,6 +73,11 @@ class HeadsPlan:
         logits = g.linear(hidden, f"head.{head}", "head.audio.bias" if head == "audio" else None, name=f"head.{head}")
         g.output(logits, "logits", ["batch", self.sizes[head]])
         return g
+
+
+def _table_dtype(source: TensorSource) -> str:
+    """The embedding as the checkpoint has it, where that is bfloat16: nothing is lost, and half the bytes."""
+    return "bfloat16" if source.dtype(EMBEDDING) == "bfloat16" else "float32"
 
 
 def _embedding(source: TensorSource) -> np.ndarray:

@@ -7,6 +7,7 @@ tensors that are all in memory at once; that is why the writer is here. Format: 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -14,34 +15,57 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from ..runtime.errors import ExportError
+from ..runtime.tensors import widen
+from .quantize import block_of, check_matrix, dequantize, pack_int4, quantize, unpack_int4
 
 #: Every tensor starts at a multiple of this many bytes: a cache line, and enough for any vector load.
 ALIGNMENT = 64
 #: The first tensor starts at a page boundary, so that mapped offsets keep their alignment in memory.
 PAGE = 4096
 
-_SAFETENSORS_DTYPES = {
-    "float32": "F32",
-    "float16": "F16",
-    "int32": "I32",
-    "int64": "I64",
-    "int8": "I8",
-    "uint8": "U8",
+#: How a tensor of each dtype lies in the file: safetensors' name, numpy's dtype, and how many elements make one of it.
+#: numpy has no bfloat16, whose bits are kept as uint16, and neither library has int4, of which a byte holds two.
+_STORED = {
+    "float32": ("F32", np.float32, 1),
+    "float16": ("F16", np.float16, 1),
+    "bfloat16": ("BF16", np.uint16, 1),
+    "int64": ("I64", np.int64, 1),
+    "int32": ("I32", np.int32, 1),
+    "int8": ("I8", np.int8, 1),
+    "int8column": ("I8", np.int8, 1),
+    "uint8": ("U8", np.uint8, 1),
+    "int4": ("U8", np.uint8, 2),
 }
+#: Dtypes that have a scale beside them, see ``quantize``.
+SCALED_DTYPES = ("int8", "int8column", "int4")
+#: Weights as numbers: what a matrix or a convolution can be stored in without a scale.
+FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor of the blob: ``make()`` returns its values, of exactly ``dtype`` and ``shape``."""
+    """A tensor of the blob: ``make()`` returns its values, of exactly ``shape``.
+
+    A float tensor is made in float32 and rounded to ``dtype`` when it is written; other values come as they are stored.
+    """
 
     name: str
-    dtype: np.dtype
+    dtype: str
     shape: tuple[int, ...]
     make: Callable[[], np.ndarray]
 
     @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape in the file; the last dimension of an int4 matrix is half as long."""
+        return (*self.shape[:-1], self.shape[-1] // _STORED[self.dtype][2]) if self.shape else ()
+
+    @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        """Bytes in the file."""
+        return math.prod(self.stored_shape) * np.dtype(_STORED[self.dtype][1]).itemsize
 
 
 class WeightStore:
@@ -52,6 +76,8 @@ class WeightStore:
         self._tensors: dict[str, PlannedTensor] = {}
         self._layout: dict[str, int] | None = None
         self._header = b""
+        self._exact: dict[str, Callable[[], np.ndarray]] = {}
+        self._importance: dict[str, np.ndarray] = {}
 
     def add(self, name: str, shape: tuple[int, ...], make: Callable[[], np.ndarray], dtype: str = "float32") -> str:
         """Plan a tensor. Returns ``name``, so that a graph can refer to it in the same expression."""
@@ -59,8 +85,42 @@ class WeightStore:
             raise RuntimeError(f"{name}: the blob is laid out already")
         if name in self._tensors:
             raise RuntimeError(f"{name}: planned twice")
-        self._tensors[name] = PlannedTensor(name, np.dtype(dtype), tuple(int(n) for n in shape), make)
+        self._tensors[name] = PlannedTensor(name, dtype, tuple(int(n) for n in shape), make)
         return name
+
+    def add_matrix(self, name: str, shape: tuple[int, int], make: Callable[[], np.ndarray], dtype: str) -> str:
+        """Plan what is multiplied with, [in, out], in any format; ``make`` gives float32. Block formats get a second
+        tensor, ``name.scale``. Raises ExportError if the format cannot hold the shape."""
+        if dtype not in SCALED_DTYPES:
+            return self.add(name, shape, make, dtype)
+        check_matrix(name, shape, dtype)
+
+        blocks = shape[0] // block_of(dtype, shape[0])
+        scale_shape = (shape[1],) if dtype == "int8column" else (blocks, shape[1])
+
+        @functools.cache  # both tensors come from one pass; the second takes what the first left
+        def halves() -> list[np.ndarray]:
+            whole, scales = quantize(make(), dtype, self._importance.get(name))
+            return [pack_int4(whole) if dtype == "int4" else whole, scales]
+
+        def take_scale() -> np.ndarray:
+            scales = halves().pop()
+            halves.cache_clear()
+            return scales.reshape(scale_shape)
+
+        self._exact[name] = make
+        self.add(name, shape, lambda: halves().pop(0), dtype)
+        self.add(f"{name}.scale", scale_shape, take_scale, "float16")
+        return name
+
+    def weigh(self, name: str, importance: np.ndarray) -> None:
+        """Say how much each input of a matrix counts when it is quantised, float32 [in]."""
+        self._importance[name] = importance
+
+    def exact(self, name: str) -> np.ndarray:
+        """A float tensor or matrix in float32, before any rounding; made anew at every call."""
+        make = self._exact.get(name) or self._tensors[name].make
+        return make()
 
     def __getitem__(self, name: str) -> PlannedTensor:
         return self._tensors[name]
@@ -83,8 +143,8 @@ class WeightStore:
                 end += gap
             starts[tensor.name] = end
             header[tensor.name] = {
-                "dtype": _SAFETENSORS_DTYPES[tensor.dtype.name],
-                "shape": list(tensor.shape),
+                "dtype": _STORED[tensor.dtype][0],
+                "shape": list(tensor.stored_shape),
                 "data_offsets": [end, end + tensor.nbytes],
             }
             end += tensor.nbytes
@@ -108,10 +168,45 @@ class WeightStore:
             for tensor in self._tensors.values():
                 offset, nbytes = self.place(tensor.name)
                 file.write(b"\0" * (offset - file.tell()))
-                values = np.ascontiguousarray(tensor.make())
-                if values.dtype != tensor.dtype or values.shape != tensor.shape:
+                values = np.ascontiguousarray(_as_stored(tensor.make(), tensor.dtype))
+                if values.dtype != _STORED[tensor.dtype][1] or values.shape != tensor.stored_shape:
                     raise RuntimeError(
                         f"{tensor.name}: planned {tensor.dtype} {tensor.shape}, made {values.dtype} {values.shape}"
                     )
                 file.write(values.data if values.ndim else values.tobytes())
+                file.flush()  # what comes later may be computed from what is there already
                 yield nbytes
+
+    def read_back(self, folder: Path, name: str) -> np.ndarray:
+        """A float tensor or matrix of the written file as float32: what an engine multiplies with."""
+        tensor = self._tensors[name]
+        stored = self._map(folder, tensor)
+        if tensor.dtype not in SCALED_DTYPES:
+            return widen(stored) if tensor.dtype in FLOAT_DTYPES else stored
+        whole = unpack_int4(stored) if tensor.dtype == "int4" else stored
+        return dequantize(whole, self._map(folder, self._tensors[f"{name}.scale"]))
+
+    def _map(self, folder: Path, tensor: PlannedTensor) -> np.ndarray:
+        offset, _ = self.place(tensor.name)
+        dtype = _STORED[tensor.dtype][1]
+        return np.memmap(folder / self.filename, dtype, mode="r", offset=offset, shape=tensor.stored_shape or (1,))
+
+
+def _as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    if values.dtype != np.float32 or dtype not in FLOAT_DTYPES[1:]:
+        return values
+    if dtype == "float16":
+        return _float16(values)
+    rounded = torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16)
+    return rounded.view(torch.int16).numpy().view(np.uint16)
+
+
+def _float16(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float16)
+    if not np.isfinite(rounded.max(initial=0)) or not np.isfinite(rounded.min(initial=0)):
+        raise ExportError(
+            f"a weight of {np.abs(values).max():g} does not fit float16, whose largest number is 65504; export with "
+            "precision bf16"
+        )
+    return rounded

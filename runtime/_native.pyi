@@ -33,11 +33,12 @@ class FrameSampler:
         text_size: int,
         audio_base: int,
         text_base: int,
-        embedding: _F32,
+        embedding: _F32 | NDArray[np.uint16],
         rvq_table: _F32,
         rvq_bias: _F32,
     ) -> None:
-        """``embedding`` float32 [N, H], ``rvq_table`` float32 [8, K, D], ``rvq_bias`` float32 [D]."""
+        """``embedding`` float32 [N, H], or uint16 [N, H] holding the bits of bfloat16;
+        ``rvq_table`` float32 [8, K, D], ``rvq_bias`` float32 [D]."""
 
     def begin_audio(
         self,

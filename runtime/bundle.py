@@ -29,8 +29,8 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
 TOKENIZER = "tokenizer.json"
-#: Version of the schema that this code writes, and the newest that it reads.
-SCHEMA_VERSION = 1
+#: Version of the schema that this code writes and reads.
+SCHEMA_VERSION = 2
 
 Verify = Literal["first", "always", "never"]
 
@@ -77,8 +77,13 @@ class Manifest:
     features: Mapping[str, Any]
     #: Sampling defaults per modality, see ``sampling``.
     sampling: Mapping[str, Mapping[str, Any]]
-    #: Role of each ONNX part -> {"file", "precision"}.
+    #: Role of each ONNX part -> {"file", "precision", "compute" (what matrices are multiplied in), "weight_bytes" (of
+    #: the blob, read by one run)}.
     parts: Mapping[str, Mapping[str, Any]]
+    #: Format of "backbone", "heads", "encoder" and "codec".
+    precision: Mapping[str, str]
+    #: Agreement with fp32, measured at export: see ``export/agreement.py``.
+    quality: Mapping[str, Any]
     #: Tolerances of the golden vector, see ``golden.safetensors``.
     golden: Mapping[str, Any]
     #: Where the weights came from, for people.
@@ -98,6 +103,8 @@ class Manifest:
             "features": dict(self.features),
             "sampling": {name: dict(values) for name, values in self.sampling.items()},
             "parts": {name: dict(values) for name, values in self.parts.items()},
+            "precision": dict(self.precision),
+            "quality": dict(self.quality),
             "golden": dict(self.golden),
             "source": dict(self.source),
             "files": {name: vars(file) for name, file in self.files.items()},
@@ -139,7 +146,7 @@ class Bundle:
         return self.path(self.manifest.parts[role]["file"])
 
     def table(self, name: str) -> np.ndarray:
-        """A tensor of the weights, mapped read-only."""
+        """A tensor of the weights, mapped read-only; bfloat16 comes as its bits, uint16 (see ``tensors.widen``)."""
         return self._tables[name]
 
     def golden_vector(self) -> dict[str, np.ndarray]:
@@ -203,9 +210,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("format") != "ualm-bundle":
         raise BundleError(f"{path}: not the manifest of a ualm bundle; make one with: ualm export RUN -o BUNDLE")
     version = document.get("version")
-    if type(version) is not int or version > SCHEMA_VERSION or version < 1:
+    if version != SCHEMA_VERSION or type(version) is not int:
         raise BundleError(
-            f"{path}: version = {version!r}: this ualm reads up to {SCHEMA_VERSION}; update ualm, or export again"
+            f"{path}: version = {version!r}: this ualm reads {SCHEMA_VERSION}; export the run again with this ualm, or "
+            "use the ualm that made it"
         )
     if document.get("digest") != _digest(document):
         raise BundleError(f"{path}: was changed after the export (digest differs); copy the bundle again")
@@ -231,6 +239,8 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
             features=MappingProxyType(document["features"]),
             sampling=MappingProxyType(document["sampling"]),
             parts=MappingProxyType(document["parts"]),
+            precision=MappingProxyType(document["precision"]),
+            quality=MappingProxyType(document["quality"]),
             golden=MappingProxyType(document["golden"]),
             source=MappingProxyType(document["source"]),
             files=MappingProxyType(files),

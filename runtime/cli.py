@@ -142,7 +142,18 @@ def export(
     config: Annotated[Path | None, typer.Option(help="train.yaml, where it is not in RUN.")] = None,
     weights: Annotated[Path | None, typer.Option(help="mp_rank_00_model_states.pt, likewise.")] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint to take; the newest by default.")] = None,
-    precision: Annotated[str, typer.Option(help="Precision of the weights: fp32.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="Format of the backbone and its heads: fp32, bf16, fp16, int8 or int4.")
+    ] = "fp32",
+    encoder_precision: Annotated[
+        str | None, typer.Option(help="Format of the encoder: fp32, fp16 or int8; what suits --precision by default.")
+    ] = None,
+    codec_precision: Annotated[
+        str | None, typer.Option(help="Format of the codec: fp32 or fp16; what suits --precision by default.")
+    ] = None,
+    accept_quality: Annotated[
+        bool, typer.Option("--accept-quality", help="Keep a bundle that agrees too little with fp32.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a training run into a bundle. Needs the export extra: pip install "ualm[export]"."""
@@ -154,7 +165,16 @@ def export(
         raise UalmError(f'export cannot be loaded ({error}); install it with: pip install "ualm[export]"') from error
     with live_bytes() as progress:
         made = export_run(
-            run, output, config=config, weights=weights, step=step, precision=precision, progress=progress
+            run,
+            output,
+            config=config,
+            weights=weights,
+            step=step,
+            precision=precision,
+            encoder_precision=encoder_precision,
+            codec_precision=codec_precision,
+            accept_quality=accept_quality,
+            progress=progress,
         )
     result = {
         "bundle": str(made.bundle),
@@ -163,9 +183,15 @@ def export(
         "step": made.run.step,
         "bytes": dict(made.sizes),
         "seconds": {name: round(value, 3) for name, value in made.seconds.items()},
+        "quality": dict(made.quality),
+        "missed": list(made.missed),
     }
     lines = [f"{name:<26}{in_bytes(size):>16}" for name, size in made.sizes.items()]
     lines += [f"{stage:<26}{seconds:>12.1f} s" for stage, seconds in made.seconds.items()]
+    for part, values in made.quality.items():
+        agreed = ", ".join(f"{name} {value}" for name, value in values.items() if not isinstance(value, list))
+        lines.append(f"{f'agreement, {part}':<26}  {agreed}")
+    lines += [f"below its gate, accepted: {clause}" for clause in made.missed]
     report(as_json, result, "\n".join([*lines, f"{made.bundle}: exported"]))
 
 

@@ -14,12 +14,20 @@ from .errors import BundleError
 _DTYPES = {
     "F32": np.float32,
     "F16": np.float16,
+    "BF16": np.uint16,  # numpy has no bfloat16: its bits
     "I64": np.int64,
     "I32": np.int32,
     "I16": np.int16,
     "I8": np.int8,
     "U8": np.uint8,
 }
+
+
+def widen(values: np.ndarray) -> np.ndarray:
+    """float32 of float32, float16, or the bits of bfloat16 (uint16), exactly."""
+    if values.dtype != np.uint16:
+        return values.astype(np.float32, copy=False)
+    return (values.astype(np.uint32) << 16).view(np.float32)
 
 
 class MappedTensors(Mapping[str, np.ndarray]):

@@ -2,16 +2,34 @@
 // so every device gets the same bits. `first` and `stride` share a row between threads; one thread takes 0 and 1.
 #pragma once
 
+#include <cstring>
+
 #include "core/layout.h"
 
 namespace ualm {
 
-UALM_HD inline void add_row(float* out, const float* row, int64_t width, int64_t first, int64_t stride) {
-  for (int64_t i = first; i < width; i += stride) out[i] = add(out[i], row[i]);
+// A bfloat16 number as its bits: the upper half of a float32.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+UALM_HD inline float widen(float value) { return value; }
+UALM_HD inline float widen(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float wide;
+  memcpy(&wide, &bits, sizeof wide);
+  return wide;
 }
 
+template <class T>
+UALM_HD inline void add_row(float* out, const T* row, int64_t width, int64_t first, int64_t stride) {
+  for (int64_t i = first; i < width; i += stride) out[i] = add(out[i], widen(row[i]));
+}
+
+// An embedding table [vocabulary, width] as it is stored; T is float or BFloat16.
 // out[width] = sum over streams 0 .. streams-1 of table[ids[stream]], table [vocabulary, width]. Id 0 adds nothing.
-UALM_HD inline void sum_embeddings(const float* table, int64_t width, const int32_t* ids, int streams, float* out,
+template <class T>
+UALM_HD inline void sum_embeddings(const T* table, int64_t width, const int32_t* ids, int streams, float* out,
                                    int64_t first, int64_t stride) {
   for (int64_t i = first; i < width; i += stride) out[i] = 0.0f;
   for (int stream = 0; stream < streams; ++stream) {

@@ -12,6 +12,14 @@ int64_t first_outside(const int32_t* values, int64_t count, int64_t limit) {
   return -1;
 }
 
+void sum_ids(const Tables& tables, const int32_t* ids, int streams, float* out) {
+  if (tables.embedding_is_bfloat16) {
+    sum_embeddings(static_cast<const BFloat16*>(tables.embedding), tables.hidden, ids, streams, out, 0, 1);
+  } else {
+    sum_embeddings(static_cast<const float*>(tables.embedding), tables.hidden, ids, streams, out, 0, 1);
+  }
+}
+
 }  // namespace
 
 FrameSampler::FrameSampler(const Layout& layout, const Tables& tables) : layout_(layout), tables_(tables) {
@@ -60,7 +68,7 @@ StepResult FrameSampler::step(const float* conditional, const float* null_branch
     recent_[row % kStreams][stream] = ids[stream];
     row_out[stream] = ids[stream];
   }
-  sum_embeddings(tables_.embedding, tables_.hidden, ids, end.embedded_streams, embedding_out, 0, 1);
+  sum_ids(tables_, ids, end.embedded_streams, embedding_out);
   if (end.flags & kLatent) {
     const int32_t frame = row - kDelay;
     int32_t codes[kStreams];
@@ -76,7 +84,7 @@ int64_t embed_rows(const Tables& tables, const int32_t* rows, int64_t count, flo
   const int64_t bad = first_outside(rows, count * kStreams, tables.vocabulary);
   if (bad >= 0) return bad;
   for (int64_t i = 0; i < count; ++i) {
-    sum_embeddings(tables.embedding, tables.hidden, rows + i * kStreams, kStreams, out + i * tables.hidden, 0, 1);
+    sum_ids(tables, rows + i * kStreams, kStreams, out + i * tables.hidden);
   }
   return -1;
 }

@@ -13,7 +13,8 @@ namespace ualm {
 
 // Tables are read in place and must outlive the sampler. Row-major float32.
 struct Tables {
-  const float* embedding;  // [vocabulary, hidden]
+  const void* embedding;  // [vocabulary, hidden], float32 or bfloat16
+  bool embedding_is_bfloat16;
   const float* rvq;        // [8, codebook_size, latent]: codebooks already projected into the codec's latent space
   const float* rvq_bias;   // [latent]
   int64_t vocabulary;

@@ -33,6 +33,8 @@ except ImportError as error:
 
 #: Rows prefilled at a time: bounds the attention scores held (heads x rows x context), at no measurable cost.
 PREFILL_ROWS = 256
+#: The bodies that this engine can run, the fastest first. The last computes in float32 only where that is stored.
+BODIES = ("backbone.grouped", "backbone.float32", "backbone")
 _STOP, _LIMIT, _LATENT = _native.STOP, _native.LIMIT, _native.LATENT
 
 
@@ -48,15 +50,23 @@ class OnnxRuntimeEngine:
         self._lock = threading.Lock()
         self._closed = False
         model = bundle.manifest.model
-        #: ONNX Runtime's own attention operator where the head size allows it, the standard operators elsewhere.
-        self.grouped = "backbone.grouped" in bundle.manifest.parts
-        self.session("backbone.grouped" if self.grouped else "backbone")
+        parts = bundle.manifest.parts
+        #: Role of the body: with ONNX Runtime's own attention operator where the head size allows it, else with the
+        #: standard operators, in float32 either way.
+        self.body = next(role for role in BODIES if role in parts)
+        self._encoder = "encoder.integer" if "encoder.integer" in parts else "encoder"
+        self.session(self.body)
         self.vocabulary = bundle.manifest.vocabulary
         self.embedding = bundle.table("embedding")
         self.rvq_table, self.rvq_bias = bundle.table("codec.rvq_table"), bundle.table("codec.rvq_bias")
         self.null_keys, self.null_values = bundle.table("null.keys"), bundle.table("null.values")
         self.cos, self.sin = _rotary_tables(bundle.table("rope.inverse_frequencies"), max_context)
         self.model = model
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the body has ONNX Runtime's attention operator, which keeps the angles of all positions itself."""
+        return self.body == "backbone.grouped"
 
     def session(self, role: str) -> Any:
         """The session of a part, loaded when first asked for."""
@@ -72,6 +82,8 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3
         # every part has threads of its own: left spinning after a call, they would take the cores from the next part
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # block formats: multiply rows rounded to 8 bits, block by block (docs/precision.md has what that costs)
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         path = self.bundle.part(role)
@@ -100,7 +112,7 @@ class OnnxRuntimeEngine:
         return OnnxRuntimeSequence(self)
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        return self.run("encoder", inputs)
+        return self.run(self._encoder, inputs)
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:
         return self.run("codec", {"latents": np.ascontiguousarray(latents.T[None])})[0]
@@ -349,8 +361,7 @@ class _BodyCall:
     ) -> None:
         self._engine, self._rows, self._batch = engine, rows, batch
         model = engine.model
-        role = "backbone.grouped" if engine.grouped else "backbone"
-        bind = self._bind = _Binding(engine.session(role), role, clock)
+        bind = self._bind = _Binding(engine.session(engine.body), engine.body, clock)
         self.embeddings = bind.input("embeddings", np.zeros((batch, rows, model.hidden_size), np.float32))
         self.hidden = bind.output("hidden", np.zeros((batch, model.hidden_size), np.float32))
         shape = (batch, model.kv_heads, engine.max_context, model.head_dim)

@@ -181,7 +181,7 @@ def test_logits_that_become_broken_by_mixing_are_refused(native):
         ({"text_base": 260}, ValueError, "audio ids 266 .. 305 and text ids 260 .. 269 overlap"),
         ({"codebook_size": 3}, ValueError, r"rvq_table: shape is \[8, 4, 3\], must be \[streams = 8, K = 3, D\]"),
         ({"rvq_bias": np.zeros(4, np.float32)}, ValueError, r"rvq_bias: shape is \[4\], must be \[D = 3\]"),
-        ({"embedding": np.zeros((306, 5), np.float16)}, TypeError, "embedding: dtype is float16, must be float32"),
+        ({"embedding": np.zeros((306, 5), np.float16)}, TypeError, "dtype is float16, must be float32, or uint16"),
         ({"embedding": np.zeros((5, 306), np.float32).T}, ValueError, "embedding: must be C-contiguous"),
     ],
 )

@@ -28,7 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def open_engine(bundle: Bundle, max_context: int, *, grouped: bool) -> OnnxRuntimeEngine:
     engine = OnnxRuntimeEngine(bundle, threads=1, max_context=max_context)
     assert engine.grouped
-    engine.grouped = grouped
+    engine.body = "backbone.grouped" if grouped else "backbone"
     return engine
 
 

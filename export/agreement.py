@@ -1,0 +1,245 @@
+"""How well a bundle's narrower weights agree with fp32, measured on what the finished bundle itself says.
+
+The engine answers built-in prompts, as users will run it; the rows it draws then go through the body in float32 with
+the checkpoint's weights, and both sets of logits are compared where a token was drawn. Guidance is on: it multiplies an
+error of the logits, and the guided distribution is what tokens come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from ..runtime.bundle import TOKENIZER, Bundle
+from ..runtime.chat import TextCodec, check_messages, prompt_parts
+from ..runtime.engines.base import Engine
+from ..runtime.hearing import FeatureSpec
+from ..runtime.sampling import AudioSampling, TextSampling
+from ..runtime.sound import Sound
+from ..runtime.tensors import widen
+from ..runtime.vocabulary import MODALITIES, ROLES, STREAMS, Vocabulary
+from .forward import hidden_states
+from .qwen2 import BackboneShape
+
+#: Prompts of the held rows; calibration never sees them.
+PROMPTS = (
+    "Rain on a tin roof, with thunder rolling far away.",
+    "A small dog barks twice and a gate creaks open.",
+    "Slow piano chords in a large, empty hall.",
+    "Footsteps on gravel come closer, then a door slams shut.",
+)
+#: Rows drawn for each prompt.
+AUDIO_ROWS, TEXT_ROWS = 32, 16
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a format must reach.
+
+    ``top1``: share of draws whose likeliest token is fp32's. ``kl``: mean divergence of the guided distribution from
+    fp32's, in nats.
+    """
+
+    top1: float
+    kl: float
+
+
+#: By the backbone's format; text and sound alike.
+GATES = {
+    "fp32": Gate(0.999, 1e-4),
+    "bf16": Gate(0.97, 0.01),
+    "fp16": Gate(0.99, 0.002),
+    "int8": Gate(0.96, 0.02),
+    "int4": Gate(0.85, 0.15),
+}
+#: Least cosine of a row of sound features with fp32's, by the encoder's format; least signal-to-noise ratio of samples
+#: in dB, by the codec's.
+COSINE_GATES = {"fp32": 0.99999, "fp16": 0.9999, "int8": 0.99}
+SNR_GATES = {"fp32": 80.0, "fp16": 35.0}
+
+
+@dataclass(frozen=True)
+class HeldSegment:
+    """What the engine said: embeddings fed before the first row, rows int32 [n, 8], logits float32 [n, branches, L]."""
+
+    modality: Literal["audio", "text"]
+    prefix: np.ndarray
+    rows: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass
+class Agreement:
+    """Sums over draws, and what they come to."""
+
+    draws: np.ndarray = field(default_factory=lambda: np.zeros(STREAMS, np.int64))
+    same: np.ndarray = field(default_factory=lambda: np.zeros(STREAMS, np.int64))
+    divergence: float = 0.0
+
+    def add(self, stream: int, exact: np.ndarray, found: np.ndarray) -> None:
+        """Two sets of logits float32 [n] over the same candidates."""
+        self.draws[stream] += 1
+        self.same[stream] += int(np.argmax(exact) == np.argmax(found))
+        p, q = _log_softmax(exact), _log_softmax(found)
+        self.divergence += float(np.sum(np.exp(p) * (p - q)))
+
+    def to_json(self) -> dict[str, Any]:
+        used = self.draws > 0
+        by_stream = (self.same[used] / self.draws[used]).round(4).tolist()
+        draws = int(self.draws.sum())
+        return {
+            "draws": draws,
+            "top1": round(float(self.same.sum() / draws), 4),
+            "top1_by_stream": by_stream,
+            "kl": float(f"{self.divergence / draws:.3g}"),
+        }
+
+
+def hold_rows(engine: Engine, bundle: Bundle) -> list[HeldSegment]:
+    """Let the engine answer the prompts, once in sound and once in text."""
+    vocabulary = bundle.manifest.vocabulary
+    text = TextCodec(bundle.path(TOKENIZER))
+    embedding = bundle.table("embedding")
+    held: list[HeldSegment] = []
+    for index, prompt in enumerate(PROMPTS):
+        checked = check_messages([("user", prompt)], vocabulary, text, lambda sound: None)
+        (rows,) = prompt_parts(checked, vocabulary, lambda sound: np.empty(0))
+        rows = np.concatenate([rows, vocabulary.special_row(ROLES["assistant"])[None]])
+        sequence = engine.open_sequence()
+        sequence.prefill([rows])
+        for modality, wanted in (("audio", AUDIO_ROWS), ("text", TEXT_ROWS)):
+            options: dict[str, Any] = {"seed": index, "max_steps": wanted + STREAMS}
+            sampling = AudioSampling(**options) if modality == "audio" else TextSampling(**options)
+            attempt = 0
+            while wanted > 0:  # a segment may end early: the next draws differ by its number
+                sequence.truncate(len(rows))
+                sequence.begin_segment(modality, sampling, mode="fixed", segment=attempt)  # type: ignore[arg-type]
+                drawn, logits = [], []
+                while wanted > 0:
+                    frames = sequence.run_frames(1)
+                    drawn.append(frames.rows)
+                    logits.append(sequence.logits.copy())
+                    wanted -= 1
+                    if frames.end is not None:
+                        break
+                marker = vocabulary.special_row(MODALITIES[modality])[None]
+                prefix = _embed(embedding, np.concatenate([rows, marker]))
+                held.append(HeldSegment(modality, prefix, np.concatenate(drawn), np.stack(logits)))  # type: ignore[arg-type]
+                attempt += 1
+    return held
+
+
+def held_codes(held: Sequence[HeldSegment], vocabulary: Vocabulary) -> np.ndarray:
+    """Codes int16 [T, 8] of the sounds among the held rows, one after the other."""
+    cells = [segment.rows - vocabulary.pads - 1 for segment in held if segment.modality == "audio"]
+    rows = np.concatenate(cells)
+    # rows as drawn, delay and all: for the codec any codes will do
+    return np.clip(rows, 0, vocabulary.codebook_size - 1).astype(np.int16)
+
+
+def probe_sound(spec: FeatureSpec) -> Sound:
+    """Three seconds, or what the encoder takes: a rising tone, then bursts of noise, then a chord."""
+    random = np.random.default_rng(20261012)
+    time = np.arange(spec.sample_rate) / spec.sample_rate
+    sweep = np.sin(2 * np.pi * (200 + 900 * time) * time)
+    bursts = random.standard_normal(len(time)) * (np.sin(2 * np.pi * 4 * time) > 0)
+    chord = sum(np.sin(2 * np.pi * hertz * time) for hertz in (262, 330, 392))
+    samples = np.concatenate([sweep, bursts, chord / 3])[: spec.max_samples]
+    return Sound(0.3 * samples.astype(np.float32), spec.sample_rate)
+
+
+def compare(
+    held: Sequence[HeldSegment],
+    exact: Callable[[str], np.ndarray],
+    shape: BackboneShape,
+    vocabulary: Vocabulary,
+    embedding: np.ndarray,
+) -> dict[str, Agreement]:
+    """Agreement by modality of the held logits with those of the weights that ``exact`` gives in float32."""
+    found = {"audio": Agreement(), "text": Agreement()}
+    for modality, scale in (("audio", AudioSampling().guidance), ("text", TextSampling().guidance)):
+        segments = [segment for segment in held if segment.modality == modality]
+        sequences: list[np.ndarray] = []
+        for segment in segments:
+            fed = _embed(embedding, segment.rows[:-1])
+            sequences.append(np.concatenate([segment.prefix, fed]))
+            if scale > 1:  # the null branch's prefix is all zeros, but for the modality row
+                null = np.concatenate([np.zeros_like(segment.prefix[:-1]), segment.prefix[-1:], fed])
+                sequences.append(null)
+        hidden = iter(hidden_states(exact, shape, sequences))
+        head = exact(f"head.{modality}")
+        bias = exact("head.audio.bias") if modality == "audio" else np.float32(0)
+        for segment in segments:
+            # the hidden state of the last prefix row makes the first drawn row's logits
+            start = len(segment.prefix) - 1
+            branches = [next(hidden)[start:] @ head + bias for _ in range(segment.logits.shape[1])]
+            ours = [segment.logits[:, branch] for branch in range(segment.logits.shape[1])]
+            for row, (mixed, drawn) in enumerate(zip(_mix(branches, scale), _mix(ours, scale), strict=True)):
+                for stream, columns in _candidates(segment, row, vocabulary):
+                    found[modality].add(stream, mixed[columns], drawn[columns])
+    return found
+
+
+def _mix(branches: Sequence[np.ndarray], scale: float) -> np.ndarray:
+    if len(branches) == 1:
+        return branches[0]
+    return scale * branches[0] + (1 - scale) * branches[1]
+
+
+def _candidates(segment: HeldSegment, row: int, vocabulary: Vocabulary) -> Iterator[tuple[int, slice]]:
+    """Streams in which a token was drawn at a row, and the columns it was drawn from."""
+    if segment.modality == "text":
+        yield 0, slice(0, 2 + vocabulary.text_size)
+        return
+    width = vocabulary.codebook_size + 1
+    for stream in range(STREAMS):
+        base = int(vocabulary.pads[stream])
+        if base < segment.rows[row, stream] < base + width:  # anything else was held, or ended the segment
+            # the stream's codes; its pad, eos and eot are left out, which sounds end with
+            yield stream, slice(2 + stream * width + 1, 2 + (stream + 1) * width)
+
+
+def _embed(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Input embeddings float32 [n, H] of rows int32 [n, 8]; id 0 has a row of zeros."""
+    return widen(table[rows]).sum(axis=1, dtype=np.float32)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max()
+    return shifted - math.log(np.exp(shifted).sum())
+
+
+def cosine(exact: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Mean and least cosine of the angle between rows float32 [n, H]."""
+    a, b = exact.astype(np.float64), found.astype(np.float64)
+    angles = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return {"cosine": round(float(angles.mean()), 6), "cosine_least": round(float(angles.min()), 6)}
+
+
+def signal_to_noise(exact: np.ndarray, found: np.ndarray) -> float:
+    """Decibels of ``exact`` over its difference from ``found``; 200 where they are equal."""
+    noise = float(np.square(exact.astype(np.float64) - found).sum())
+    signal = float(np.square(exact, dtype=np.float64).sum())
+    return round(10 * math.log10(signal / noise), 2) if noise > signal * 1e-20 else 200.0
+
+
+def misses(quality: Mapping[str, Any], precision: Mapping[str, str]) -> list[str]:
+    """Which gates a bundle falls below, each as a clause of a message."""
+    gate = GATES[precision["backbone"]]
+    found = []
+    for modality in ("audio", "text"):
+        measured = quality[modality]
+        if measured["top1"] < gate.top1:
+            found.append(f"{modality} top-1 {measured['top1']:.3f} < {gate.top1}")
+        if measured["kl"] > gate.kl:
+            found.append(f"{modality} KL {measured['kl']:.3g} > {gate.kl}")
+    least = quality["features"]["cosine_least"]
+    if least < COSINE_GATES[precision["encoder"]]:
+        found.append(f"feature cosine {least:.4f} < {COSINE_GATES[precision['encoder']]}")
+    if quality["pcm"]["snr_db"] < SNR_GATES[precision["codec"]]:
+        found.append(f"sample SNR {quality['pcm']['snr_db']:.1f} dB < {SNR_GATES[precision['codec']]:g} dB")
+    return found

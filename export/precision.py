@@ -1,0 +1,63 @@
+"""Which weights are stored in what: the precision policy.
+
+Tables, norms, biases and the modality head are never narrowed; the encoder and the heads never go under 8 bits, because
+guidance multiplies an error of the logits by up to twice its scale, and what is misheard cannot be repaired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..runtime.errors import ExportError
+
+#: What ``ualm export`` calls a format -> what a tensor of it is stored in (see ``weights``).
+BACKBONE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8", "int4": "int4"}
+ENCODER = {"fp32": "float32", "fp16": "float16", "int8": "int8column"}
+CODEC = {"fp32": "float32", "fp16": "float16"}
+#: Backbone -> heads, encoder, codec.
+_POLICY = {
+    "fp32": ("fp32", "fp32", "fp32"),
+    "bf16": ("bf16", "fp16", "fp16"),
+    "fp16": ("fp16", "fp16", "fp16"),
+    "int8": ("int8", "int8", "fp16"),
+    "int4": ("int8", "int8", "fp16"),
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Format of each part, by its name in ``ualm export``."""
+
+    backbone: str = "fp32"
+    heads: str = "fp32"
+    encoder: str = "fp32"
+    codec: str = "fp32"
+
+    @classmethod
+    def of(cls, backbone: str, encoder: str | None = None, codec: str | None = None) -> Precision:
+        """The policy for a backbone; ``encoder`` and ``codec`` override it. An unknown name is an ExportError."""
+        for field, value, known in (
+            ("precision", backbone, BACKBONE),
+            ("encoder precision", encoder, ENCODER),
+            ("codec precision", codec, CODEC),
+        ):
+            if value is not None and value not in known:
+                raise ExportError(f"{field} = {value!r}: choose {', '.join(known)}")
+        heads, policy_encoder, policy_codec = _POLICY[backbone]
+        return cls(backbone, heads, encoder or policy_encoder, codec or policy_codec)
+
+    def of_part(self, role: str) -> str:
+        """Format of the part that plays ``role``."""
+        if role == "head.modality":  # five columns are too few for a block format, and a whole turn hangs on them
+            return "fp32"
+        fields = {"head": self.heads, "encoder": self.encoder, "codec": self.codec}
+        return fields.get(role.partition(".")[0], self.backbone)
+
+    @property
+    def compute(self) -> str:
+        """What the graphs for GPUs multiply in."""
+        return {"fp32": "float32", "bf16": "bfloat16"}.get(self.backbone, "float16")
+
+    def to_json(self) -> Mapping[str, str]:
+        return dict(vars(self))
