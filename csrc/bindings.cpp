@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cpu/frame_sampler.h"
+#include "cpu/quantize_blocks.h"
 #include "cpu/read_bandwidth.h"
 
 namespace py = pybind11;
@@ -275,6 +276,29 @@ py::tuple read_once(const py::array& words, int64_t threads) {
   return py::make_tuple(pass.sum, pass.seconds);
 }
 
+void quantize_blocks(const py::array& matrix, int64_t block, const py::array& divisors, int64_t low, int64_t high,
+                     const py::object& importance, py::array& whole, py::array& scales, int64_t threads) {
+  const float* values = view<float>("matrix", matrix, {{"in", -1}, {"out", -1}});
+  const int64_t inputs = matrix.shape(0), outputs = matrix.shape(1);
+  if (block < 1 || inputs % block != 0) {
+    refuse("block = " + std::to_string(block) + ": must divide the " + std::to_string(inputs) + " inputs");
+  }
+  ualm::BlockFormat format{};
+  format.block = block;
+  format.divisors = view<float>("divisors", divisors, {{"n", -1}});
+  format.divisor_count = divisors.shape(0);
+  if (format.divisor_count < 1) refuse("divisors: must hold at least one number");
+  format.low = static_cast<float>(checked_int("low", low, -128, 0));
+  format.high = static_cast<float>(checked_int("high", high, 1, 127));
+  const float* weights = nullptr;
+  if (!importance.is_none()) weights = view<float>("importance", importance.cast<py::array>(), {{"in", inputs}});
+  int8_t* numbers = writable_view<int8_t>("whole", whole, {{"in", inputs}, {"out", outputs}});
+  float* steps = writable_view<float>("scales", scales, {{"blocks", inputs / block}, {"out", outputs}});
+  const int32_t count = checked_int("threads", threads, 1, 1 << 10);
+  py::gil_scoped_release release;
+  ualm::quantize_blocks(values, inputs, outputs, format, weights, numbers, steps, count);
+}
+
 py::array_t<float> map_f32(const py::array_t<float, py::array::c_style>& values, float (*function)(float)) {
   py::array_t<float> out(values.request().shape);
   for (py::ssize_t i = 0; i < values.size(); ++i) out.mutable_data()[i] = function(values.data()[i]);
@@ -309,6 +333,9 @@ PYBIND11_MODULE(_native, module) {
 
   module.def("codes_to_latents", &codes_to_latents, "codes"_a.noconvert(), "rvq_table"_a.noconvert(),
              "rvq_bias"_a.noconvert(), "out"_a.noconvert());
+  module.def("quantize_blocks", &quantize_blocks, "matrix"_a.noconvert(), py::kw_only(), "block"_a,
+             "divisors"_a.noconvert(), "low"_a, "high"_a, "importance"_a, "whole"_a.noconvert(), "scales"_a.noconvert(),
+             "threads"_a);
   module.def("read_once", &read_once, "words"_a.noconvert(), "threads"_a);
   module.def(
       "philox",

@@ -10,11 +10,12 @@ the even one in the low half; ``scale`` float16 [in / 32, out].
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
+from ..runtime import _native
 from ..runtime.errors import ExportError
 
 #: Inputs that share a scale.
@@ -28,10 +29,6 @@ DIVISORS: dict[str, Sequence[float]] = {
     "int8column": (127.0,),
     "int4": (7.0, 7.5, 8.0, 8.5, 9.25),
 }
-#: Columns quantised at a time: bounds the memory beside the matrix.
-STRIP = 2048
-
-
 def check_matrix(name: str, shape: tuple[int, ...], dtype: str) -> None:
     """Refuse a matrix that the block format cannot hold."""
     if shape[0] % block_of(dtype, shape[0]) or (dtype == "int4" and shape[1] % 2):
@@ -55,39 +52,20 @@ def quantize(matrix: np.ndarray, dtype: str, importance: np.ndarray | None = Non
     inputs, outputs = matrix.shape
     block = block_of(dtype, inputs)
     whole = np.empty((inputs, outputs), np.int8)
-    scales = np.empty((inputs // block, outputs), np.float16)
-    weight = None if importance is None else torch.from_numpy(importance).reshape(-1, block, 1)
-    for first in range(0, outputs, STRIP):
-        columns = slice(first, min(first + STRIP, outputs))
-        blocks = torch.from_numpy(np.ascontiguousarray(matrix[:, columns])).reshape(inputs // block, block, -1)
-        scale = block_scales(blocks, dtype, weight)
-        low, high = LIMITS[dtype]
-        q = torch.round(blocks / scale[:, None]).clamp_(low, high)
-        whole[:, columns] = q.to(torch.int8).reshape(inputs, -1).numpy()
-        scales[:, columns] = scale.to(torch.float16).numpy()
-    return whole, scales
-
-
-def block_scales(blocks: torch.Tensor, dtype: str, importance: torch.Tensor | None = None) -> torch.Tensor:
-    """Scales float32 [n, out], exact in float16, of ``blocks`` float32 [n, block, out]; never 0."""
+    scales = np.empty((inputs // block, outputs), np.float32)
     low, high = LIMITS[dtype]
-    peak = blocks.abs().amax(dim=1)
-    best: torch.Tensor | None = None
-    least: torch.Tensor | None = None
-    for divisor in DIVISORS[dtype]:
-        # a block of zeros, or one under float16's range, gets the smallest normal scale
-        scale = (peak / divisor).to(torch.float16).float().clamp_(min=float(np.finfo(np.float16).tiny))
-        if len(DIVISORS[dtype]) == 1:
-            return scale
-        error = (torch.round(blocks / scale[:, None]).clamp_(low, high).mul_(scale[:, None]) - blocks).square_()
-        loss = (error if importance is None else error.mul_(importance)).sum(dim=1)
-        if best is None or least is None:
-            best, least = scale, loss
-        else:
-            better = loss < least
-            best, least = torch.where(better, scale, best), torch.where(better, loss, least)
-    assert best is not None
-    return best
+    _native.quantize_blocks(
+        np.ascontiguousarray(matrix, np.float32),
+        block=block,
+        divisors=np.array(DIVISORS[dtype], np.float32),
+        low=low,
+        high=high,
+        importance=importance,
+        whole=whole,
+        scales=scales,
+        threads=os.cpu_count() or 1,
+    )
+    return whole, scales.astype(np.float16)
 
 
 def dequantize(whole: np.ndarray, scales: np.ndarray) -> np.ndarray:

@@ -105,6 +105,22 @@ class FrameSampler:
 def codes_to_latents(codes: _I32 | NDArray[np.int16], rvq_table: _F32, rvq_bias: _F32, out: _F32) -> None:
     """Write the latents of ``codes`` [T, 8] to ``out`` float32 [T, D], with the arithmetic of ``FrameSampler.step``."""
 
+def quantize_blocks(
+    matrix: _F32,
+    *,
+    block: int,
+    divisors: _F32,
+    low: int,
+    high: int,
+    importance: _F32 | None,
+    whole: NDArray[np.int8],
+    scales: _F32,
+    threads: int,
+) -> None:
+    """``matrix`` float32 [in, out] as whole numbers ``whole`` int8 [in, out], ``low`` to ``high``, and ``scales``
+    float32 [in / block, out], each a positive float16 number: a block's largest magnitude over that of ``divisors``
+    float32 [n] whose squared error, weighted by ``importance`` float32 [in], is least."""
+
 def read_once(words: NDArray[np.uint64], threads: int) -> tuple[int, float]:
     """Read ``words`` uint64 [n] once with ``threads`` threads: (their sum modulo 2^64, seconds).
 
