@@ -1,0 +1,67 @@
+"""Make the tiny UALM: ``python -m ualm.export.tiny all WORK -o RUN``.
+
+Stages: ``data`` renders sounds, builds the codec and the tokenizer; ``train`` trains, from where it stopped; ``write``
+writes the training run; ``all`` is the three. ``ualm export RUN -o BUNDLE`` makes the bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from ...runtime.errors import UalmError
+from .soundfont import SOUNDFONT
+from .training import Recipe
+from .workshop import Workshop
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="ualm.export.tiny", description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=("data", "train", "write", "all"))
+    parser.add_argument("work", type=Path, help="folder for renders, codec and training state")
+    parser.add_argument("-o", "--output", type=Path, help="folder of the training run to write")
+    parser.add_argument("--soundfont", type=Path, default=SOUNDFONT)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--rows", type=int, default=Recipe.rows, help="rows a step, about")
+    parser.add_argument("--until", type=int, help="stop after this step, for a trial")
+    parser.add_argument("--save-seconds", type=float, default=180.0, help="between two saved states")
+    arguments = parser.parse_args()
+    if arguments.stage in ("write", "all") and arguments.output is None:
+        parser.error("--output: name the folder of the training run to write")
+    torch.set_num_threads(arguments.threads)
+    try:
+        _run(arguments)
+    except UalmError as error:
+        sys.exit(f"tiny: {error}")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    shop = Workshop(arguments.work, arguments.seed)
+    if arguments.stage in ("data", "all"):
+        shop.data(arguments.soundfont)
+        print(f"{arguments.work}: sounds, codec and tokenizer are ready")
+    if arguments.stage in ("train", "all"):
+        pid = arguments.work / "train.pid"
+        pid.write_text(f"{os.getpid()}\n")
+        recipe = dataclasses.replace(Recipe(), seed=arguments.seed, steps=arguments.steps, rows=arguments.rows)
+        try:
+            done = shop.train(recipe, arguments.until, arguments.save_seconds)
+        finally:
+            pid.unlink(missing_ok=True)
+        print(f"{arguments.work}: {'trained' if done else 'stopped; run again to go on'}", flush=True)
+        if not done and arguments.stage == "all":
+            sys.exit(1)
+    if arguments.stage in ("write", "all"):
+        step = shop.write(arguments.output)
+        print(f"{arguments.output}: training run of step {step}")
+
+
+if __name__ == "__main__":
+    main()

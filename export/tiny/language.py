@@ -1,0 +1,283 @@
+"""Words for sounds: prompts, rich captions, descriptions, and back again. The strings are in phrases.json."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .domain import DRUMS, HIT, INSTRUMENTS, MAX_EVENTS, NOTE_NUMBERS, NOTES, SLOTS, Clip
+
+PHRASES: dict[str, Any] = json.loads(Path(__file__).with_name("phrases.json").read_text(encoding="utf-8"))
+COUNTS = {1: "one", 2: "two", 3: "three"}
+TIMES = {1: "once", 2: "twice", 3: "three times"}
+ADVERBS = {"quick": "quickly", "moderate": "", "slow": "slowly"}
+_HIGH, _LOW = NOTE_NUMBERS["A5"], NOTE_NUMBERS["E5"]
+
+
+def article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def joined(words: list[str]) -> str:
+    """"C5, E5 and G5"."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def event_words(clip: Clip) -> list[str]:
+    return ["hit" if note == HIT else NOTES[note] for note in clip.notes]
+
+
+def count_words(clip: Clip) -> str:
+    """"two notes", "one hit"."""
+    kind = "hit" if clip.is_drum else "note"
+    return f"{COUNTS[len(clip.notes)]} {kind}{'s' if len(clip.notes) > 1 else ''}"
+
+
+def describe(clip: Clip) -> str:
+    """The one exact sentence of a clip: "a trumpet plays C5 and E5 slowly"."""
+    return _exact(clip, 0)
+
+
+def _exact(clip: Clip, template: int) -> str:
+    adverb = f" {ADVERBS[clip.tempo]}" if ADVERBS[clip.tempo] else ""
+    words = {"a": article(clip.sound), "sound": clip.sound, "adverb": adverb, "plays": "plays", "play": "play"}
+    if clip.is_drum:
+        words |= {"times": TIMES[len(clip.notes)], "count": COUNTS[len(clip.notes)]}
+        words |= {"hits": "hits" if len(clip.notes) > 1 else "hit"}
+        return PHRASES["exact_drum"][template % len(PHRASES["exact_drum"])].format(**words)
+    return PHRASES["exact"][template].format(events=joined(event_words(clip)), **words)
+
+
+def exact_prompt(clip: Clip, rng: random.Random) -> str:
+    return _exact(clip, rng.randrange(len(PHRASES["exact_drum" if clip.is_drum else "exact"])))
+
+
+_ADVERB = "(?P<adverb> quickly| slowly)?"
+_TUNE = re.compile(rf"an? (?P<sound>[a-z\- ]+) plays (?P<events>[A-G]\d(?:, [A-G]\d)*(?: and [A-G]\d)?){_ADVERB}")
+_BEAT = re.compile(rf"an? (?P<sound>[a-z\- ]+) hits (?P<times>once|twice|three times){_ADVERB}")
+
+
+def parse_description(text: str) -> Clip | None:
+    """The clip of a sentence of :func:`describe`; None for any other text."""
+    text = text.strip().rstrip(".")
+    tune, beat = _TUNE.fullmatch(text), _BEAT.fullmatch(text)
+    found = tune or beat
+    if found is None:
+        return None
+    tempo = {"": "moderate", " quickly": "quick", " slowly": "slow"}[found["adverb"] or ""]
+    try:
+        if tune:
+            notes = tuple(NOTE_NUMBERS[name] for name in re.findall(r"[A-G]\d", tune["events"]))
+        else:
+            notes = (HIT,) * next(count for count, times in TIMES.items() if times == found["times"])
+        return Clip(found["sound"], notes, tempo)
+    except (KeyError, ValueError):
+        return None
+
+
+def rich_caption(clip: Clip) -> str:
+    """Keywords, layout in time and description, in one fixed shape."""
+    keywords = [clip.sound, count_words(clip)]
+    if len(clip.notes) > 1:
+        keywords.append(clip.tempo)
+    if clip.direction != "single":
+        keywords.append(clip.direction)
+    layout = [f"{at:.2f} {word}" for at, word in zip(clip.onsets, event_words(clip), strict=True)]
+    layout.append(f"end {clip.seconds:.2f}")
+    return PHRASES["caption"].format(
+        keywords=", ".join(keywords), layout=", ".join(layout), description=describe(clip)
+    )
+
+
+def parse_caption(text: str) -> Clip | None:
+    """The clip that a rich caption describes, if all of its parts agree; else None."""
+    match = re.fullmatch(r"keywords: .+?\. layout: .+?\. description: (.+)\.", text.strip())
+    clip = parse_description(match[1]) if match else None
+    return clip if clip is not None and rich_caption(clip) == text.strip() else None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a prompt asks for; None or "" leaves it open. ``sound``: a name, "drum" for any drum, "" for any at all."""
+
+    sound: str = ""
+    count: int | None = None
+    tempo: str = ""
+    direction: str = ""
+    register: str = ""
+    #: Not fewer events than this (a melody has two).
+    least: int = 1
+
+    def met_by(self, clip: Clip) -> bool:
+        """Whether the clip obeys everything that is asked for."""
+        notes = clip.notes
+        return (
+            (clip.is_drum if self.sound == "drum" else self.sound in ("", clip.sound))
+            and self.count in (None, len(notes))
+            and len(notes) >= self.least
+            and self.tempo in ("", clip.tempo)
+            and self.direction in ("", clip.direction)
+            and (self.register != "high" or min(notes) >= _HIGH)
+            and (self.register != "low" or 0 < max(notes) <= _LOW)
+        )
+
+    def sample(self, rng: random.Random) -> Clip:
+        """A clip that obeys, drawn evenly over what is open."""
+        count = self.count or rng.choice(range(max(self.least, 2 if self.tempo or self.direction else 1), MAX_EVENTS + 1))
+        sound = self.sound or rng.choice(list(INSTRUMENTS))
+        sound = rng.choice(list(DRUMS)) if sound == "drum" else sound
+        tempo = (self.tempo or rng.choice(list(SLOTS))) if count > 1 else "moderate"
+        if sound in DRUMS:
+            return Clip(sound, (HIT,) * count, tempo)
+        while True:
+            notes = [rng.choice(list(NOTES)) for _ in range(count)]
+            if self.direction == "level":
+                notes = notes[:1] * count
+            elif self.direction in ("rising", "falling"):
+                if len(set(notes)) < count:
+                    continue
+                notes.sort(reverse=self.direction == "falling")
+            clip = Clip(sound, tuple(notes), tempo)
+            if self.met_by(clip):
+                return clip
+
+
+def loose_prompt(rng: random.Random) -> tuple[str, Wish]:
+    """A short or vague prompt that names a sound (or a drum), and what it asks for."""
+    kind = rng.choices(("short", "bare", "bare_tempo", "mood", "shape", "register", "any_drum"), (4, 1, 2, 4, 2, 2, 1))[0]
+    if kind == "any_drum":
+        tempo = rng.choice(list(PHRASES[kind]))
+        wish = Wish("drum", count=3 if tempo == "quick" else None, tempo=tempo, least=2 if tempo else 1)
+        return rng.choice(PHRASES[kind][tempo]), wish
+    drum = kind in ("short", "bare", "bare_tempo") and rng.random() < 0.25
+    sound = rng.choice(list(DRUMS if drum else INSTRUMENTS))
+    words = {"a": article(sound), "sound": sound}
+    if kind == "short":
+        count = rng.randint(1, MAX_EVENTS)
+        tempo = rng.choice(["", "quick", "slow"]) if count > 1 else ""
+        words |= {"count_tempo": f"{COUNTS[count]} {tempo} " if tempo else f"{COUNTS[count]} "}
+        words |= {"notes": "notes" if count > 1 else "note", "hits": "hits" if count > 1 else "hit"}
+        templates = PHRASES["short_drum" if drum else "short"]
+        return rng.choice(templates).format(**words), Wish(sound, count=count, tempo=tempo or ("moderate" if count > 1 else ""))
+    if kind == "bare":
+        return rng.choice(PHRASES[kind]).format(**words), Wish(sound)
+    if kind == "bare_tempo":
+        tempo = rng.choice(["quick", "slow"])
+        words |= {"tempo": tempo, "a_tempo": article(tempo)}
+        return rng.choice(PHRASES[kind]).format(**words), Wish(sound, tempo=tempo, least=2)
+    if kind == "mood":
+        mood, wish = random_mood(rng, sound)
+        words |= {"mood": mood, "a_mood": article(mood)}
+        return rng.choice(PHRASES[kind]).format(**words), wish
+    if kind == "shape":
+        direction = rng.choice(["rising", "falling"])
+        words |= {"direction": direction, "a_direction": article(direction)}
+        return rng.choice(PHRASES[kind]).format(**words), Wish(sound, direction=direction, least=2)
+    register = rng.choice(["high", "low"])
+    words |= {"register": register, "a_register": article(register)}
+    template = rng.choice(PHRASES[kind])
+    wish = Wish(sound, register=register, count=1 if "note" in template else None)
+    return template.format(**words), wish
+
+
+def random_mood(rng: random.Random, sound: str = "") -> tuple[str, Wish]:
+    mood = rng.choice(list(PHRASES["moods"]))
+    wanted = PHRASES["moods"][mood]
+    return mood, Wish(sound, tempo=wanted["tempo"], direction=wanted["direction"], least=2)
+
+
+def difference(found: Clip | None, wanted: Clip) -> str:
+    """Why a sound is not what was wanted, in words, the coarsest reason first; "" where it is. None: unclear."""
+    reasons = PHRASES["reasons"]
+    if found is None:
+        return reasons["unclear"]
+    if found.sound != wanted.sound:
+        a, b = (f"{article(clip.sound)} {clip.sound}" for clip in (found, wanted))
+        return reasons["sound"].format(found=a, wanted=b)
+    if len(found.notes) != len(wanted.notes):
+        return reasons["count"].format(found=count_words(found), wanted=count_words(wanted))
+    for index, (a_note, b_note) in enumerate(zip(found.notes, wanted.notes, strict=True), start=1):
+        if a_note != b_note:
+            return reasons["note"].format(index=index, found=NOTES[a_note], wanted=NOTES[b_note])
+    if found.tempo != wanted.tempo:
+        return reasons["tempo"].format(found=found.tempo, wanted=wanted.tempo)
+    return ""
+
+
+def review(found: Clip | None, wanted: Clip) -> tuple[str, bool]:
+    """What self-reflection says of a sound, and whether it matches."""
+    heard = PHRASES["unclear"] if found is None else describe(found)
+    reason = difference(found, wanted)
+    if not reason:
+        return PHRASES["reflection"]["match"].format(heard=heard), True
+    words = {"heard": heard, "reason": reason, "wanted": describe(wanted)}
+    return PHRASES["reflection"]["differ"].format(**words), False
+
+
+def question_and_answer(clip: Clip, rng: random.Random, topic: str = "") -> tuple[str, str]:
+    """A question about a heard clip, and the right answer."""
+    topics = {"what": 10, "sound": 2, "count": 2, "tempo": 2, "first": 3, "last": 1.5, "kind": 0.5, "caption": 3}
+    topic = topic or rng.choices(list(topics), list(topics.values()))[0]
+    question = rng.choice(PHRASES["questions"][topic])
+    named = f"{article(clip.sound)} {clip.sound}"
+    no_note = PHRASES["no_note"].format(a=article(clip.sound), sound=clip.sound)
+    answers = {
+        "what": describe(clip),
+        "sound": named,
+        "count": COUNTS[len(clip.notes)],
+        "tempo": clip.tempo if len(clip.notes) > 1 else PHRASES["no_tempo"],
+        "first": no_note if clip.is_drum else NOTES[clip.notes[0]],
+        "last": no_note if clip.is_drum else NOTES[clip.notes[-1]],
+        "kind": f"{'yes' if clip.is_drum else 'no'}, it is {named}",
+        "caption": rich_caption(clip),
+    }
+    return question, answers[topic]
+
+
+_CHORDS = {
+    "C major": ("C5", "E5", "G5"),
+    "D minor": ("D5", "F5", "A5"),
+    "E minor": ("E5", "G5", "B5"),
+    "F major": ("F5", "A5", "C6"),
+}
+
+
+def text_only(rng: random.Random) -> tuple[str, str]:
+    """A question that needs no sound, and its answer."""
+    kind = rng.choices(("pair", "chord", "next", "count", "drum", "list", "greeting"), (5, 2, 2, 2, 1, 0.5, 0.5))[0]
+    names = list(NOTES.values())
+    if kind == "pair":
+        low, high = sorted(rng.sample(range(len(names)), 2))
+        first, second = rng.sample([names[low], names[high]], 2)
+        word = rng.choice(["higher", "lower"])
+        return f"which note is {word}, {first} or {second}?", names[high if word == "higher" else low]
+    if kind == "chord":
+        chord = rng.choice(list(_CHORDS))
+        question = rng.choice(["spell {a} {chord} chord", "which notes are in {a} {chord} chord?"])
+        return question.format(a=article(chord.lower()), chord=chord), joined(list(_CHORDS[chord]))
+    if kind == "next":
+        index, up = rng.randrange(1, len(names) - 1), rng.random() < 0.5
+        return f"which note comes {'after' if up else 'before'} {names[index]}?", names[index + (1 if up else -1)]
+    if kind == "count":
+        count = rng.randint(1, MAX_EVENTS)
+        listed = joined([rng.choice(names) for _ in range(count)])
+        return f"how many notes are in {listed}?", COUNTS[count]
+    if kind == "drum":
+        sound = rng.choice([*INSTRUMENTS, *DRUMS])
+        return f"is {article(sound)} {sound} a drum?", "yes" if sound in DRUMS else "no"
+    if kind == "list":
+        if rng.random() < 0.5:
+            return "which instruments can you play?", joined(list(INSTRUMENTS))
+        return "which drums can you play?", joined(list(DRUMS))
+    return rng.choice(["hello", "hi", "who are you?", "what can you do?"]), "i play and hear short sounds"
+
+
+def worded(prompt: str, rng: random.Random) -> str:
+    """A prompt as people may type it: sometimes with a capital letter or a full stop."""
+    if rng.random() < 0.2:
+        prompt = prompt[0].upper() + prompt[1:]
+    return prompt + "." if rng.random() < 0.1 and prompt[-1].isalnum() else prompt

@@ -1,0 +1,217 @@
+"""The training loop: seeded by step, resumable at any checkpoint, safe to interrupt."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...runtime.errors import InputError
+from ...runtime.files import replacing_file
+from .conversations import TASKS, Example, Studio, make_example
+from .losses import LossFunction, mel_filters
+from .network import TinyUalm
+
+STATE = "training.pt"
+CURVES = "curves.jsonl"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``steps`` in all, about ``rows`` rows each. ``mix``: shares of the rows by task.
+
+    The first ``plain`` of the steps train without guidance, on ``null`` of the sounds also the null branch; from then on
+    ``guided`` of the sounds are trained with both branches. The learning rate warms up, stays, and falls from ``flat`` on.
+    """
+
+    steps: int = 5000
+    rows: int = 2200
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    flat: float = 0.45
+    floor: float = 0.02
+    plain: float = 0.45
+    null: float = 0.08
+    guided: float = 0.5
+    weight_decay: float = 0.05
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        part = step / self.steps
+        falling = 1.0 if part < self.flat else max(self.floor, (1 - part) / (1 - self.flat))
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * falling
+
+
+#: Shares of the rows of a step.
+MIX: Mapping[str, float] = {
+    "direct": 0.27,
+    "enriched": 0.22,
+    "hearing": 0.24,
+    "text": 0.03,
+    "dialogue": 0.12,
+    "reflection": 0.12,
+}
+
+
+def step_examples(studio: Studio, recipe: Recipe, step: int, mix: Mapping[str, float] = MIX) -> list[Example]:
+    """The examples of one step: the same for the same seed and step."""
+    rng = random.Random(f"{recipe.seed}:{step}")
+    examples: list[Example] = []
+    for task in TASKS:
+        # what is too much is carried over as a chance, so that the shares hold on average
+        budget = mix[task] * recipe.rows
+        while budget > 0:
+            example = make_example(studio, task, rng)
+            if rng.random() < budget / len(example.rows):
+                examples.append(example)
+            budget -= len(example.rows)
+    return examples
+
+
+class _Stop:
+    """Set by SIGTERM or SIGINT: the step under way is finished, and saved."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> _Stop:
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _optimizer(network: TinyUalm, recipe: Recipe) -> torch.optim.AdamW:
+    decayed, free = [], []
+    for name, parameter in network.named_parameters():
+        matrix = parameter.ndim >= 2 and not any(word in name for word in ("embed", "stream", "lm_head"))
+        (decayed if matrix else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def train(
+    network: TinyUalm,
+    studio: Studio,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    save_seconds: float = 180.0,
+    log_every: int = 25,
+    until: int | None = None,
+) -> bool:
+    """Train in ``folder``, from the state found there; True when all steps are done, False when interrupted.
+
+    ``until``: stop after that step, for a trial. Writes ``training.pt`` and appends to ``curves.jsonl``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    optimizer = _optimizer(network, recipe)
+    step, active, rows_done = _resume(network, optimizer, folder)
+    loss_of = LossFunction(network, mel_filters())
+    network.train()
+    sums: dict[str, list[float]] = {}
+    rows_logged, logged, saved = 0, time.thread_time(), time.monotonic()
+    last = recipe.steps if until is None else min(until, recipe.steps)
+    with _Stop() as stop, open(folder / CURVES, "a", encoding="utf-8") as curves:
+        while step < last and not stop.asked:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(step)
+            examples = step_examples(studio, recipe, step)
+            plain = step < recipe.plain * recipe.steps
+            losses = loss_of(
+                examples,
+                random.Random(f"loss:{recipe.seed}:{step}"),
+                guided=0.0 if plain else recipe.guided,
+                null=recipe.null if plain else 0.0,
+            )
+            optimizer.zero_grad(set_to_none=True)
+            losses.total.backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                if network.stream_emb.weight.grad is not None:
+                    network.stream_emb.weight.grad[0] = 0
+            norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            count = sum(len(e.rows) for e in examples)
+            rows_done, rows_logged = rows_done + count, rows_logged + count
+            for name, (value, weight) in losses.curves.items():
+                held = sums.setdefault(name, [0.0, 0.0])
+                held[0], held[1] = held[0] + value, held[1] + weight
+            total = sums.setdefault("total", [0.0, 0.0])
+            total[0], total[1] = total[0] + float(losses.total.detach()), total[1] + 1
+            if step % log_every == 0 or step == last:
+                spent = time.thread_time() - logged
+                active, logged = active + spent, time.thread_time()
+                entry: dict[str, Any] = {"step": step, "cpu_seconds": round(active, 1), "rows": rows_done}
+                entry |= {"rows_a_second": round(rows_logged / max(spent, 1e-9)), "rate": recipe.rate(step - 1)}
+                entry |= {"norm": round(float(norm), 3)}
+                entry |= {name: round(value / weight, 4) for name, (value, weight) in sorted(sums.items())}
+                curves.write(json.dumps(entry) + "\n")
+                curves.flush()
+                sums, rows_logged = {}, 0
+            if time.monotonic() - saved > save_seconds:
+                _save(network, optimizer, folder, step, active, rows_done, recipe)
+                saved = time.monotonic()
+        _save(network, optimizer, folder, step, active, rows_done, recipe)
+    return step >= recipe.steps
+
+
+def _save(
+    network: TinyUalm,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    step: int,
+    active: float,
+    rows: int,
+    recipe: Recipe,
+) -> None:
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    state |= {"step": step, "cpu_seconds": active, "rows": rows, "recipe": asdict(recipe)}
+    with replacing_file(folder / STATE) as temporary:
+        torch.save(state, temporary)
+
+
+def _resume(network: TinyUalm, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[int, float, int]:
+    path = folder / STATE
+    if not path.is_file():
+        return 0, 0.0, 0
+    state = load_state(path)
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"]), float(state["cpu_seconds"]), int(state["rows"])
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; run the train stage first") from None
+    return state
+
+
+def curves(path: Path) -> Sequence[Mapping[str, Any]]:
+    """The logged curves, one entry a step; of a step that was repeated after an interruption the last."""
+    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    by_step = {entry["step"]: entry for entry in lines}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - transformers may draw from it
+    torch.manual_seed(seed)
