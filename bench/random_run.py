@@ -3,8 +3,8 @@
 The run has the true structure (checkpoint, train.yaml, tokenizer, backbone, codec and encoder folders), so that export
 and speed can be tried where no trained weights are at hand. What such a model says and sounds like means nothing.
 
-The checkpoint (17 GB for 7b) is streamed: torch.save lays the file out without values, then each tensor is drawn and
-written block by block, so that memory holds no more than the codec and a block.
+The checkpoint (17 GB for 7b) is streamed (:mod:`streamed_checkpoint`), each tensor drawn and written block by block, so
+that memory holds no more than the codec and a block.
 """
 
 from __future__ import annotations
@@ -14,31 +14,25 @@ import dataclasses
 import itertools
 import json
 import math
-import os
-import shutil
 import signal
-import struct
 import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.serialization import skip_data
 from transformers import XcodecConfig, XcodecModel
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniAudioEncoderConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
 from ..runtime.cli_common import live_bytes
-from ..runtime.errors import InputError, OutputError, UalmError
+from ..runtime.errors import InputError, UalmError
 from ..runtime.files import replacing_folder
 from ..runtime.vocabulary import STREAMS, Vocabulary
+from .streamed_checkpoint import Filling, Progress, check_space, lay_out
 
 CHECKPOINT = "mp_rank_00_model_states.pt"
 ENCODER_TAG = "Qwen/Qwen2.5-Omni-7B"
@@ -46,9 +40,6 @@ CODEC_PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
 ENCODER_PREFIX = "multimodal_io_dict.continuous_audio.model.audio_tower."
 #: Values drawn and written at a time.
 BLOCK = 1 << 22
-
-#: Called with a stage's name, the bytes done and the bytes in all.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -128,7 +119,7 @@ def write_random_run(
     drawn = _backbone_states(shape, vocabulary.size) | _adaptor_states(shape, encoder_config.output_dim)
     with replacing_folder(folder) as run, torch.random.fork_rng(devices=[]):
         layout = _layout(drawn, codec_config, encoder_config)
-        _check_space(folder, run, layout)
+        check_space(folder, run, layout)
         _write_json(run / "backbone" / "config.json", _backbone_config(shape))
         _byte_tokenizer().save(str(run / "backbone" / "tokenizer.json"))
         _write_json(run / "backbone" / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
@@ -139,9 +130,9 @@ def write_random_run(
         _write_json(run / ENCODER_TAG / "preprocessor_config.json", features)
         (run / "train.yaml").write_text(yaml.safe_dump(_train_yaml(), sort_keys=False))
         torch.manual_seed(seed)
-        _lay_out(run / CHECKPOINT, layout)
+        lay_out(run / CHECKPOINT, layout)
         with open(run / CHECKPOINT, "r+b") as file:
-            filling = _Filling(file, layout, progress)
+            filling = Filling(file, layout, progress)
             for name, normal in drawn.items():
                 filling.write(name, normal.blocks())
             for name, tensor in itertools.chain(_codec_states(codec_config), _encoder_states(shape.encoder)):
@@ -158,80 +149,6 @@ def _layout(
         codec, encoder = XcodecModel(codec_config), Qwen2_5OmniAudioEncoder(encoder_config)
     layout |= {CODEC_PREFIX + name: _stored(tensor) for name, tensor in codec.state_dict().items()}
     return layout | {ENCODER_PREFIX + name: _stored(tensor) for name, tensor in encoder.state_dict().items()}
-
-
-def _check_space(folder: Path, run: Path, layout: Mapping[str, torch.Tensor]) -> None:
-    # each record has headers and padding of less than 512 bytes; the configurations take less than a megabyte
-    needed = sum(tensor.nbytes + 512 for tensor in layout.values()) + 2**20
-    free = shutil.disk_usage(run).free
-    if free < needed:
-        raise OutputError(f"{folder}: needs {needed} bytes, and the disk has {free} free; make room or choose another")
-
-
-def _lay_out(path: Path, layout: Mapping[str, torch.Tensor]) -> None:
-    """Save a checkpoint without values. ``layout``: name -> a meta tensor of the shape and type to come."""
-    # fake tensors say that they are on the CPU and hold no memory
-    with FakeTensorMode():
-        states = {name: torch.empty(t.shape, dtype=t.dtype, device="cpu") for name, t in layout.items()}
-    try:
-        with skip_data(materialize_fake_tensors=True):
-            torch.save({"module": states, "global_steps": 0}, path)
-    except RuntimeError as error:  # how torch's own writer tells that it could not write
-        raise OutputError(f"{path}: not written ({str(error).splitlines()[0]})") from error
-
-
-class _Filling:
-    """Gives a checkpoint without values its values, tensor by tensor and in any order.
-
-    In the end every record is the one that torch.save would have written, checksum included. Two differ, in what nobody
-    reads: the pickle spells "cpu" out for each tensor, and ``serialization_id`` is a hash of checksums not known yet.
-    """
-
-    def __init__(self, file: BinaryIO, names: Iterable[str], progress: Progress) -> None:
-        """``names``: the tensors in the order in which they were laid out."""
-        with zipfile.ZipFile(file) as archive:
-            self._entries, self._directory = archive.infolist(), archive.start_dir
-        records = {entry.filename.partition("/")[2]: entry for entry in self._entries}
-        # torch.save numbers storages in the order in which it meets them
-        self._records = {name: records[f"data/{index}"] for index, name in enumerate(names)}
-        self._file, self._progress = file, progress
-        self._done, self._total = 0, sum(record.file_size for record in self._records.values())
-        self._checksums: dict[str, int] = {}
-
-    def write(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
-        """Write a tensor, given as consecutive blocks of its values."""
-        record, checksum, size = self._records[name], 0, 0
-        self._file.seek(record.header_offset)
-        self._file.seek(sum(struct.unpack("<26x2H", self._file.read(30))), os.SEEK_CUR)  # past name and extra fields
-        for block in blocks:
-            values = block.contiguous().reshape(-1).view(torch.uint8).numpy().data
-            size += values.nbytes
-            if size > record.file_size:
-                break
-            self._file.write(values)
-            checksum = zlib.crc32(values, checksum)
-            self._done += values.nbytes
-            self._progress("weights", self._done, self._total)
-        if size != record.file_size:
-            raise ValueError(f"{name}: {size} bytes given, {record.file_size} laid out")
-        if self._file.read(4) != b"PK\x07\x08":
-            raise ValueError(f"{name}: no data descriptor follows its values")
-        self._file.write(struct.pack("<I", checksum))
-        self._checksums[record.filename] = checksum
-
-    def finish(self) -> None:
-        """Write the checksums once more, into the archive's directory at the file's end."""
-        missing = [name for name, record in self._records.items() if record.filename not in self._checksums]
-        if missing:
-            raise ValueError(f"{missing[0]}: laid out, and never written")
-        position = self._directory
-        for entry in self._entries:
-            self._file.seek(position)
-            sizes = struct.unpack("<28x3H12x", self._file.read(46))  # of name, extra fields and comment
-            if entry.filename in self._checksums:
-                self._file.seek(position + 16)
-                self._file.write(struct.pack("<I", self._checksums[entry.filename]))
-            position += 46 + sum(sizes)
 
 
 def _backbone_config(shape: RunShape) -> dict[str, Any]:
