@@ -7,16 +7,19 @@ error of the logits, and the guided distribution is what tokens come from.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..runtime.bundle import TOKENIZER, Bundle
-from ..runtime.chat import TextCodec, check_messages, prompt_parts
+from ..runtime.chat import Message, TextCodec, check_messages, prompt_parts
 from ..runtime.engines.base import Engine
+from ..runtime.engines.base import Sequence as EngineSequence
+from ..runtime.generate import Modality
 from ..runtime.hearing import FeatureSpec
 from ..runtime.sampling import AudioSampling, TextSampling
 from ..runtime.sound import Sound
@@ -32,8 +35,9 @@ PROMPTS = (
     "Slow piano chords in a large, empty hall.",
     "Footsteps on gravel come closer, then a door slams shut.",
 )
+HELD: Sequence[Sequence[Message]] = [[("user", prompt)] for prompt in PROMPTS]
 #: Rows drawn for each prompt.
-AUDIO_ROWS, TEXT_ROWS = 32, 16
+MODALITY_ROWS: Mapping[Modality, int] = {"audio": 32, "text": 16}
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ SNR_GATES = {"fp32": 80.0, "fp16": 35.0}
 class HeldSegment:
     """What the engine said: embeddings fed before the first row, rows int32 [n, 8], logits float32 [n, branches, L]."""
 
-    modality: Literal["audio", "text"]
+    modality: Modality
     prefix: np.ndarray
     rows: np.ndarray
     logits: np.ndarray
@@ -99,38 +103,64 @@ class Agreement:
         }
 
 
-def hold_rows(engine: Engine, bundle: Bundle) -> list[HeldSegment]:
-    """Let the engine answer the prompts, once in sound and once in text."""
+def hold_rows(
+    engine: Engine,
+    bundle: Bundle,
+    conversations: Sequence[Sequence[Message]] = HELD,
+    hear: Callable[[Sound], np.ndarray] | None = None,
+) -> list[HeldSegment]:
+    """Let the engine answer each conversation, in sound and in text; ``hear`` gives the features of sounds."""
     vocabulary = bundle.manifest.vocabulary
     text = TextCodec(bundle.path(TOKENIZER))
     embedding = bundle.table("embedding")
+    assistant = vocabulary.special_row(ROLES["assistant"])[None]
     held: list[HeldSegment] = []
-    for index, prompt in enumerate(PROMPTS):
-        checked = check_messages([("user", prompt)], vocabulary, text, lambda sound: None)
-        (rows,) = prompt_parts(checked, vocabulary, lambda sound: np.empty(0))
-        rows = np.concatenate([rows, vocabulary.special_row(ROLES["assistant"])[None]])
+    for index, messages in enumerate(conversations):
+        checked = check_messages(messages, vocabulary, text, lambda sound: None)
+        parts = [*prompt_parts(checked, vocabulary, hear or _deaf), assistant]
+        prompt = np.concatenate([part if part.dtype == np.float32 else _embed(embedding, part) for part in parts])
         sequence = engine.open_sequence()
-        sequence.prefill([rows])
-        for modality, wanted in (("audio", AUDIO_ROWS), ("text", TEXT_ROWS)):
-            options: dict[str, Any] = {"seed": index, "max_steps": wanted + STREAMS}
-            sampling = AudioSampling(**options) if modality == "audio" else TextSampling(**options)
-            attempt = 0
-            while wanted > 0:  # a segment may end early: the next draws differ by its number
-                sequence.truncate(len(rows))
-                sequence.begin_segment(modality, sampling, mode="fixed", segment=attempt)  # type: ignore[arg-type]
-                drawn, logits = [], []
-                while wanted > 0:
-                    frames = sequence.run_frames(1)
-                    drawn.append(frames.rows)
-                    logits.append(sequence.logits.copy())
-                    wanted -= 1
-                    if frames.end is not None:
-                        break
-                marker = vocabulary.special_row(MODALITIES[modality])[None]
-                prefix = _embed(embedding, np.concatenate([rows, marker]))
-                held.append(HeldSegment(modality, prefix, np.concatenate(drawn), np.stack(logits)))  # type: ignore[arg-type]
-                attempt += 1
+        sequence.prefill(parts)
+        for modality in MODALITY_ROWS:
+            marker = _embed(embedding, vocabulary.special_row(MODALITIES[modality])[None])
+            prefix = np.concatenate([prompt, marker])
+            sequence.truncate(len(prompt))
+            for rows, logits in _answers(sequence, modality, seed=index):
+                held.append(HeldSegment(modality, prefix, rows, logits))
     return held
+
+
+def _deaf(sound: Sound) -> np.ndarray:
+    raise AssertionError("no conversation holds a sound")
+
+
+def _answers(sequence: EngineSequence, modality: Modality, *, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows int32 [n, 8] and logits [n, branches, L] of segments behind what is held, until enough rows are drawn."""
+    wanted, length = MODALITY_ROWS[modality], sequence.length
+    options: dict[str, Any] = {"seed": seed, "max_steps": wanted + STREAMS}
+    sampling = AudioSampling(**options) if modality == "audio" else TextSampling(**options)
+    for segment in itertools.count():  # a segment may end early: the next draws differ by its number
+        sequence.truncate(length)
+        sequence.begin_segment(modality, sampling, mode="fixed", segment=segment)
+        rows, logits = [], []
+        end = None
+        while wanted > 0 and end is None:
+            frames = sequence.run_frames(1)
+            rows.append(frames.rows)
+            logits.append(sequence.logits.copy())
+            wanted, end = wanted - 1, frames.end
+        yield np.concatenate(rows), np.stack(logits)
+        if wanted == 0:
+            return
+
+
+def branches(segment: HeldSegment, embedding: np.ndarray) -> list[np.ndarray]:
+    """Input embeddings float32 [n, H] of what the body read: conditional, and with guidance the null branch."""
+    fed = _embed(embedding, segment.rows[:-1])
+    sequences = [np.concatenate([segment.prefix, fed])]
+    if segment.logits.shape[1] == 2:  # the null branch's prefix is all zeros, but for the modality row
+        sequences.append(np.concatenate([np.zeros_like(segment.prefix[:-1]), segment.prefix[-1:], fed]))
+    return sequences
 
 
 def held_codes(held: Sequence[HeldSegment], vocabulary: Vocabulary) -> np.ndarray:
@@ -163,31 +193,23 @@ def compare(
     found = {"audio": Agreement(), "text": Agreement()}
     for modality, scale in (("audio", AudioSampling().guidance), ("text", TextSampling().guidance)):
         segments = [segment for segment in held if segment.modality == modality]
-        sequences: list[np.ndarray] = []
-        for segment in segments:
-            fed = _embed(embedding, segment.rows[:-1])
-            sequences.append(np.concatenate([segment.prefix, fed]))
-            if scale > 1:  # the null branch's prefix is all zeros, but for the modality row
-                null = np.concatenate([np.zeros_like(segment.prefix[:-1]), segment.prefix[-1:], fed])
-                sequences.append(null)
+        sequences = [sequence for segment in segments for sequence in branches(segment, embedding)]
         hidden = iter(hidden_states(exact, shape, sequences))
         head = exact(f"head.{modality}")
         bias = exact("head.audio.bias") if modality == "audio" else np.float32(0)
         for segment in segments:
             # the hidden state of the last prefix row makes the first drawn row's logits
             start = len(segment.prefix) - 1
-            branches = [next(hidden)[start:] @ head + bias for _ in range(segment.logits.shape[1])]
-            ours = [segment.logits[:, branch] for branch in range(segment.logits.shape[1])]
-            for row, (mixed, drawn) in enumerate(zip(_mix(branches, scale), _mix(ours, scale), strict=True)):
+            ours = list(segment.logits.swapaxes(0, 1))
+            exact_logits = [next(hidden)[start:] @ head + bias for _ in ours]
+            for row, (mixed, drawn) in enumerate(zip(_mix(exact_logits, scale), _mix(ours, scale), strict=True)):
                 for stream, columns in _candidates(segment, row, vocabulary):
                     found[modality].add(stream, mixed[columns], drawn[columns])
     return found
 
 
-def _mix(branches: Sequence[np.ndarray], scale: float) -> np.ndarray:
-    if len(branches) == 1:
-        return branches[0]
-    return scale * branches[0] + (1 - scale) * branches[1]
+def _mix(logits: Sequence[np.ndarray], scale: float) -> np.ndarray:
+    return logits[0] if len(logits) == 1 else scale * logits[0] + (1 - scale) * logits[1]
 
 
 def _candidates(segment: HeldSegment, row: int, vocabulary: Vocabulary) -> Iterator[tuple[int, slice]]:

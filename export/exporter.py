@@ -20,18 +20,24 @@ from ..runtime.bundle import (
     MANIFEST,
     TOKENIZER,
     WEIGHTS,
+    Bundle,
+    BundleFile,
     CodecIdentity,
     Manifest,
     ModelIdentity,
     describe_file,
 )
-from ..runtime.errors import ExportError
+from ..runtime.engines.base import open_engine
+from ..runtime.errors import ExportError, InputError
 from ..runtime.files import replacing_folder
+from ..runtime.hearing import Hearing
 from ..runtime.sampling import AudioSampling, TextSampling
+from ..runtime.sound import Sound
 from ..runtime.tensors import MappedTensors
 from ..runtime.vocabulary import Vocabulary
-from .agreement import misses
+from .agreement import branches, hold_rows, misses
 from .backbone import BackbonePlan, null_branch_vectors
+from .calibrate import CalibrationSet, calibrate
 from .checkpoint import Checkpoint
 from .codec import CodecPart, plan_codec
 from .encoder_afwhisper import plan_encoder as plan_afwhisper
@@ -43,9 +49,15 @@ from .heads import HeadsPlan
 from .integer import integer_products
 from .measure import measure_quality
 from .precision import BACKBONE, CODEC, ENCODER, Precision
+from .quantize import LIMITS
 from .run import Recipe, RunFiles, find_run, read_recipe
 from .tokenizer import write_tokenizer
 from .weights import WeightStore
+
+#: Rows that a conversation of a calibration may have.
+CALIBRATION_ROWS = 8192
+#: Un-rotated keys and values of the guidance null branch.
+NULL_TABLES = ("null.keys", "null.values")
 
 #: Called with a stage's name, the bytes done and the bytes in all (0: not known).
 Progress = Callable[[str, int, int], None]
@@ -74,16 +86,20 @@ def export_run(
     precision: str = "fp32",
     encoder_precision: str | None = None,
     codec_precision: str | None = None,
+    calibration: Path | None = None,
     accept_quality: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> ExportReport:
     """Export a training run to the folder ``bundle``, which appears whole or not at all.
 
-    Arguments as :func:`run.find_run` and :meth:`Precision.of`. A bundle that falls below a gate of :mod:`agreement` is
-    refused unless ``accept_quality``. Raises :class:`ExportError`, naming the field or tensor, and
-    :class:`OutputError` when the bundle cannot be written.
+    Arguments as :func:`run.find_run` and :meth:`Precision.of`; ``calibration`` as :meth:`CalibrationSet.read`. A bundle
+    that falls below a gate of :mod:`agreement` is refused unless ``accept_quality``. Raises :class:`ExportError`,
+    naming the field or tensor, and :class:`OutputError` when the bundle cannot be written.
     """
     formats = Precision.of(precision, encoder_precision, codec_precision)
+    if calibration is not None and precision not in LIMITS:
+        raise ExportError(f"--calibrate: only int8 and int4 are rounded by calibration, not {precision}; leave it out")
+    examples = CalibrationSet.read(calibration) if calibration is not None else None
     check_onnxruntime()
     clock = _Clock()
     files = find_run(run, config=config, weights=weights, step=step)
@@ -96,6 +112,11 @@ def export_run(
         plan.write(folder, progress)
         clock.lap("write")
         manifest = plan.manifest(files)
+        if examples is not None:
+            manifest = dataclasses.replace(manifest, files=_sizes(folder))
+            _write_manifest(manifest, folder)
+            plan.calibrate(folder, examples, progress)
+            clock.lap("calibrate")
         progress("golden vector", 0, 0)
         with plan.body_as_stored(folder) as body:
             write_golden(folder, manifest, MappedTensors(folder / WEIGHTS), body)
@@ -156,14 +177,11 @@ class _Plan:
     def _plan_null_branch(self) -> None:
         s = self.shape
 
-        @functools.cache  # keys and values come from one pass over what was written by then
-        def vectors() -> tuple[np.ndarray, np.ndarray]:
-            assert self._folder is not None
-            return null_branch_vectors(functools.partial(self.store.read_back, self._folder), s)
-
+        # keys and values come from one pass over what was written by then
+        vectors = functools.cache(lambda: null_branch_vectors(self._stored, s))
         shape = (s.layers, s.kv_heads, s.head_dim)
-        self.store.add("null.keys", shape, lambda: vectors()[0])
-        self.store.add("null.values", shape, lambda: vectors()[1])
+        for index, name in enumerate(NULL_TABLES):
+            self.store.add(name, shape, functools.partial(lambda index: vectors()[index], index))
 
     def _refuse_extra(self, checkpoint: Checkpoint) -> None:
         known = set(self.backbone.tensors) | set(self.heads.tensors) | self.encoder.tensors | self.codec.tensors
@@ -211,6 +229,41 @@ class _Plan:
         finally:
             (folder / name).unlink()
 
+    def calibrate(self, folder: Path, calibration: CalibrationSet, progress: Progress) -> None:
+        """Round the body anew on what the bundle in ``folder`` reads and says."""
+        bundle = Bundle(folder, verify="never")
+        longest = min(CALIBRATION_ROWS, self.shape.max_positions)
+        engine = open_engine("onnxruntime", bundle, threads=None, max_context=longest)
+        hearing = Hearing(self.encoder.features, bundle.table("encoder.mel_filters"))
+
+        def hear(sound: Sound) -> np.ndarray:
+            prepared = hearing.prepare(sound)
+            return engine.encode(prepared.inputs)[: prepared.rows]
+
+        try:
+            held = hold_rows(engine, bundle, calibration.conversations, hear)
+        except InputError as error:
+            raise ExportError(f"--calibrate: {error}") from error
+        finally:
+            engine.close()
+        table = bundle.table("embedding")
+        sequences = [sequence for segment in held for sequence in branches(segment, table)]
+        calibrate(
+            folder,
+            self.store,
+            self.shape,
+            BACKBONE[self.formats.backbone],
+            sequences,
+            lambda done, total: progress("calibrate", done, total),
+        )
+        for name, values in zip(NULL_TABLES, null_branch_vectors(self._stored, self.shape), strict=True):
+            self.store.rewrite(folder, name, values)
+
+    def _stored(self, name: str) -> np.ndarray:
+        """A tensor as the blob has it."""
+        assert self._folder is not None
+        return self.store.read_back(self._folder, name)
+
     def quality(self, folder: Path) -> Mapping[str, Any]:
         """Agreement with fp32 of the bundle in ``folder``."""
         exact = (lambda store: self._encoder(store, "fp32")), (lambda store: self._codec(store, "fp32"))
@@ -255,6 +308,11 @@ class _Plan:
 
 def _onnx_name(role: str) -> str:
     return f"{role.replace('.', '_')}.onnx"
+
+
+def _sizes(folder: Path) -> Mapping[str, BundleFile]:
+    """What an unfinished bundle needs to be opened: its files, not hashed."""
+    return {path.name: BundleFile(path.stat().st_size, "") for path in folder.iterdir() if path.name != MANIFEST}
 
 
 def _with_files(manifest: Manifest, folder: Path, progress: Progress) -> Manifest:

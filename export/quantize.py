@@ -29,6 +29,8 @@ DIVISORS: dict[str, Sequence[float]] = {
     "int8column": (127.0,),
     "int4": (7.0, 7.5, 8.0, 8.5, 9.25),
 }
+
+
 def check_matrix(name: str, shape: tuple[int, ...], dtype: str) -> None:
     """Refuse a matrix that the block format cannot hold."""
     if shape[0] % block_of(dtype, shape[0]) or (dtype == "int4" and shape[1] % 2):

@@ -77,7 +77,6 @@ class WeightStore:
         self._layout: dict[str, int] | None = None
         self._header = b""
         self._exact: dict[str, Callable[[], np.ndarray]] = {}
-        self._importance: dict[str, np.ndarray] = {}
 
     def add(self, name: str, shape: tuple[int, ...], make: Callable[[], np.ndarray], dtype: str = "float32") -> str:
         """Plan a tensor. Returns ``name``, so that a graph can refer to it in the same expression."""
@@ -100,7 +99,7 @@ class WeightStore:
 
         @functools.cache  # both tensors come from one pass; the second takes what the first left
         def halves() -> list[np.ndarray]:
-            whole, scales = quantize(make(), dtype, self._importance.get(name))
+            whole, scales = quantize(make(), dtype)
             return [pack_int4(whole) if dtype == "int4" else whole, scales]
 
         def take_scale() -> np.ndarray:
@@ -112,10 +111,6 @@ class WeightStore:
         self.add(name, shape, lambda: halves().pop(0), dtype)
         self.add(f"{name}.scale", scale_shape, take_scale, "float16")
         return name
-
-    def weigh(self, name: str, importance: np.ndarray) -> None:
-        """Say how much each input of a matrix counts when it is quantised, float32 [in]."""
-        self._importance[name] = importance
 
     def exact(self, name: str) -> np.ndarray:
         """A float tensor or matrix in float32, before any rounding; made anew at every call."""
@@ -169,10 +164,7 @@ class WeightStore:
                 offset, nbytes = self.place(tensor.name)
                 file.write(b"\0" * (offset - file.tell()))
                 values = np.ascontiguousarray(_as_stored(tensor.make(), tensor.dtype))
-                if values.dtype != _STORED[tensor.dtype][1] or values.shape != tensor.stored_shape:
-                    raise RuntimeError(
-                        f"{tensor.name}: planned {tensor.dtype} {tensor.shape}, made {values.dtype} {values.shape}"
-                    )
+                _check_stored(tensor, values)
                 file.write(values.data if values.ndim else values.tobytes())
                 file.flush()  # what comes later may be computed from what is there already
                 yield nbytes
@@ -186,10 +178,24 @@ class WeightStore:
         whole = unpack_int4(stored) if tensor.dtype == "int4" else stored
         return dequantize(whole, self._map(folder, self._tensors[f"{name}.scale"]))
 
+    def rewrite(self, folder: Path, name: str, values: np.ndarray) -> None:
+        """Replace a tensor of the written file; ``values`` as :class:`PlannedTensor` makes them."""
+        tensor = self._tensors[name]
+        stored = np.ascontiguousarray(_as_stored(values, tensor.dtype))
+        _check_stored(tensor, stored)
+        with open(folder / self.filename, "r+b") as file:
+            file.seek(self.place(name)[0])
+            file.write(stored.data)
+
     def _map(self, folder: Path, tensor: PlannedTensor) -> np.ndarray:
         offset, _ = self.place(tensor.name)
         dtype = _STORED[tensor.dtype][1]
         return np.memmap(folder / self.filename, dtype, mode="r", offset=offset, shape=tensor.stored_shape or (1,))
+
+
+def _check_stored(tensor: PlannedTensor, values: np.ndarray) -> None:
+    if values.dtype != _STORED[tensor.dtype][1] or values.shape != tensor.stored_shape:
+        raise RuntimeError(f"{tensor.name}: planned {tensor.dtype} {tensor.shape}, made {values.dtype} {values.shape}")
 
 
 def _as_stored(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -151,6 +151,10 @@ def export(
     codec_precision: Annotated[
         str | None, typer.Option(help="Format of the codec: fp32 or fp16; what suits --precision by default.")
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Prompts (.txt, one a line), sounds, or a folder of both, to round int8 and int4 by."),
+    ] = None,
     accept_quality: Annotated[
         bool, typer.Option("--accept-quality", help="Keep a bundle that agrees too little with fp32.")
     ] = False,
@@ -173,6 +177,7 @@ def export(
             precision=precision,
             encoder_precision=encoder_precision,
             codec_precision=codec_precision,
+            calibration=calibrate,
             accept_quality=accept_quality,
             progress=progress,
         )

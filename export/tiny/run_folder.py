@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from tokenizers import Tokenizer
@@ -18,6 +19,8 @@ from .tokens import TEXT_SIZE
 
 CODEC_PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
 ENCODER_PREFIX = "multimodal_io_dict.continuous_audio.model.audio_tower."
+#: Codes int16 [frames of the domain, 8] of the codec, in the order of ``domain.FrameIndex``.
+FRAMES = "frames.npy"
 ADAPTOR_PREFIX = "adaptor.continuous_audio."
 
 
@@ -27,10 +30,15 @@ def write_run(
     codec: XcodecModel,
     tokenizer: Tokenizer,
     *,
+    codes: np.ndarray,
     step: int,
     documents: Mapping[str, str],
 ) -> None:
-    """Write the run to ``folder``, which must not exist yet. ``documents``: further text files, by name."""
+    """Write the run to ``folder``, which must not exist yet.
+
+    ``codes``: int64 [frames of the domain, 8], kept beside the run in ``frames.npy`` for the gates. ``documents``: further
+    text files, by name.
+    """
     shape = network.shape
     with replacing_folder(folder) as run:
         _write_json(run / "backbone" / "config.json", backbone_config(shape))
@@ -43,6 +51,7 @@ def write_run(
         _write_json(run / "encoder" / "preprocessor_config.json", features)
         (run / "train.yaml").write_text(yaml.safe_dump(_train_yaml(), sort_keys=False), encoding="utf-8")
         torch.save({"module": module_states(network, codec), "global_steps": step}, run / "mp_rank_00_model_states.pt")
+        np.save(run / FRAMES, codes.astype(np.int16))
         for name, content in documents.items():
             (run / name).write_text(content, encoding="utf-8")
 

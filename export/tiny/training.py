@@ -34,13 +34,13 @@ class Recipe:
     ``guided`` of the sounds are trained with both branches. The learning rate warms up, stays, and falls from ``flat`` on.
     """
 
-    steps: int = 5000
+    steps: int = 2300
     rows: int = 2200
     learning_rate: float = 2e-3
     warmup: int = 100
     flat: float = 0.45
     floor: float = 0.02
-    plain: float = 0.45
+    plain: float = 0.3
     null: float = 0.08
     guided: float = 0.5
     weight_decay: float = 0.05
@@ -54,12 +54,12 @@ class Recipe:
 
 #: Shares of the rows of a step.
 MIX: Mapping[str, float] = {
-    "direct": 0.27,
-    "enriched": 0.22,
+    "direct": 0.30,
+    "enriched": 0.18,
     "hearing": 0.24,
     "text": 0.03,
     "dialogue": 0.12,
-    "reflection": 0.12,
+    "reflection": 0.13,
 }
 
 

@@ -95,7 +95,9 @@ class Workshop:
         documents = {"training.json": json.dumps(about, indent=1)}
         if _CARD.is_file():
             documents["MODEL_CARD.md"] = _CARD.read_text(encoding="utf-8")
-        write_run(run, network, self.codec()[0], self.tokenizer(), step=int(state["step"]), documents=documents)
+        codec, codes = self.codec()
+        step = int(state["step"])
+        write_run(run, network, codec, self.tokenizer(), codes=codes, step=step, documents=documents)
         return int(state["step"])
 
     def _made(self, name: str) -> Path:

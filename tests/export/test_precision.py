@@ -70,7 +70,8 @@ def test_quality_is_kept_and_ranks_the_formats(exported: Any, precision: str) ->
     assert kept == report.quality
     assert kept["audio"]["draws"] > 600 and kept["text"]["draws"] == 64
     if precision in ("fp32", "bf16", "fp16"):  # the run is bf16: two of them lose nothing, fp16 next to nothing
-        assert kept["audio"]["top1"] == 1 and kept["audio"]["kl"] < 1e-9
+        for modality in ("audio", "text"):
+            assert kept[modality]["top1"] == 1 and kept[modality]["kl"] < 1e-9
     else:
         assert 1e-5 < kept["audio"]["kl"] < 0.01 and 0.9 < kept["audio"]["top1"] < 1
         assert kept["features"]["cosine_least"] > 0.999

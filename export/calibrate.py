@@ -1,0 +1,142 @@
+"""Calibration: whole numbers that are chosen by what a matrix is multiplied with, not one by one.
+
+GPTQ (Frantar et al. 2023, arXiv 2210.17323, algorithm 1): inputs are rounded in turn, and what rounding an input
+breaks is mended in the inputs that are not rounded yet, as the second moments of the activations say. Layers are done
+in order, each on what the layers before it give when they are already rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from ..runtime import _native
+from ..runtime.chat import Message
+from ..runtime.errors import ExportError, InputError
+from ..runtime.sound import Sound
+from .forward import hidden_states
+from .quantize import BLOCK, DIVISORS, LIMITS, pack_int4
+from .qwen2 import BackboneShape
+from .weights import WeightStore
+
+#: What is added to the diagonal of the second moments, as a share of its mean (GPTQ's own).
+DAMPING = 0.01
+#: What is asked about a sound that is only there to be heard.
+QUESTION = "What do you hear?"
+_TEXT_SUFFIXES = (".txt", ".text")
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Conversations that the model answers: each a list of messages."""
+
+    conversations: Sequence[Sequence[Message]]
+
+    @classmethod
+    def read(cls, path: Path) -> CalibrationSet:
+        """``path``: a text file with a prompt a line, a sound, or a folder of both. ExportError names a misfit."""
+        if not path.exists():
+            raise ExportError(f"--calibrate {path}: no such file or folder; give prompts (.txt, one a line) or sounds")
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        known = {f".{kind.lower()}" for kind in soundfile.available_formats()} | {".mp3", ".opus", ".oga"}
+        conversations: list[list[Message]] = []
+        for file in files:
+            if file.suffix.lower() in _TEXT_SUFFIXES:
+                conversations += [[("user", line)] for line in _lines(file)]
+            elif file.suffix.lower() in known:
+                try:
+                    conversations.append([("user", Sound.from_file(file)), ("user", QUESTION)])
+                except InputError as error:
+                    raise ExportError(f"--calibrate {path}: {error}") from error
+            elif not path.is_dir():
+                raise ExportError(f"--calibrate {path}: neither a text (.txt) nor a sound")
+        if not conversations:
+            raise ExportError(
+                f"--calibrate {path}: holds no prompt and no sound; give prompts (.txt, one a line) or sounds"
+            )
+        return cls(conversations)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"--calibrate {file}: not a readable text in UTF-8 ({error})") from error
+
+
+def calibrate(
+    folder: Path,
+    store: WeightStore,
+    shape: BackboneShape,
+    dtype: str,
+    sequences: Sequence[np.ndarray],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Round the body's matrices anew, in the blob that lies in ``folder``.
+
+    ``sequences``: input embeddings float32 [n, H] of what the model reads and says, both branches of guidance.
+    """
+    total, done = 4 * shape.layers, 0
+
+    def round_matrix(name: str, x: torch.Tensor) -> None:
+        nonlocal done
+        whole, scales = gptq(store.exact(name), x, dtype)
+        store.rewrite(folder, name, pack_int4(whole) if dtype == "int4" else whole)
+        store.rewrite(folder, f"{name}.scale", scales)
+        done += 1
+        progress(done, total)
+
+    hidden_states(lambda name: store.read_back(folder, name), shape, sequences, on_product=round_matrix)
+
+
+def gptq(matrix: np.ndarray, x: torch.Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers int8 [in, out] and scales float16 [in / 32, out] of ``matrix`` float32 [in, out], so that
+    ``x @ matrix`` changes little for ``x`` float32 [rows, in]."""
+    inputs, outputs = matrix.shape
+    low, high = LIMITS[dtype]
+    divisors = np.array(DIVISORS[dtype], np.float32)
+    moments = (x.T @ x) / len(x)
+    importance = moments.diagonal().clone().numpy()
+    factor = _inverse_factor(moments)
+    weights = torch.from_numpy(np.array(matrix, np.float32))
+    whole = np.empty((inputs, outputs), np.int8)
+    scales = np.empty((inputs // BLOCK, outputs), np.float32)
+    for first in range(0, inputs, BLOCK):
+        rows = slice(first, first + BLOCK)
+        block = weights[rows]
+        # the scale is fixed before the first row of the block is rounded, on the weights as they are by now
+        _native.quantize_blocks(
+            block.numpy(),
+            block=BLOCK,
+            divisors=divisors,
+            low=low,
+            high=high,
+            importance=np.maximum(importance[rows], np.float32(1e-30)),
+            whole=whole[rows],
+            scales=scales[first // BLOCK : first // BLOCK + 1],
+            threads=1,
+        )
+        scale = torch.from_numpy(scales[first // BLOCK])
+        errors = torch.empty_like(block)
+        for i in range(BLOCK):
+            row = first + i
+            q = torch.round(block[i] / scale).clamp_(low, high)
+            whole[row] = q.numpy()
+            errors[i] = (block[i] - q * scale) / factor[row, row]
+            block[i + 1 :] -= factor[row, row + 1 : first + BLOCK, None] * errors[i]
+        weights[first + BLOCK :] -= factor[rows, first + BLOCK :].T @ errors
+    return whole, scales.astype(np.float16)
+
+
+def _inverse_factor(moments: torch.Tensor) -> torch.Tensor:
+    """Upper Cholesky factor of the inverse of ``moments`` [n, n], damped so that there is one."""
+    diagonal = moments.diagonal()
+    diagonal[diagonal == 0] = 1  # an input that never speaks: any rounding will do
+    diagonal += DAMPING * diagonal.mean()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments.double())).float()
+    return torch.linalg.cholesky(inverse.double(), upper=True).float()
