@@ -34,7 +34,7 @@ class Recipe:
     ``guided`` of the sounds are trained with both branches. The learning rate warms up, stays, and falls from ``flat`` on.
     """
 
-    steps: int = 2300
+    steps: int = 3000
     rows: int = 2200
     learning_rate: float = 2e-3
     warmup: int = 100
