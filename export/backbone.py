@@ -25,8 +25,17 @@ from .weights import WeightStore
 class BackbonePlan:
     """Plans the body's tensors in the store and draws its graphs."""
 
-    def __init__(self, source: TensorSource, shape: BackboneShape, store: WeightStore, dtype: str = "float32") -> None:
-        self.source, self.shape, self.store, self.dtype = source, shape, store, dtype
+    def __init__(
+        self,
+        source: TensorSource,
+        shape: BackboneShape,
+        store: WeightStore,
+        dtype: str = "float32",
+        prefill_dtype: str | None = None,
+    ) -> None:
+        self.source, self.shape, self.store = source, shape, store
+        #: Name of a set of matrices -> what it is stored in. Prefill, bound by arithmetic, may have a set of its own.
+        self.dtypes = {"backbone": dtype} | ({"prefill": prefill_dtype} if prefill_dtype else {})
         self.tensors = self._expected()
         for name, expected in self.tensors.items():
             if source.shape(name) != expected:
@@ -64,11 +73,11 @@ class BackbonePlan:
             gate_up = [f"{p}.mlp.gate_proj", f"{p}.mlp.up_proj"]
             self._add_vector(f"{o}.input_norm", h, f"{p}.input_layernorm.weight")
             self._add_vector(f"{o}.post_norm", h, f"{p}.post_attention_layernorm.weight")
-            self._add_matrix(f"{o}.qkv", (h, s.qkv_size), qkv)
+            self._add_matrix(f"{i}.qkv", (h, s.qkv_size), qkv)
             self._add_bias(f"{o}.qkv_bias", s.qkv_size, qkv)
-            self._add_matrix(f"{o}.o", (s.heads * s.head_dim, h), [f"{p}.self_attn.o_proj"])
-            self._add_matrix(f"{o}.gate_up", (h, 2 * f), gate_up)
-            self._add_matrix(f"{o}.down", (f, h), [f"{p}.mlp.down_proj"])
+            self._add_matrix(f"{i}.o", (s.heads * s.head_dim, h), [f"{p}.self_attn.o_proj"])
+            self._add_matrix(f"{i}.gate_up", (h, 2 * f), gate_up)
+            self._add_matrix(f"{i}.down", (f, h), [f"{p}.mlp.down_proj"])
 
     def _add_vector(self, name: str, size: int, tensor: str) -> None:
         self.store.add(name, (size,), lambda: self.source.read(tensor))
@@ -88,10 +97,13 @@ class BackbonePlan:
                 column += len(weight)
             return matrix
 
-        self.store.add_matrix(name, shape, make, self.dtype)
+        for matrices, dtype in self.dtypes.items():
+            self.store.add_matrix(f"{matrices}.{name}", shape, make, dtype)
 
-    def graph(self, dialect: str, compute: str = "float32") -> Graph:
+    def graph(self, dialect: str, compute: str = "float32", matrices: str = "backbone") -> Graph:
         """The body in ``dialect`` "standard" or "grouped", multiplying in ``compute``, which the cache has, too.
+
+        ``matrices`` names the set that it multiplies with.
 
         Inputs: ``embeddings`` float32 [B, S, H]; ``past_key.i``, ``past_value.i`` [B, kv_heads, capacity, head_dim],
         which the caller binds to the same memory as ``present_key.i``, ``present_value.i``.
@@ -103,18 +115,18 @@ class BackbonePlan:
         x = g.input("embeddings", ["batch", "rows", s.hidden_size])
         attend = _GroupedAttention(g, s) if grouped else _StandardAttention(g, s)
         for i in range(s.layers):
-            o = f"backbone.{i}"
+            o, m = f"backbone.{i}", f"{matrices}.{i}"
             y = g.cast(self._norm(g, x, f"{o}.input_norm"), "float32", compute)
-            qkv = g.linear(y, f"{o}.qkv", f"{o}.qkv_bias", name=f"{o}.qkv")
+            qkv = g.linear(y, f"{m}.qkv", f"{o}.qkv_bias", name=f"{o}.qkv")
             y = attend(i, qkv)
-            y = g.cast(g.linear(y, f"{o}.o", name=f"{o}.o"), compute, "float32")
+            y = g.cast(g.linear(y, f"{m}.o", name=f"{o}.o"), compute, "float32")
             x = g.op("Add", x, y, name=f"{o}.attention_residual")
             y = g.cast(self._norm(g, x, f"{o}.post_norm"), "float32", compute)
             gate, up = g.op_n(
-                "Split", 2, g.linear(y, f"{o}.gate_up", name=f"{o}.gate_up"), axis=-1, num_outputs=2, name=f"{o}.split"
+                "Split", 2, g.linear(y, f"{m}.gate_up", name=f"{o}.gate_up"), axis=-1, num_outputs=2, name=f"{o}.split"
             )
             gate = g.op("Mul", gate, g.op("Sigmoid", gate, name=f"{o}.sigmoid"), name=f"{o}.silu")
-            y = g.linear(g.op("Mul", gate, up, name=f"{o}.gated"), f"{o}.down", name=f"{o}.down")
+            y = g.linear(g.op("Mul", gate, up, name=f"{o}.gated"), f"{m}.down", name=f"{o}.down")
             x = g.op("Add", x, g.cast(y, compute, "float32"), name=f"{o}.ffn_residual")
         # only the last position is ever read: prefill would otherwise carry S rows through the last norm
         last = g.op("Gather", x, g.constant(-1, "int64"), axis=1, name="last_row")

@@ -48,7 +48,7 @@ from .graph import Graph
 from .heads import HeadsPlan
 from .integer import integer_products
 from .measure import measure_quality
-from .precision import BACKBONE, CODEC, ENCODER, Precision
+from .precision import BACKBONE, CODEC, ENCODER, PREFILL, Precision
 from .quantize import LIMITS
 from .run import Recipe, RunFiles, find_run, read_recipe
 from .tokenizer import write_tokenizer
@@ -86,6 +86,7 @@ def export_run(
     precision: str = "fp32",
     encoder_precision: str | None = None,
     codec_precision: str | None = None,
+    prefill_precision: str | None = None,
     calibration: Path | None = None,
     accept_quality: bool = False,
     progress: Progress = lambda stage, done, total: None,
@@ -96,7 +97,7 @@ def export_run(
     that falls below a gate of :mod:`agreement` is refused unless ``accept_quality``. Raises :class:`ExportError`,
     naming the field or tensor, and :class:`OutputError` when the bundle cannot be written.
     """
-    formats = Precision.of(precision, encoder_precision, codec_precision)
+    formats = Precision.of(precision, encoder_precision, codec_precision, prefill_precision)
     if calibration is not None and precision not in LIMITS:
         raise ExportError(f"--calibrate: only int8 and int4 are rounded by calibration, not {precision}; leave it out")
     examples = CalibrationSet.read(calibration) if calibration is not None else None
@@ -157,7 +158,14 @@ class _Plan:
         self.shape = recipe.backbone
         self.store = WeightStore(WEIGHTS)
         self._folder: Path | None = None
-        self.backbone = BackbonePlan(checkpoint, self.shape, self.store, BACKBONE[formats.backbone])
+        self.backbone = BackbonePlan(
+            checkpoint, self.shape, self.store, BACKBONE[formats.backbone], PREFILL[formats.prefill]
+        )
+        if formats.prefill != "none" and not self.shape.grouped_attention:
+            raise ExportError(
+                f"--prefill {formats.prefill}: needs heads of a multiple of 16, this model's have "
+                f"{self.shape.head_dim}; leave it out"
+            )
         self.codec = self._codec(self.store, formats.codec)
         self.vocabulary = Vocabulary.in_order(recipe.vocabulary_order, recipe.text_size, self.codec.codebook_size)
         self.heads = HeadsPlan(checkpoint, self.vocabulary, self.shape.hidden_size, self.store, BACKBONE[formats.heads])
@@ -205,14 +213,21 @@ class _Plan:
         graphs |= {f"head.{head}": self.heads.graph(head) for head in self.heads.sizes}
         return graphs | {"encoder": self.encoder.graph, "codec": self.codec.graph}
 
+    def integer_graphs(self) -> dict[str, Graph]:
+        """Role -> graph whose products become whole numbers (see ``integer``)."""
+        graphs = {"encoder.integer": self.encoder.graph} if self.formats.encoder == "int8" else {}
+        if self.formats.prefill != "none":
+            graphs["backbone.prefill"] = self.backbone.graph("grouped", matrices="prefill")
+        return graphs
+
     def write(self, folder: Path, progress: Progress) -> None:
         self._folder = folder
         self.store.lay_out()
         for role, graph in self.graphs().items():
             graph.save(folder, _onnx_name(role))
-        if self.formats.encoder == "int8":
-            whole = integer_products(self.encoder.graph.model())
-            (folder / _onnx_name("encoder.integer")).write_bytes(whole.SerializeToString(deterministic=True))
+        for role, graph in self.integer_graphs().items():
+            whole = integer_products(graph.model())
+            (folder / _onnx_name(role)).write_bytes(whole.SerializeToString(deterministic=True))
         done, total = 0, self.store.nbytes
         progress("weights", 0, total)
         for written in self.store.write(folder):
@@ -272,17 +287,16 @@ class _Plan:
     def manifest(self, files: RunFiles) -> Manifest:
         s, c, names = self.shape, self.codec, self.recipe.names
         formats = self.formats.to_json()
+        whole = self.integer_graphs()
         parts = {
             role: {
                 "file": _onnx_name(role),
                 "precision": self.formats.of_part(role),
-                "compute": graph.compute,
+                "compute": "int8" if role in whole else graph.compute,
                 "weight_bytes": graph.weight_bytes,
             }
-            for role, graph in self.graphs().items()
+            for role, graph in (self.graphs() | whole).items()
         }
-        if self.formats.encoder == "int8":
-            parts["encoder.integer"] = parts["encoder"] | {"file": _onnx_name("encoder.integer"), "compute": "int8"}
         return Manifest(
             model=ModelIdentity(s.hidden_size, s.layers, s.heads, s.kv_heads, s.head_dim, s.max_positions),
             vocabulary=self.vocabulary,

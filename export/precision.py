@@ -14,6 +14,7 @@ from ..runtime.errors import ExportError
 #: What ``ualm export`` calls a format -> what a tensor of it is stored in (see ``weights``).
 BACKBONE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8", "int4": "int4"}
 ENCODER = {"fp32": "float32", "fp16": "float16", "int8": "int8column"}
+PREFILL = {"none": None, "int8": "int8column"}
 CODEC = {"fp32": "float32", "fp16": "float16"}
 #: Backbone -> heads, encoder, codec.
 _POLICY = {
@@ -33,24 +34,31 @@ class Precision:
     heads: str = "fp32"
     encoder: str = "fp32"
     codec: str = "fp32"
+    #: Of a second set of the body's matrices that long prompts are read with; "none": the backbone's serve.
+    prefill: str = "none"
 
     @classmethod
-    def of(cls, backbone: str, encoder: str | None = None, codec: str | None = None) -> Precision:
-        """The policy for a backbone; ``encoder`` and ``codec`` override it. An unknown name is an ExportError."""
+    def of(
+        cls, backbone: str, encoder: str | None = None, codec: str | None = None, prefill: str | None = None
+    ) -> Precision:
+        """The policy for a backbone; the others override it. An unknown name is an ExportError."""
         for field, value, known in (
             ("precision", backbone, BACKBONE),
+            ("prefill precision", prefill, PREFILL),
             ("encoder precision", encoder, ENCODER),
             ("codec precision", codec, CODEC),
         ):
             if value is not None and value not in known:
                 raise ExportError(f"{field} = {value!r}: choose {', '.join(known)}")
         heads, policy_encoder, policy_codec = _POLICY[backbone]
-        return cls(backbone, heads, encoder or policy_encoder, codec or policy_codec)
+        return cls(backbone, heads, encoder or policy_encoder, codec or policy_codec, prefill or "none")
 
     def of_part(self, role: str) -> str:
         """Format of the part that plays ``role``."""
         if role == "head.modality":  # five columns are too few for a block format, and a whole turn hangs on them
             return "fp32"
+        if role == "backbone.prefill":
+            return self.prefill
         fields = {"head": self.heads, "encoder": self.encoder, "codec": self.codec}
         return fields.get(role.partition(".")[0], self.backbone)
 

@@ -151,6 +151,10 @@ def export(
     codec_precision: Annotated[
         str | None, typer.Option(help="Format of the codec: fp32 or fp16; what suits --precision by default.")
     ] = None,
+    prefill: Annotated[
+        str | None,
+        typer.Option(help="int8: further weights to read long prompts with, about three times as fast as with int4."),
+    ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(help="Prompts (.txt, one a line), sounds, or a folder of both, to round int8 and int4 by."),
@@ -177,6 +181,7 @@ def export(
             precision=precision,
             encoder_precision=encoder_precision,
             codec_precision=codec_precision,
+            prefill_precision=prefill,
             calibration=calibrate,
             accept_quality=accept_quality,
             progress=progress,

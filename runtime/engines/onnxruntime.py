@@ -33,6 +33,8 @@ except ImportError as error:
 
 #: Rows prefilled at a time: bounds the attention scores held (heads x rows x context), at no measurable cost.
 PREFILL_ROWS = 256
+#: From so many rows on, a bundle's body for prefill is used, if it has one: fewer are read faster by the other.
+PREFILL_BODY_ROWS = 16
 #: The bodies that this engine can run, the fastest first. The last computes in float32 only where that is stored.
 BODIES = ("backbone.grouped", "backbone.float32", "backbone")
 _STOP, _LIMIT, _LATENT = _native.STOP, _native.LIMIT, _native.LATENT
@@ -54,6 +56,7 @@ class OnnxRuntimeEngine:
         #: Role of the body: with ONNX Runtime's own attention operator where the head size allows it, else with the
         #: standard operators, in float32 either way.
         self.body = next(role for role in BODIES if role in parts)
+        self._has_prefill_body = "backbone.prefill" in parts
         self._encoder = "encoder.integer" if "encoder.integer" in parts else "encoder"
         self.session(self.body)
         self.vocabulary = bundle.manifest.vocabulary
@@ -67,6 +70,10 @@ class OnnxRuntimeEngine:
     def grouped(self) -> bool:
         """Whether the body has ONNX Runtime's attention operator, which keeps the angles of all positions itself."""
         return self.body == "backbone.grouped"
+
+    def prefill_body(self, rows: int) -> str:
+        """Role of the body that reads ``rows`` rows at once."""
+        return "backbone.prefill" if self._has_prefill_body and rows >= PREFILL_BODY_ROWS else self.body
 
     def session(self, role: str) -> Any:
         """The session of a part, loaded when first asked for."""
@@ -175,7 +182,8 @@ class OnnxRuntimeSequence:
         self._reserve(len(embeddings))
         for first in range(0, len(embeddings), PREFILL_ROWS):
             chunk = np.ascontiguousarray(embeddings[None, first : first + PREFILL_ROWS])
-            call = _BodyCall(self._engine, self._cache, self._clock, batch=1, rows=chunk.shape[1])
+            role = self._engine.prefill_body(chunk.shape[1])
+            call = _BodyCall(self._engine, self._cache, self._clock, batch=1, rows=chunk.shape[1], role=role)
             call.embeddings[:] = chunk
             call.run(self._length)
             self._hidden = call.hidden
@@ -289,7 +297,8 @@ class OnnxRuntimeSequence:
 
     def _step(self, branches: int) -> _BodyCall:
         if branches not in self._steps:
-            self._steps[branches] = _BodyCall(self._engine, self._cache, self._clock, batch=branches, rows=1)
+            role = self._engine.body
+            self._steps[branches] = _BodyCall(self._engine, self._cache, self._clock, batch=branches, rows=1, role=role)
         return self._steps[branches]
 
     def _fill_null_branch(self) -> None:
@@ -358,10 +367,11 @@ class _BodyCall:
         *,
         batch: int,
         rows: int,
+        role: str,
     ) -> None:
         self._engine, self._rows, self._batch = engine, rows, batch
         model = engine.model
-        bind = self._bind = _Binding(engine.session(engine.body), engine.body, clock)
+        bind = self._bind = _Binding(engine.session(role), role, clock)
         self.embeddings = bind.input("embeddings", np.zeros((batch, rows, model.hidden_size), np.float32))
         self.hidden = bind.output("hidden", np.zeros((batch, model.hidden_size), np.float32))
         shape = (batch, model.kv_heads, engine.max_context, model.head_dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +142,13 @@ def test_every_gate_can_be_missed() -> None:
 def test_encoder_and_codec_can_be_chosen_apart(run: Path, tmp_path: Path) -> None:
     made = export_run(run, tmp_path / "bundle", precision="int8", encoder_precision="fp32", codec_precision="fp32")
     manifest = Bundle(made.bundle).manifest
-    assert dict(manifest.precision) == {"backbone": "int8", "heads": "int8", "encoder": "fp32", "codec": "fp32"}
+    assert dict(manifest.precision) == {
+        "backbone": "int8",
+        "heads": "int8",
+        "encoder": "fp32",
+        "codec": "fp32",
+        "prefill": "none",
+    }
     assert manifest.quality["features"]["cosine_least"] > 0.999999 and manifest.quality["pcm"]["snr_db"] == 200
     assert "encoder.integer" not in manifest.parts and "compute" in manifest.parts["encoder"]
 
@@ -277,3 +284,39 @@ def test_agreement_is_counted_as_defined() -> None:
     }  # fmt: skip
     assert signal_to_noise(np.ones(100, np.float32), np.full(100, 1.1, np.float32)) == pytest.approx(20, abs=0.01)
     assert signal_to_noise(np.ones(4, np.float32), np.ones(4, np.float32)) == 200
+
+
+def test_long_prompts_can_be_read_with_weights_of_their_own(run: Path, tmp_path: Path) -> None:
+    made = export_run(run, tmp_path / "bundle", precision="int4", prefill_precision="int8", accept_quality=True)
+    bundle = Bundle(made.bundle)
+    part = bundle.manifest.parts["backbone.prefill"]
+    assert part["precision"] == "int8" and part["compute"] == "int8"
+    plain = export_run(run, tmp_path / "plain", precision="int4", accept_quality=True)
+    exact = export_run(run, tmp_path / "exact", accept_quality=True)
+    rows = np.zeros((40, 8), np.int32)
+    rows[:, 0] = np.random.default_rng(0).integers(300, 500, 40)
+
+    def cache_after(bundle: Bundle, chunks: list[np.ndarray]) -> np.ndarray:
+        engine = open_engine(None, bundle, threads=1, max_context=64)
+        sequence = engine.open_sequence()
+        for chunk in chunks:
+            sequence.prefill([chunk])
+        cache = sequence.save()
+        engine.close()
+        return cache
+
+    reference = cache_after(Bundle(exact.bundle), [rows])
+    by_int4 = cache_after(Bundle(plain.bundle), [rows])
+    by_int8 = cache_after(bundle, [rows])
+    assert np.square(by_int8 - reference).mean() < 0.2 * np.square(by_int4 - reference).mean()
+    # short prompts go through the body that also decodes
+    short = [rows[first : first + 10] for first in range(0, 40, 10)]
+    np.testing.assert_array_equal(cache_after(bundle, short), cache_after(Bundle(plain.bundle), short))
+
+
+def test_a_prefill_body_needs_head_sizes_that_its_operator_takes(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    write_random_run(folder, dataclasses.replace(SHAPES["tiny"], heads=16, kv_heads=16))
+    with pytest.raises(ExportError, match="--prefill int8: needs heads of a multiple of 16, this model's have 8"):
+        export_run(folder, tmp_path / "bundle", precision="int4", prefill_precision="int8")
+    assert not (tmp_path / "bundle").exists()
