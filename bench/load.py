@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +13,12 @@ from typing import Any, ClassVar, cast
 from ..runtime.bundle import Bundle
 from ..runtime.errors import EngineError, InputError
 from .blocks import Samples
-from .memory import cached_fraction, can_drop_pages, drop_pages, memory_of
+from .memory import Watcher, cached_fraction, can_drop_pages, drop_pages
 from .scenario import Case, Derived
 from .schema import Bandwidth, Setting
 from .statistics import Summary
 from .subjects import AnySubject, PeerSubject
 
-#: Seconds between two looks at the memory of a process, in the run that is looked at.
-_LOOK = 0.02
 #: A start is cold when no more than this share of the bundle's pages was in memory.
 _COLD = 0.01
 
@@ -99,7 +96,7 @@ class _Loads:
         cached = cached_fraction(self._files)
         started = time.perf_counter()
         with subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            watcher = _Watcher(process.pid) if look else None
+            watcher = Watcher(process.pid) if look else None
             assert process.stdout is not None and process.stderr is not None
             first = process.stdout.readline()
             ready = time.perf_counter() - started
@@ -126,27 +123,6 @@ class _Loads:
         }
         if found["peak_rss"] is not None:
             bytes_of["peak_rss"] = found["peak_rss"]
-        if found["peak"] is not None and found["peak"]["private"]:
-            bytes_of |= {f"peak_{kind}": size for kind, size in found["peak"].items()}
+        peak = found["peak"] or {}
+        bytes_of |= {f"peak_{kind}": peak[kind] for kind in ("private", "anonymous") if kind in peak}
         return {figure: size / 2**20 for figure, size in bytes_of.items()}
-
-
-class _Watcher:
-    """The most private and anonymous memory of a process, seen every :data:`_LOOK` seconds until :meth:`stop`."""
-
-    def __init__(self, process: int) -> None:
-        self.peak = {"private": 0, "anonymous": 0}
-        self._process, self._over = process, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.is_set():
-            memory = memory_of(self._process)
-            if memory is not None:
-                self.peak = {kind: max(self.peak[kind], getattr(memory, kind)) for kind in self.peak}
-            self._over.wait(_LOOK)

@@ -6,11 +6,16 @@ import ctypes
 import mmap
 import os
 import re
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+#: Seconds between two looks of a :class:`Watcher`.
+LOOK = 0.02
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,44 @@ def memory_of(process: int | str = "self") -> Memory | None:
 def peak_rss() -> int | None:
     """The most memory that this process has ever held, mapped files included (VmHWM); None where nobody counts."""
     return _fields(Path("/proc/self/status")).get("VmHWM")
+
+
+class Watcher:
+    """The most memory that a process held, in bytes, seen every :data:`LOOK` seconds until :meth:`stop`.
+
+    ``peak``: "private" and "anonymous" as in :class:`Memory`, and "rss", the kernel's own count of the most ever; only
+    what the system tells. ``share``: the most of the time that looking at private memory may take. The system walks
+    through all mapped pages for it, and stops the process that is looked at wherever that wants to map another.
+    """
+
+    def __init__(self, process: int, *, share: float = 1.0) -> None:
+        self.peak: dict[str, int] = {}
+        self._process, self._share, self._over = process, share, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        due = 0.0
+        while not self._over.is_set():
+            counts = _fields(Path(f"/proc/{self._process}/status"))
+            self._keep({"anonymous": counts.get("RssAnon"), "rss": counts.get("VmHWM")})
+            started = time.perf_counter()
+            if started >= due:
+                memory = memory_of(self._process)
+                if memory is not None:
+                    self._keep({"private": memory.private, "anonymous": memory.anonymous})
+                ended = time.perf_counter()
+                due = started + (ended - started) / self._share
+            self._over.wait(LOOK)
+
+    def _keep(self, seen: Mapping[str, int | None]) -> None:
+        for kind, size in seen.items():
+            if size:  # a process that has ended, and waits to be asked how, has none
+                self.peak[kind] = max(self.peak.get(kind, 0), size)
 
 
 def _fields(path: Path) -> dict[str, int]:

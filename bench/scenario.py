@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 from ..runtime.bundle import Bundle
 from .bandwidth import BandwidthMeter
@@ -47,8 +47,23 @@ class Case(Protocol):
         ...
 
 
-class Scenario(Protocol):
-    """What is measured, and under which settings."""
+class Measurable(Protocol):
+    """What a scenario measures."""
+
+    @property
+    def about(self) -> Subject:
+        """What it is; asked for when all is measured."""
+        ...
+
+    def close(self) -> None: ...
+
+
+_Kind = TypeVar("_Kind", contravariant=True)
+_Measurable = TypeVar("_Measurable", bound=Measurable)
+
+
+class Scenario(Protocol[_Kind]):
+    """What is measured of a kind of subject."""
 
     name: ClassVar[str]
     #: Unit of each figure.
@@ -57,23 +72,55 @@ class Scenario(Protocol):
     compared: ClassVar[Sequence[str]]
     default_repeat: ClassVar[int]
 
-    def settings(self, bundle: Bundle) -> Sequence[Mapping[str, Setting]]:
-        """What is measured, each by itself; defaults come from the bundle. What cannot be is refused here."""
-        ...
-
-    def open(self, subject: AnySubject, setting: Mapping[str, Setting], *, block: int, seed: int) -> Case:
+    def open(self, subject: _Kind, setting: Mapping[str, Setting], *, block: int, seed: int) -> Case:
         """Make ready, warm-up included. ``block``: the most repetitions that will be asked for at once."""
         ...
 
 
-def run_scenario(scenario: Scenario, request: Request, progress: Progress = lambda text: None) -> Report:
+class BundleScenario(Scenario[AnySubject], Protocol):
+    """What is measured of a bundle and of what it is compared with, and under which settings."""
+
+    def settings(self, bundle: Bundle) -> Sequence[Mapping[str, Setting]]:
+        """What is measured, each by itself; defaults come from the bundle. What cannot be is refused here."""
+        ...
+
+
+def run_scenario(scenario: BundleScenario, request: Request, progress: Progress = lambda text: None) -> Report:
     """Measure every setting of ``scenario`` for the request's bundle, in turn with what it is compared with."""
     load_average = current_load()
     threads = request.threads or cores()
-    repeat = request.repeat or scenario.default_repeat
     mine, other = open_subjects(request, threads)
-    subjects: list[AnySubject] = [mine] if other is None else [mine, other]
-    settings = scenario.settings(mine.bundle)
+    return measure_subjects(
+        scenario,
+        [mine] if other is None else [mine, other],
+        scenario.settings(mine.bundle),
+        threads=threads,
+        repeat=request.repeat,
+        seed=request.seed,
+        load_average=load_average,
+        libraries=("torch", "transformers") if isinstance(other, PeerSubject) else (),
+        progress=progress,
+    )
+
+
+def measure_subjects(
+    scenario: Scenario[_Measurable],
+    subjects: Sequence[_Measurable],
+    settings: Sequence[Mapping[str, Setting]],
+    *,
+    threads: int,
+    repeat: int | None,
+    seed: int,
+    load_average: float | None,
+    libraries: tuple[str, ...],
+    progress: Progress,
+) -> Report:
+    """Measure every setting for one subject, or for two in turn, and close them.
+
+    ``load_average``: what the machine was asked to do before anything was opened. ``libraries``: distributions beside
+    the runtime's own whose versions count.
+    """
+    repeat = repeat or scenario.default_repeat
     meter, others = BandwidthMeter(threads), OtherProcesses()
     done: list[tuple[list[Case], list[Measured]]] = []
     try:
@@ -83,7 +130,7 @@ def run_scenario(scenario: Scenario, request: Request, progress: Progress = lamb
             text = f"{scenario.name}: {', '.join(f'{name} {value}' for name, value in setting.items())}"
             progress(text)
             block = max(block_sizes(repeat))
-            cases = [scenario.open(subject, setting, block=block, seed=request.seed) for subject in subjects]
+            cases = [scenario.open(subject, setting, block=block, seed=seed) for subject in subjects]
             done.append((cases, measure([case.block for case in cases], repeat, text, progress)))
             for case in cases:
                 case.close()
@@ -108,18 +155,18 @@ def run_scenario(scenario: Scenario, request: Request, progress: Progress = lamb
         text = f"other processes took {taken_by_others:.0f} % of the processors' time meanwhile: these figures are not"
         notes[f"{text} those of a quiet machine"] = None
     run = describe_run(
-        seed=request.seed,
+        seed=seed,
         threads=threads,
         bandwidth=meter.result,
         load_average=load_average,
         others_percent=taken_by_others,
-        peers=("torch", "transformers") if isinstance(other, PeerSubject) else (),
+        peers=libraries,
     )
     return Report(run, tuple(measurements), tuple(comparisons), tuple(notes))
 
 
 def _measurements(
-    scenario: Scenario,
+    scenario: Scenario[_Measurable],
     setting: Mapping[str, Setting],
     subject: Subject,
     case: Case,
@@ -147,7 +194,7 @@ def _measurements(
 
 
 def _comparisons(
-    scenario: Scenario, setting: Mapping[str, Setting], about: Sequence[Subject], taken: Sequence[Measured]
+    scenario: Scenario[_Measurable], setting: Mapping[str, Setting], about: Sequence[Subject], taken: Sequence[Measured]
 ) -> list[Comparison]:
     made = []
     for figure in scenario.compared:

@@ -34,9 +34,8 @@ class Request:
     run: Path | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("--threads", self.threads), ("--repeat", self.repeat)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} {value}: give a whole number of at least 1")
+        check_count("--threads", self.threads)
+        check_count("--repeat", self.repeat)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: give a whole number from 0 to {2**32 - 1}")
         if self.versus in PEERS and self.run is None:
@@ -46,6 +45,17 @@ class Request:
             )
         if self.run is not None and self.versus not in PEERS:
             raise InputError(f"--run {self.run}: only --versus {' or '.join(PEERS)} reads a training run")
+
+
+def check_count(option: str, value: int | None) -> None:
+    """:class:`InputError` for a number of things below 1; None stands for a default."""
+    if value is not None and value < 1:
+        raise InputError(f"{option} {value}: give a whole number of at least 1")
+
+
+def precisions_of(bundle: Bundle) -> dict[str, str]:
+    """Precision of each part of a bundle, by its role."""
+    return {role: str(part.get("precision", "unknown")) for role, part in bundle.manifest.parts.items()}
 
 
 class BundleSubject:
@@ -78,10 +88,8 @@ class BundleSubject:
 
     @cached_property
     def about(self) -> Subject:
-        parts = self.bundle.manifest.parts
-        precisions = {role: str(part.get("precision", "unknown")) for role, part in parts.items()}
         engine = self._engine[0].name if self._engine else self._request.engine or "onnxruntime"
-        return Subject(self._name, engine, self.bundle.digest, precisions)
+        return Subject(self._name, engine, self.bundle.digest, precisions_of(self.bundle))
 
     def close(self) -> None:
         if self._engine is not None:

@@ -1,4 +1,4 @@
-"""``ualm bench``: how fast a bundle is here, and how far that is from what the machine can do.
+"""``ualm bench``: how fast a bundle is here or is made here, and how far that is from what the machine can do.
 
 The bench is a room of its own, which the runtime must not need: it is imported when one of these verbs runs.
 """
@@ -186,6 +186,23 @@ def load(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a UALM training run.")],
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8 or int4, as for `ualm export`.")] = "fp32",
+    keep: Annotated[Path | None, typer.Option(help="Folder for the bundle, which is deleted otherwise.")] = None,
+    repeat: RepeatOption = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Time, memory and size of an export, stage by stage, and its agreement with fp32."""
+    _measured(
+        lambda progress: _bench("export").measure_export(run, precision, keep=keep, repeat=repeat, progress=progress),
+        form,
+        output,
+    )
+
+
+@app.command()
 def show(
     results: Annotated[list[Path], typer.Argument(help="Files that --output wrote: .json, .jsonl or .csv.")],
     form: FormatOption = None,
@@ -198,12 +215,21 @@ def show(
 
 
 def _measure(scenario: Callable[[], Any], request: tuple[Any, ...], form: str | None, output: Path | None) -> None:
+    """A scenario of a bundle."""
+    _measured(
+        lambda progress: _bench("scenario").run_scenario(scenario(), _bench("subjects").Request(*request), progress),
+        form,
+        output,
+    )
+
+
+def _measured(measure: Callable[[Callable[[str], None]], Any], form: str | None, output: Path | None) -> None:
     """Everything that can be refused is refused before anything is measured."""
     chosen = _bench("formats").choose_format(form, output)
     _check_writable(output)
     line = LiveLine()
     try:
-        report = _bench("scenario").run_scenario(scenario(), _bench("subjects").Request(*request), line.show)
+        report = measure(line.show)
     finally:
         line.hide()
     _deliver([report], chosen, output)
