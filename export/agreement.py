@@ -190,18 +190,19 @@ def compare(
     embedding: np.ndarray,
 ) -> dict[str, Agreement]:
     """Agreement by modality of the held logits with those of the weights that ``exact`` gives in float32."""
+    # one pass over the layers for all: reading them is what takes the time
+    hidden = iter(hidden_states(exact, shape, [sequence for each in held for sequence in branches(each, embedding)]))
+    by_segment = [[next(hidden) for _ in range(segment.logits.shape[1])] for segment in held]
     found = {"audio": Agreement(), "text": Agreement()}
     for modality, scale in (("audio", AudioSampling().guidance), ("text", TextSampling().guidance)):
-        segments = [segment for segment in held if segment.modality == modality]
-        sequences = [sequence for segment in segments for sequence in branches(segment, embedding)]
-        hidden = iter(hidden_states(exact, shape, sequences))
         head = exact(f"head.{modality}")
         bias = exact("head.audio.bias") if modality == "audio" else np.float32(0)
-        for segment in segments:
+        for segment, states in zip(held, by_segment, strict=True):
+            if segment.modality != modality:
+                continue
             # the hidden state of the last prefix row makes the first drawn row's logits
-            start = len(segment.prefix) - 1
+            exact_logits = [state[len(segment.prefix) - 1 :] @ head + bias for state in states]
             ours = list(segment.logits.swapaxes(0, 1))
-            exact_logits = [next(hidden)[start:] @ head + bias for _ in ours]
             for row, (mixed, drawn) in enumerate(zip(_mix(exact_logits, scale), _mix(ours, scale), strict=True)):
                 for stream, columns in _candidates(segment, row, vocabulary):
                     found[modality].add(stream, mixed[columns], drawn[columns])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.bundle import Bundle
-from ..runtime.engines.base import open_engine
+from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.hearing import FeatureSpec, Hearing
 from .agreement import compare, cosine, held_codes, hold_rows, probe_sound, signal_to_noise
 from .codec import CodecPart
@@ -36,9 +36,10 @@ def measure_quality(
     bundle = Bundle(folder, verify="never")
     vocabulary = bundle.manifest.vocabulary
     context = min(MAX_CONTEXT, shape.max_positions)
-    engine = open_engine("onnxruntime", bundle, threads=None, max_context=context)
+    engine = OnnxRuntimeEngine(bundle, max_context=context)
     try:
         held = hold_rows(engine, bundle)
+        engine.unload("backbone", "head")  # so that an export needs the memory of one part at a time
         latents = engine.codes_to_latents(held_codes(held, vocabulary))
         pcm = engine.decode_latents(latents)
         spec = FeatureSpec.from_json(bundle.manifest.features)

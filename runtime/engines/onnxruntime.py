@@ -99,6 +99,11 @@ class OnnxRuntimeEngine:
         except Exception as error:  # pybind11 raises several unrelated types here
             raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error})") from error
 
+    def unload(self, *parts: str) -> None:
+        """Free the sessions of parts ("backbone", "head", "encoder", "codec"); they are loaded again when needed."""
+        with self._lock:
+            self._sessions = {role: s for role, s in self._sessions.items() if role.partition(".")[0] not in parts}
+
     def run(self, role: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Run a part with one output."""
         try:
