@@ -195,8 +195,8 @@ def decode_latents(model: XcodecModel, latents: torch.Tensor) -> torch.Tensor:
 def _solve_latents(model: XcodecModel, frames: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     """Latents that the decoder, rounded and with its small non-linearity, turns into the frames.
 
-    Fixed-point iteration: the decoder is the basis up to a few percent. Frames do not touch each other (a sample is moved
-    and put back), so all are solved as one sequence.
+    Fixed-point iteration: the decoder is the basis up to a few percent. Frames do not touch each other (a sample is
+    moved and put back), so all are solved as one sequence.
     """
     latents = frames @ basis
     for _ in range(_REFINEMENTS):

@@ -34,7 +34,8 @@ from .language import (
 #: What a row is, as a target: nothing to learn, a choice of modality, a text token, an audio row.
 NOTHING, MODALITY, TEXT, AUDIO = 0, 1, 2, 3
 #: Weights of the cells where something is decided; all that follows from what was drawn before weighs 1.
-_FIRST_FRAME, _FIRST_FRAME_REST, _END, _GOES_ON, _NOTE_TOKEN = 8.0, 2.0, 4.0, 3.0, 3.0
+_FIRST_FRAME, _FIRST_FRAME_REST, _END, _GOES_ON, _CONTENT = 8.0, 2.0, 4.0, 3.0, 3.0
+_SHORT_ANSWER = 6.0
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,13 @@ class Example:
 
 @dataclass
 class Studio:
-    """What examples are made from. ``encode``: text to tokenizer ids; ``note_ids``: tokenizer ids that name notes."""
+    """What examples are made from. ``encode``: text to tokenizer ids; ``content_ids``: those that say something."""
 
     bank: FrameBank
     codes: np.ndarray
     vocabulary: Vocabulary
     encode: Callable[[str], list[int]]
-    note_ids: frozenset[int]
+    content_ids: frozenset[int]
     classes: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -159,8 +160,9 @@ class Writer:
         """The model's text; ``choice``: how much it is to learn that it answers with text here."""
         self._begin("assistant", "text", choice)
         ids = self.studio.encode(text)
+        least = _SHORT_ANSWER / len(ids)  # a short answer counts for something beside the long ones
         for row, token in zip(self.studio.vocabulary.text_rows(ids), ids, strict=True):
-            self._row(row, TEXT, _NOTE_TOKEN if token in self.studio.note_ids else 1.0)
+            self._row(row, TEXT, max(least, _CONTENT if token in self.studio.content_ids else 1.0))
         self._open = (TEXT, 1.0)
 
     def plays(self, frames: np.ndarray, *, choice: float = 1.0, learn: bool = True) -> None:
@@ -216,7 +218,7 @@ def _request(rng: random.Random, *, loose: float) -> tuple[str, Clip, bool]:
     if rng.random() < loose:
         prompt, wish = loose_prompt(rng)
         return worded(prompt, rng), _trained(lambda: wish.sample(rng)), True
-    clip = random_clip(rng, counts=(0.24, 0.36, 0.40), drums=0.12)
+    clip = random_clip(rng, counts=(0.24, 0.36, 0.40), drums=0.16)
     return worded(exact_prompt(clip, rng), rng), clip, False
 
 

@@ -7,6 +7,7 @@ function (YIN, de Cheveigné and Kawahara 2002); an onset is a jump of the log-m
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def _clip(events: tuple[Event, ...]) -> tuple[Clip | None, str]:
     notes = tuple(event.note for event in events)
     if any(note is None for note in notes):
         return None, "a note between the keys"
-    gaps = [b.onset - a.onset for a, b in zip(events, events[1:], strict=False)]
+    gaps = [b.onset - a.onset for a, b in itertools.pairwise(events)]
     fitting = [
         name for name, slot in SLOTS.items() if all(abs(gap - slot * HOP / SAMPLE_RATE) <= _TIMING for gap in gaps)
     ]

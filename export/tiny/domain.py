@@ -68,7 +68,7 @@ class Clip:
         if not 1 <= len(self.notes) <= MAX_EVENTS or self.tempo not in SLOTS:
             raise ValueError(f"no such clip: {self.sound!r}, {self.notes!r}, {self.tempo!r}")
         allowed = {HIT} if self.sound in DRUMS else set(NOTES)
-        if self.sound not in INSTRUMENTS and self.sound not in DRUMS or not set(self.notes) <= allowed:
+        if (self.sound not in INSTRUMENTS and self.sound not in DRUMS) or not set(self.notes) <= allowed:
             raise ValueError(f"no such clip: {self.sound!r}, {self.notes!r}")
         if len(self.notes) == 1 and self.tempo != "moderate":
             raise ValueError(f"a single event has no tempo, but tempo = {self.tempo!r}")

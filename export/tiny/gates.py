@@ -93,7 +93,15 @@ class Examiner:
 
     def run(self, progress: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
         """All gates; the tallies as JSON values, by name."""
-        parts = (self.speaking, self.thinking, self.hearing, self.enriching, self.talking, self.reading, self.reflecting)
+        parts = (
+            self.speaking,
+            self.thinking,
+            self.hearing,
+            self.enriching,
+            self.talking,
+            self.reading,
+            self.reflecting,
+        )
         for part in parts:
             progress(part.__name__)
             part()
@@ -118,7 +126,9 @@ class Examiner:
     def hearing(self) -> None:
         rng = self._rng("hearing")
         clips = [Clip(sound, (note,)) for sound in INSTRUMENTS for note in NOTES]
-        clips += [Clip(drum, (HIT,) * n, t) for drum in DRUMS for n in (1, 2, 3) for t in (SLOTS if n > 1 else ["moderate"])]
+        clips += [
+            Clip(drum, (HIT,) * n, t) for drum in DRUMS for n in (1, 2, 3) for t in (SLOTS if n > 1 else ["moderate"])
+        ]
         clips += [random_clip(rng, counts=(0, 1, 1), drums=0, held=True) for _ in range(200)]
         for clip in self._some(clips, rng):
             sound = self.sound_of(clip)
@@ -140,7 +150,9 @@ class Examiner:
             obeyed = heard.clip is not None and wish.met_by(heard.clip)
             told = f"{prompt!r}: {segments[0].text!r}, heard {_told(heard)}"
             self._tally("enrichment").add(obeyed, told)
-            self._tally("enrichment: sound is what the caption says").add(caption is not None and heard.clip == caption, told)
+            self._tally("enrichment: sound is what the caption says").add(
+                caption is not None and heard.clip == caption, told
+            )
 
     def talking(self) -> None:
         """A question asked back, an answer, a sound; then two changes of it."""
@@ -177,12 +189,12 @@ class Examiner:
     def reflecting(self) -> None:
         """Drums and single notes with bad sampling at first; then heard again, reviewed, and mended if need be."""
         clips = [Clip(sound, (note,)) for sound in INSTRUMENTS for note in NOTES]
-        clips += [Clip(drum, (HIT,) * n, t) for drum in DRUMS for n in (1, 2, 3) for t in (SLOTS if n > 1 else ["moderate"])]
+        clips += [
+            Clip(drum, (HIT,) * n, t) for drum in DRUMS for n in (1, 2, 3) for t in (SLOTS if n > 1 else ["moderate"])
+        ]
         for number, clip in enumerate(self._some(clips * 2, self._rng("reflecting"))):
             session = self._model.session()
-            first = session.ask(
-                [("user", describe(clip))], modality="text", audio=AudioSampling(seed=number, **WORSE)
-            )
+            first = session.ask([("user", describe(clip))], modality="text", audio=AudioSampling(seed=number, **WORSE))
             sound = _last_sound(first)
             before = self._heard(sound).clip
             self._tally("reflection: first tries").add(before == clip, describe(clip))
@@ -204,7 +216,9 @@ class Examiner:
     def _exact(self) -> Iterator[tuple[str, Clip, str, int]]:
         """(gate, clip, prompt, seed) of every exact prompt."""
         rng = self._rng("exact")
-        drums = [Clip(drum, (HIT,) * n, t) for drum in DRUMS for n in (1, 2, 3) for t in (SLOTS if n > 1 else ["moderate"])]
+        drums = [
+            Clip(drum, (HIT,) * n, t) for drum in DRUMS for n in (1, 2, 3) for t in (SLOTS if n > 1 else ["moderate"])
+        ]
         singles = [Clip(sound, (note,)) for sound in INSTRUMENTS for note in NOTES]
         clips = [("drums", clip) for clip in self._some(drums, rng)]
         clips += [("one note", clip) for clip in self._some(singles * 2, rng)]

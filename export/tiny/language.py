@@ -23,7 +23,7 @@ def article(word: str) -> str:
 
 
 def joined(words: list[str]) -> str:
-    """"C5, E5 and G5"."""
+    """ "C5, E5 and G5"."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
@@ -32,7 +32,7 @@ def event_words(clip: Clip) -> list[str]:
 
 
 def count_words(clip: Clip) -> str:
-    """"two notes", "one hit"."""
+    """ "two notes", "one hit"."""
     kind = "hit" if clip.is_drum else "note"
     return f"{COUNTS[len(clip.notes)]} {kind}{'s' if len(clip.notes) > 1 else ''}"
 
@@ -88,9 +88,7 @@ def rich_caption(clip: Clip) -> str:
         keywords.append(clip.direction)
     layout = [f"{at:.2f} {word}" for at, word in zip(clip.onsets, event_words(clip), strict=True)]
     layout.append(f"end {clip.seconds:.2f}")
-    return PHRASES["caption"].format(
-        keywords=", ".join(keywords), layout=", ".join(layout), description=describe(clip)
-    )
+    return PHRASES["caption"].format(keywords=", ".join(keywords), layout=", ".join(layout), description=describe(clip))
 
 
 def parse_caption(text: str) -> Clip | None:
@@ -126,29 +124,41 @@ class Wish:
         )
 
     def sample(self, rng: random.Random) -> Clip:
-        """A clip that obeys, drawn evenly over what is open."""
-        count = self.count or rng.choice(range(max(self.least, 2 if self.tempo or self.direction else 1), MAX_EVENTS + 1))
+        """A clip that obeys; what is open is drawn."""
+        count = self.count or rng.choice(
+            range(max(self.least, 2 if self.tempo or self.direction else 1), MAX_EVENTS + 1)
+        )
         sound = self.sound or rng.choice(list(INSTRUMENTS))
         sound = rng.choice(list(DRUMS)) if sound == "drum" else sound
         tempo = (self.tempo or rng.choice(list(SLOTS))) if count > 1 else "moderate"
         if sound in DRUMS:
             return Clip(sound, (HIT,) * count, tempo)
         while True:
-            notes = [rng.choice(list(NOTES)) for _ in range(count)]
-            if self.direction == "level":
-                notes = notes[:1] * count
-            elif self.direction in ("rising", "falling"):
-                if len(set(notes)) < count:
-                    continue
-                notes.sort(reverse=self.direction == "falling")
-            clip = Clip(sound, tuple(notes), tempo)
+            clip = Clip(sound, self._tune(count, rng), tempo)
             if self.met_by(clip):
                 return clip
+
+    def _tune(self, count: int, rng: random.Random) -> tuple[int, ...]:
+        """Notes as a player might choose them: equal steps up or down, repeated, or small steps either way."""
+        keys = list(NOTES)
+        at, step = rng.randrange(len(keys)), rng.choice((1, 2))
+        places = [at]
+        for _ in range(count - 1):
+            if self.direction == "":
+                step = rng.choice((-2, -1, 1, 2))
+            places.append(places[-1] + {"level": 0, "falling": -step}.get(self.direction, step))
+        return (
+            tuple(keys[place] for place in places)
+            if 0 <= min(places) <= max(places) < len(keys)
+            else self._tune(count, rng)
+        )
 
 
 def loose_prompt(rng: random.Random) -> tuple[str, Wish]:
     """A short or vague prompt that names a sound (or a drum), and what it asks for."""
-    kind = rng.choices(("short", "bare", "bare_tempo", "mood", "shape", "register", "any_drum"), (4, 1, 2, 4, 2, 2, 1))[0]
+    kind = rng.choices(("short", "bare", "bare_tempo", "mood", "shape", "register", "any_drum"), (4, 1, 2, 4, 2, 2, 1))[
+        0
+    ]
     if kind == "any_drum":
         tempo = rng.choice(list(PHRASES[kind]))
         wish = Wish("drum", count=3 if tempo == "quick" else None, tempo=tempo, least=2 if tempo else 1)
@@ -162,7 +172,9 @@ def loose_prompt(rng: random.Random) -> tuple[str, Wish]:
         words |= {"count_tempo": f"{COUNTS[count]} {tempo} " if tempo else f"{COUNTS[count]} "}
         words |= {"notes": "notes" if count > 1 else "note", "hits": "hits" if count > 1 else "hit"}
         templates = PHRASES["short_drum" if drum else "short"]
-        return rng.choice(templates).format(**words), Wish(sound, count=count, tempo=tempo or ("moderate" if count > 1 else ""))
+        return rng.choice(templates).format(**words), Wish(
+            sound, count=count, tempo=tempo or ("moderate" if count > 1 else "")
+        )
     if kind == "bare":
         return rng.choice(PHRASES[kind]).format(**words), Wish(sound)
     if kind == "bare_tempo":
@@ -220,7 +232,7 @@ def review(found: Clip | None, wanted: Clip) -> tuple[str, bool]:
 
 def question_and_answer(clip: Clip, rng: random.Random, topic: str = "") -> tuple[str, str]:
     """A question about a heard clip, and the right answer."""
-    topics = {"what": 10, "sound": 2, "count": 2, "tempo": 2, "first": 3, "last": 1.5, "kind": 0.5, "caption": 3}
+    topics = {"what": 8, "sound": 3, "count": 4, "tempo": 4, "first": 3, "last": 2, "kind": 0.5, "caption": 2}
     topic = topic or rng.choices(list(topics), list(topics.values()))[0]
     question = rng.choice(PHRASES["questions"][topic])
     named = f"{article(clip.sound)} {clip.sound}"

@@ -1,8 +1,8 @@
 """What a batch of conversations costs: cross-entropies over the ids that can be drawn, with and without guidance.
 
-A model trained plainly is useless at guidance 3: ``u + s (c - u)`` lifts the tail of the distribution. So the loss looks at
-what is drawn: CE(c) + 0.3 CE(u) + CE(u + s (c - u)) with s uniform in 1.5 .. 4, u the null branch as inference builds it
-(all rows zero up to the modality row, which both branches are fed).
+A model trained plainly is useless at guidance 3: ``u + s (c - u)`` lifts the tail of the distribution. So the loss
+looks at what is drawn: CE(c) + 0.3 CE(u) + CE(u + s (c - u)) with s uniform in 1.5 .. 4, u the null branch as inference
+builds it (all rows zero up to the modality row, which both branches are fed).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class LossFunction:
         self.vocabulary: Vocabulary = network.vocabulary
 
     def __call__(self, examples: Sequence[Example], rng: random.Random, guided: float, null: float) -> Losses:
-        """``guided``: the share of sounds trained with both branches and guidance; ``null``: with the null branch only."""
+        """``guided``: share of the sounds trained with both branches and guidance; ``null``: with both, unguided."""
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return self._compute(examples, rng, guided, null)
 
@@ -95,7 +95,9 @@ class LossFunction:
             _curve(curves, "audio", cells.detach(), weights[audio])
             self._audio_curves(curves, logits.detach(), targets, weights[audio], tasks[audio])
             if branches:
-                total = total + self._branches(examples, kinds, audio, logits, targets, weights, branches, nulls, rng, curves)
+                total = total + self._branches(
+                    examples, kinds, audio, logits, targets, weights, branches, nulls, rng, curves
+                )
         return Losses(total, curves)
 
     def _hear(
@@ -165,8 +167,8 @@ class LossFunction:
             for task in set(tasks[text]):
                 of_task = torch.from_numpy((tasks[text] == task).astype(np.bool_))
                 _curve(curves, f"text.{task}", cells.detach()[of_task], torch.ones(int(of_task.sum())))
-                notes = of_task & (weight > 1)
-                _curve(curves, f"notes_right.{task}", right[notes], torch.ones(int(notes.sum())))
+                content = of_task & (weight > 1)
+                _curve(curves, f"content_right.{task}", right[content], torch.ones(int(content.sum())))
         modality = np.flatnonzero(kinds == MODALITY)
         if len(modality):
             logits = self.network.modality_logits(hidden[torch.from_numpy(modality)]).float()
@@ -237,7 +239,12 @@ class LossFunction:
         return loss
 
     def _audio_curves(
-        self, curves: dict[str, tuple[float, float]], logits: Tensor, targets: Tensor, weights: Tensor, tasks: np.ndarray
+        self,
+        curves: dict[str, tuple[float, float]],
+        logits: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        tasks: np.ndarray,
     ) -> None:
         each = self.vocabulary.codebook_size + 1
         right = (logits[:, :each].argmax(1) == targets[:, 0]).float()

@@ -36,8 +36,8 @@ def write_run(
 ) -> None:
     """Write the run to ``folder``, which must not exist yet.
 
-    ``codes``: int64 [frames of the domain, 8], kept beside the run in ``frames.npy`` for the gates. ``documents``: further
-    text files, by name.
+    ``codes``: int64 [frames of the domain, 8], kept beside the run in ``frames.npy`` for the gates.
+    ``documents``: further text files, by name.
     """
     shape = network.shape
     with replacing_folder(folder) as run:

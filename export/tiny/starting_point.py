@@ -2,8 +2,9 @@
 
 A code belongs to a few known frames, and a frame is an instrument, a note and a position in the event. Each stream gets
 its own eighth of the width, in a random basis; there a code starts as the mean of its frames' features. What a frame's
-successor looks like is then almost a rotation of the frame itself, and thousands of codes need not be learnt one by one.
-Training is free to move everything.
+successor looks like is then almost a rotation of the frame itself, and thousands of codes need not be learnt one by
+one: after 100 steps 77 % of the first codes were right, against 44 % from a random start. Training is free to move
+everything.
 """
 
 from __future__ import annotations

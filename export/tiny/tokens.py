@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from .domain import NOTES, random_clip
-from .language import PHRASES, loose_prompt, question_and_answer, random_mood, review, rich_caption, text_only
+from .domain import DRUMS, INSTRUMENTS, NOTES, SLOTS, random_clip
+from .language import (
+    ADVERBS,
+    COUNTS,
+    PHRASES,
+    loose_prompt,
+    question_and_answer,
+    random_mood,
+    review,
+    rich_caption,
+    text_only,
+)
 
 #: Text ids of the model; the tokenizer has no more.
 TEXT_SIZE = 896
@@ -30,10 +41,13 @@ def train_tokenizer(seed: int = 0) -> Tokenizer:
     return tokenizer
 
 
-def note_tokens(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids of the tokens that name a note."""
-    names = set(NOTES.values())
-    return frozenset(i for i in range(tokenizer.get_vocab_size()) if tokenizer.decode([i]).strip() in names)
+def content_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids of the tokens that say something about a sound: notes, names, numbers, tempo, and whether it matches."""
+    words = {*NOTES.values(), *SLOTS, *filter(None, ADVERBS.values()), *COUNTS.values(), "once", "twice"}
+    words |= {"matches", "differs", "unclear", "rising", "falling", "level", "turning", "yes", "no"}
+    words |= {word for name in (*INSTRUMENTS, *DRUMS) for word in re.findall(r"[a-z]+", name)}
+    words -= {"drum"}  # of a snare drum and a kick drum alike
+    return frozenset(i for i in range(tokenizer.get_vocab_size()) if tokenizer.decode([i]).strip() in words)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

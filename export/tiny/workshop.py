@@ -22,7 +22,7 @@ from .network import TinyShape, TinyUalm
 from .run_folder import write_run
 from .soundfont import SOUNDFONT, render_sounds
 from .starting_point import start_codes
-from .tokens import TEXT_SIZE, load_tokenizer, note_tokens, train_tokenizer
+from .tokens import TEXT_SIZE, content_tokens, load_tokenizer, train_tokenizer
 
 RENDERS, CODEC, TOKENIZER = "renders.npy", "codec.pt", "tokenizer.json"
 _CARD = Path(__file__).with_name("MODEL_CARD.md")
@@ -67,7 +67,7 @@ class Workshop:
         tokenizer = self.tokenizer()
         vocabulary = Vocabulary.in_order(("text", "discrete_audio"), TEXT_SIZE, CODEBOOK)
         return Studio(
-            self.bank(), self.codec()[1], vocabulary, lambda text: tokenizer.encode(text).ids, note_tokens(tokenizer)
+            self.bank(), self.codec()[1], vocabulary, lambda text: tokenizer.encode(text).ids, content_tokens(tokenizer)
         )
 
     def network(self, shape: TinyShape | None = None) -> TinyUalm:

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tokenizers import Tokenizer
+
+from ualm.export.tiny.conversations import Studio
+from ualm.export.tiny.domain import HIT, HOP, LAST, FrameBank, sounds
+from ualm.export.tiny.tokens import TEXT_SIZE, content_tokens, train_tokenizer
+from ualm.runtime.vocabulary import Vocabulary
+
+#: What renders.flac holds, one after the other: real renders of the MIT soundfont, 24 frames each.
+FIXTURE = (
+    ("piano", 72),
+    ("vibraphone", 74),
+    ("marimba", 76),
+    ("guitar", 77),
+    ("trumpet", 79),
+    ("oboe", 81),
+    ("clarinet", 83),
+    ("steel drum", 84),
+    ("kick drum", HIT),
+    ("snare drum", HIT),
+    ("closed hi-hat", HIT),
+    ("cowbell", HIT),
+)
+
+
+@pytest.fixture(scope="session")
+def real_renders() -> dict[tuple[str, int], np.ndarray]:
+    """Real renders of a few sounds, float32 [7680] each."""
+    samples, rate = soundfile.read(Path(__file__).with_name("renders.flac"), dtype="float32")
+    assert rate == 16000
+    return dict(zip(FIXTURE, samples.reshape(len(FIXTURE), LAST * HOP), strict=True))
+
+
+@pytest.fixture(scope="session")
+def bank(real_renders: dict[tuple[str, int], np.ndarray]) -> FrameBank:
+    """All sounds of the domain: the real ones, and decaying tones or noise in place of the others."""
+    rng, time = np.random.default_rng(0), np.arange(LAST * HOP) / 16000
+    rendered = []
+    for number, (name, note) in enumerate(sounds()):
+        hertz = 440 * 2 ** ((note - 69) / 12)
+        partials = [np.sin(2 * np.pi * k * hertz * time) / k ** (1 + number % 3) for k in (1, 2, 3)]
+        tone = rng.standard_normal(len(time)) if note == HIT else sum(partials)
+        made = (0.2 * tone * np.exp(-4 * time)).astype(np.float32)
+        rendered.append(real_renders.get((name, note), made))
+    return FrameBank(np.stack(rendered))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    return Vocabulary.in_order(("text", "discrete_audio"), TEXT_SIZE, 1024)
+
+
+@pytest.fixture(scope="session")
+def studio(bank: FrameBank, tokenizer: Tokenizer, vocabulary: Vocabulary) -> Studio:
+    """A studio whose codes are random, but different for every frame."""
+    codes = np.random.default_rng(1).integers(1, 1024, (len(bank.frames), 8))
+    codes[0] = 0
+    return Studio(bank, codes, vocabulary, lambda text: tokenizer.encode(text).ids, content_tokens(tokenizer))

@@ -1,0 +1,114 @@
+"""The detectors that judge the gates: on synthetic notes, on real renders, and on what is no sound of the domain."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+from ualm.export.tiny.detect import Judge, onsets, pitch
+from ualm.export.tiny.domain import HOP, NOTES, SLOTS, Clip, FrameBank, random_clip, sounds
+from ualm.export.tiny.soundfont import SOUNDFONT, render_sounds
+
+from .conftest import FIXTURE
+
+
+def _tone(note: float, partials: tuple[float, ...] = (1.0, 0.5, 0.3), seconds: float = 0.5) -> np.ndarray:
+    hertz, time = 440 * 2 ** ((note - 69) / 12), np.arange(int(16000 * seconds)) / 16000
+    wave = sum(a * np.sin(2 * np.pi * k * hertz * time) for k, a in enumerate(partials, 1))
+    return (0.2 * wave * np.exp(-3 * time)).astype(np.float32)
+
+
+@pytest.mark.parametrize("note", NOTES)
+@pytest.mark.parametrize("partials", [(1.0,), (1.0, 0.5, 0.3), (0.3, 1.0, 0.5)])
+def test_pitch_of_a_synthetic_note_is_right_to_a_tenth_of_a_semitone(note: int, partials: tuple[float, ...]) -> None:
+    for off in (-0.3, 0.0, 0.3):
+        heard = pitch(_tone(note + off, partials))
+        assert heard is not None and abs(heard - note - off) < 0.1
+
+
+def test_noise_and_silence_have_no_pitch() -> None:
+    assert pitch(np.zeros(8000, np.float32)) is None
+    assert pitch(np.random.default_rng(0).standard_normal(8000).astype(np.float32)) is None
+
+
+@pytest.mark.parametrize("gap", [0.16, 0.28, 0.44])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_onsets_of_synthetic_notes_are_found_where_they_are(gap: float, count: int) -> None:
+    notes = [_tone(72 + 2 * i, seconds=gap) for i in range(count - 1)] + [_tone(84)]
+    found = onsets(np.concatenate(notes))
+    assert len(found) == count
+    assert all(abs(at - i * gap) < 0.025 for i, at in enumerate(found))
+
+
+@pytest.mark.parametrize("key", FIXTURE, ids=lambda key: f"{key[0]} {key[1]}")
+def test_a_real_render_is_heard_as_what_it_is(
+    key: tuple[str, int], real_renders: dict[tuple[str, int], np.ndarray]
+) -> None:
+    heard = Judge()(real_renders[key])
+    assert heard.clip == Clip(key[0], (key[1],)), heard
+
+
+@pytest.mark.parametrize("tempo", SLOTS)
+@pytest.mark.parametrize("key", FIXTURE, ids=lambda key: f"{key[0]} {key[1]}")
+def test_repeated_real_notes_are_counted_and_timed(key: tuple[str, int], tempo: str, bank: FrameBank) -> None:
+    for count in (2, 3):
+        clip = Clip(key[0], (key[1],) * count, tempo)
+        assert Judge()(bank.samples(clip)).clip == clip
+
+
+@pytest.mark.parametrize("snr", [40, 25])
+def test_codec_noise_does_not_change_what_is_heard(snr: int, bank: FrameBank) -> None:
+    rng = np.random.default_rng(0)
+    for name, note in FIXTURE:
+        clip = Clip(name, (note, note), "moderate")
+        samples = bank.samples(clip)
+        noise = rng.standard_normal(len(samples)) * np.sqrt(np.mean(samples**2)) * 10 ** (-snr / 20)
+        # noise of a codec comes and goes with the sound
+        noisy = samples + (noise * (samples != 0)).astype(np.float32)
+        assert Judge()(noisy).clip == clip, (clip, Judge()(noisy))
+
+
+def test_a_wrong_sound_is_no_clip(bank: FrameBank) -> None:
+    judge = Judge()
+    assert judge(np.zeros(8000, np.float32)).clip is None
+    assert judge(np.random.default_rng(0).standard_normal(12000).astype(np.float32) * 0.1).clip is None
+    mixed = np.concatenate([bank.samples(Clip("piano", (72,)))[: 14 * HOP], bank.samples(Clip("trumpet", (79,)))])
+    assert judge(mixed).clip is None and "several sounds" in judge(mixed).why
+    four = np.concatenate([bank.samples(Clip("marimba", (76,)))[: 8 * HOP]] * 4)
+    assert judge(four).clip is None and judge(four).why == "4 onsets"
+    uneven = np.concatenate([bank.samples(Clip("marimba", (76,)))[: n * HOP] for n in (8, 22, 14)])
+    assert judge(uneven).clip is None and "no tempo" in judge(uneven).why
+    flat = _tone(72.5)
+    assert judge(flat).clip is None
+
+
+def test_a_wrong_note_instrument_count_or_tempo_is_told_apart(bank: FrameBank) -> None:
+    judge, clip = Judge(), Clip("trumpet", (79, 79), "quick")
+    for other in (Clip("oboe", (81, 81), "quick"), Clip("trumpet", (79,)), Clip("trumpet", (79, 79), "slow")):
+        assert judge(bank.samples(other)).clip == other != clip
+
+
+@pytest.mark.skipif(
+    shutil.which("fluidsynth") is None or not SOUNDFONT.is_file(),
+    reason="needs fluidsynth and fluidr3mono-gm-soundfont (apt-get install)",
+)
+def test_every_sound_and_hundreds_of_sequences_of_the_soundfont_are_heard_right() -> None:
+    bank, judge, rng = FrameBank(render_sounds()), Judge(), random.Random(0)
+    clips = [Clip(name, (note,)) for name, note in sounds()] + [random_clip(rng, counts=(0, 1, 1)) for _ in range(200)]
+    wrong = [clip for clip in clips if judge(bank.samples(clip)).clip != clip]
+    assert len(wrong) <= 2, wrong
+
+
+@pytest.mark.skipif(
+    shutil.which("fluidsynth") is None or not SOUNDFONT.is_file(),
+    reason="needs fluidsynth and fluidr3mono-gm-soundfont (apt-get install)",
+)
+def test_rendering_is_repeatable_and_begins_at_the_onset(real_renders: dict[tuple[str, int], np.ndarray]) -> None:
+    first, second = render_sounds(), render_sounds()
+    assert np.array_equal(first, second)
+    assert np.allclose(np.abs(first).max(axis=1), 0.5)
+    for key, stored in real_renders.items():  # the renders that the tests keep, to 16 bits
+        assert np.abs(first[sounds().index(key)] - stored).max() < 1e-3
