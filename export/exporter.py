@@ -33,6 +33,7 @@ from ..runtime.files import replacing_folder
 from ..runtime.hearing import Hearing
 from ..runtime.sampling import AudioSampling, TextSampling
 from ..runtime.sound import Sound
+from ..runtime.templates import Templates
 from ..runtime.tensors import MappedTensors
 from ..runtime.vocabulary import Vocabulary
 from .agreement import branches, hold_rows, misses
@@ -43,6 +44,7 @@ from .codec import CodecPart, plan_codec
 from .encoder_afwhisper import plan_encoder as plan_afwhisper
 from .encoder_common import EncoderPart
 from .encoder_omni import plan_encoder as plan_omni
+from .fields import read_json
 from .golden import check_onnxruntime, tolerances, write_golden
 from .graph import Graph
 from .heads import HeadsPlan
@@ -58,6 +60,9 @@ from .weights import WeightStore
 CALIBRATION_ROWS = 8192
 #: Un-rotated keys and values of the guidance null branch.
 NULL_TABLES = ("null.keys", "null.values")
+
+#: Beside train.yaml, where a run has words of its own for the modes of reasoning.
+TEMPLATES_FILE = "templates.json"
 
 #: Called with a stage's name, the bytes done and the bytes in all (0: not known).
 Progress = Callable[[str, int, int], None]
@@ -105,6 +110,7 @@ def export_run(
     clock = _Clock()
     files = find_run(run, config=config, weights=weights, step=step)
     recipe = read_recipe(files.config)
+    templates = read_templates(files.config.with_name(TEMPLATES_FILE))
     checkpoint = Checkpoint(files.weights)
     plan = _Plan(checkpoint, recipe, formats)
     clock.lap("read")
@@ -112,7 +118,7 @@ def export_run(
         write_tokenizer(recipe, folder / TOKENIZER)  # first: it may be refused, and the weights take minutes
         plan.write(folder, progress)
         clock.lap("write")
-        manifest = plan.manifest(files)
+        manifest = dataclasses.replace(plan.manifest(files), templates=templates)
         if examples is not None:
             manifest = dataclasses.replace(manifest, files=_sizes(folder))
             _write_manifest(manifest, folder)
@@ -138,6 +144,16 @@ def export_run(
     sizes = {name: file.size for name, file in manifest.files.items()}
     sizes[MANIFEST] = (bundle / MANIFEST).stat().st_size
     return ExportReport(bundle, files, sizes, clock.seconds, manifest.quality, missed)
+
+
+def read_templates(path: Path) -> Templates:
+    """The templates of a run; the defaults where there is no such file."""
+    if not path.exists():
+        return Templates()
+    try:
+        return Templates.from_json(read_json(path))
+    except ValueError as error:
+        raise ExportError(f"{path}: {error}; mend it, or remove it to take the defaults") from error
 
 
 class _Clock:

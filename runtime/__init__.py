@@ -25,10 +25,21 @@ from .errors import (
 )
 from .events import SegmentEnded, SegmentStarted, SoundChunk, TextDelta, TurnEnded
 from .model import Model
+from .reasoning import Reasoning
 from .sampling import AudioSampling, TextSampling
 from .segment import Segment
 from .session import Session
 from .sound import Sound, Speech
+from .stages import (
+    ReasoningEnded,
+    ReasoningResult,
+    Stage,
+    StageEnded,
+    StageSound,
+    StageStarted,
+    StageText,
+    Verdict,
+)
 from .turn import Turn
 
 __version__ = importlib.metadata.version("ualm")
@@ -45,6 +56,9 @@ __all__ = [
     "ModalityError",
     "Model",
     "OutputError",
+    "Reasoning",
+    "ReasoningEnded",
+    "ReasoningResult",
     "Segment",
     "SegmentEnded",
     "SegmentLimitError",
@@ -54,11 +68,17 @@ __all__ = [
     "Sound",
     "SoundChunk",
     "Speech",
+    "Stage",
+    "StageEnded",
+    "StageSound",
+    "StageStarted",
+    "StageText",
     "TextDelta",
     "TextSampling",
     "TimeLimitError",
     "Turn",
     "TurnEnded",
     "UalmError",
+    "Verdict",
     "__version__",
 ]

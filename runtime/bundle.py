@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Literal
@@ -20,6 +20,7 @@ import numpy as np
 
 from .errors import BundleError, InputError
 from .sampling import AudioSampling, TextSampling
+from .templates import Templates
 from .tensors import MappedTensors
 from .vocabulary import Vocabulary
 
@@ -90,6 +91,8 @@ class Manifest:
     source: Mapping[str, Any]
     files: Mapping[str, BundleFile]
     created_by: str
+    #: What the modes of reasoning say, see ``templates``.
+    templates: Templates = field(default_factory=Templates)
 
     def to_json(self) -> dict[str, Any]:
         """The document as written, with its own digest."""
@@ -102,6 +105,7 @@ class Manifest:
             "codec": vars(self.codec),
             "features": dict(self.features),
             "sampling": {name: dict(values) for name, values in self.sampling.items()},
+            "templates": self.templates.to_json(),
             "parts": {name: dict(values) for name, values in self.parts.items()},
             "precision": dict(self.precision),
             "quality": dict(self.quality),
@@ -245,6 +249,7 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
             source=MappingProxyType(document["source"]),
             files=MappingProxyType(files),
             created_by=str(document["created_by"]),
+            templates=_templates(document.get("templates", {})),  # bundles before them have the default's
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BundleError(f"{path}: field missing or malformed ({error}); export the run again") from error
@@ -253,6 +258,13 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
         if not parts or name.startswith("/") or ".." in parts or any(mark in name for mark in "\\:\0"):
             raise BundleError(f"{path}: files: {name!r} leads outside the bundle; refused, export the run again")
     return manifest
+
+
+def _templates(values: object) -> Templates:
+    try:
+        return Templates.from_json(values)
+    except ValueError as error:
+        raise ValueError(f"templates: {error}") from error
 
 
 def _sha256(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:

@@ -20,6 +20,7 @@ from .cli_common import (
     JsonOption,
     MaxSecondsOption,
     MaxTokensOption,
+    PlotOption,
     SeedOption,
     TemperatureOption,
     ThreadsOption,
@@ -35,7 +36,9 @@ from .cli_common import (
 )
 from .cli_doctor import doctor
 from .cli_inspect import inspect
+from .cli_reason import reason
 from .errors import InputError, UalmError
+from .plot import check_plot, save_spectrogram
 from .sound import check_writable
 from .vocabulary import STREAMS
 
@@ -70,6 +73,7 @@ def generate(
     top_k: TopKOption = None,
     max_seconds: MaxSecondsOption = None,
     pcm16: Annotated[bool, typer.Option("--pcm16", help="16-bit samples, scaled down if a peak passes 1.0.")] = False,
+    plot: PlotOption = None,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
     as_json: JsonOption = False,
@@ -77,6 +81,8 @@ def generate(
     """Make a sound from a text. WAV files hold 32-bit floats unless --pcm16 is given."""
     subtype = "PCM_16" if pcm16 else None
     check_writable(output, subtype)
+    if plot is not None:
+        check_plot(plot)
     with open_model(bundle, threads, max_context) as model:
         codec = model.bundle.manifest.codec
         frame_seconds = codec.hop_length / codec.sample_rate
@@ -95,8 +101,11 @@ def generate(
             sound = model.generate(text, on_rows=on_rows, **options)
         elapsed = time.perf_counter() - started
     gain = sound.save(output, subtype)
+    if plot is not None:
+        save_spectrogram(sound, plot, text)
     result = {
         "output": str(output),
+        "plot": None if plot is None else str(plot),
         "seconds": round(sound.duration, 3),
         "sample_rate": sound.sample_rate,
         "frames": len(sound.codes) if sound.codes is not None else 0,
@@ -206,6 +215,7 @@ def export(
 
 
 app.command()(chat)
+app.command()(reason)
 app.command()(inspect)
 app.command()(doctor)
 app.add_typer(bench, name="bench")

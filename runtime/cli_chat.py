@@ -26,6 +26,7 @@ from .cli_common import (
     SeedOption,
     StandardOutputError,
     TemperatureOption,
+    TextTemperatureOption,
     ThreadsOption,
     TopKOption,
     given,
@@ -64,9 +65,7 @@ def chat(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     max_seconds: MaxSecondsOption = None,
-    text_temperature: Annotated[
-        float | None, typer.Option("--text-temperature", help="Like --temperature, for texts.")
-    ] = None,
+    text_temperature: TextTemperatureOption = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Longest text to write.")] = None,
     time_limit: Annotated[
         float | None, typer.Option("--time-limit", help="Seconds that a turn may take; it is taken back then.")
@@ -104,7 +103,7 @@ def chat(
         if at_terminal or as_json:
             about = {"bundle": str(model.bundle.folder), "model": model.identity, "max_context": model.max_context}
             view.note("opened", f"{model.bundle.folder}: opened; /help lists the commands", about)
-        failed = _converse(talk, view, _reader(as_json), at_terminal)
+        failed = _converse(talk, view, line_reader(as_json), at_terminal)
     if failed and not at_terminal:
         raise typer.Exit(1)
 
@@ -257,7 +256,7 @@ def _converse(talk: Chat, view: View, read: Callable[[], str | None], at_termina
             view.note("interrupted", "\nCtrl-C once more leaves, as /quit and Ctrl-D do", {})
 
 
-def _reader(as_json: bool) -> Callable[[], str | None]:
+def line_reader(as_json: bool) -> Callable[[], str | None]:
     """A function that gives the next line, None at the end: with line editing where both ends are a terminal."""
     if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are refused by name later
         sys.stdin.reconfigure(errors="surrogateescape")

@@ -13,7 +13,7 @@ from .errors import UalmError
 from .events import Event, SegmentEnded, SegmentStarted, SoundChunk, TextDelta
 
 #: Control characters that a model may write and a terminal would obey; line feed and tab stay.
-_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class View(Protocol):
@@ -57,7 +57,7 @@ class TextView:
             self._started = time.perf_counter()
         elif isinstance(event, TextDelta):
             self._live.hide()
-            print_any(event.text.translate(_CONTROLS) if self._terminal else event.text)
+            print_any(event.text.translate(CONTROLS) if self._terminal else event.text)
             self._mid_line = not event.text.endswith("\n")
         elif isinstance(event, SoundChunk):
             made = (event.start + len(event.samples)) / event.sample_rate

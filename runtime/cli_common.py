@@ -20,10 +20,14 @@ from rich.text import Text
 from .bundle import CodecIdentity
 from .errors import InputError, OutputError
 from .model import Model
+from .packaged import default_bundle
 from .vocabulary import STREAMS
 
 BundleOption = Annotated[
-    Path | None, typer.Option("--bundle", "-b", envvar="UALM_BUNDLE", help="Folder made by `ualm export`.")
+    Path | None,
+    typer.Option(
+        "--bundle", "-b", envvar="UALM_BUNDLE", help="Folder made by `ualm export`; by default the model within ualm."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 SeedOption = Annotated[int, typer.Option(help="Equal seeds give equal answers.")]
@@ -32,6 +36,13 @@ TemperatureOption = Annotated[float | None, typer.Option(help="0 takes the most 
 TopKOption = Annotated[int | None, typer.Option("--top-k", help="Draw among this many candidates.")]
 MaxSecondsOption = Annotated[float | None, typer.Option("--max-seconds", help="Longest sound to make.")]
 MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", help="Longest answer.")]
+TextTemperatureOption = Annotated[
+    float | None, typer.Option("--text-temperature", help="Like --temperature, for texts.")
+]
+PlotOption = Annotated[
+    Path | None,
+    typer.Option("--plot", help="Draw the sound's spectrogram: .png, .svg or .pdf; needs the extra ualm[plot]."),
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
 ContextOption = Annotated[int | None, typer.Option("--max-context", help="Rows that prompt and answer may take.")]
 
@@ -39,13 +50,18 @@ ContextOption = Annotated[int | None, typer.Option("--max-context", help="Rows t
 progress = Console(stderr=True)
 
 
+def named_or_packaged(bundle: Path | None) -> Path:
+    """The folder that was named; else the model that comes with ualm, and that is told."""
+    if bundle is not None:
+        return bundle
+    found = default_bundle()
+    print(f"ualm: no bundle named, so the model that comes with ualm is used: {found}", file=sys.stderr, flush=True)
+    return found
+
+
 def open_model(bundle: Path | None, threads: int | None, max_context: int | None) -> Model:
-    """The model of ``--bundle`` or ``UALM_BUNDLE``."""
-    if bundle is None:
-        raise InputError(
-            "no bundle given; name one with --bundle or the variable UALM_BUNDLE (see: ualm export --help)"
-        )
-    return Model.open(bundle, threads=threads, max_context=max_context)
+    """The model of ``--bundle`` or ``UALM_BUNDLE``, or the one that comes with ualm."""
+    return Model.open(named_or_packaged(bundle), threads=threads, max_context=max_context)
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -12,10 +12,16 @@ from .cli_common import JsonOption, LiveLine, in_bytes, report, table
 from .doctor import GOLDEN_CONTEXT, Check, check_golden, engines, machine, native_module, versions
 from .engines.base import open_engine
 from .errors import UalmError
+from .packaged import packaged_bundle
 
 
 def doctor(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle to verify and to compute with.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            envvar="UALM_BUNDLE", help="A bundle to verify and to compute with; by default the model within ualm."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show versions, the CPU, and which engines can run here; check a bundle's hashes and golden vector.
@@ -32,6 +38,7 @@ def doctor(
     problems = [] if native is None else [f"the native module cannot be loaded: {native}"]
     if not any(engine["runs"] for engine in about["engines"].values()):
         problems.append("no engine can run here")
+    bundle = packaged_bundle() if bundle is None else bundle
     if bundle is not None:
         about["bundle"] = _examine(bundle)
         problems += about["bundle"]["problems"]

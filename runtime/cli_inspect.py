@@ -11,18 +11,21 @@ import numpy as np
 import typer
 
 from .bundle import MANIFEST, Bundle
-from .cli_common import JsonOption, in_bytes, report, table
+from .cli_common import JsonOption, in_bytes, named_or_packaged, report, table
 from .model import DEFAULT_CONTEXT
 from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, SPECIALS, STREAMS
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Folder made by `ualm export`.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(envvar="UALM_BUNDLE", help="Folder made by `ualm export`; by default the model within ualm."),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the hashes of all files too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle is: sizes, parts, files, defaults, where it came from. Loads no engine."""
-    opened = Bundle(bundle, verify="always" if verify else "never")
+    opened = Bundle(named_or_packaged(bundle), verify="always" if verify else "never")
     about = describe(opened)
     about["verified"] = verify
     report(as_json, about, _plain(about))
@@ -71,6 +74,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "templates": {
             "conversation": "bos, then per message: role, modality, content, then eot before the same role, else eos",
             "ids": {"bos": BOS, "eos": EOS, "eot": EOT, **ROLES, **MODALITIES},
+            **manifest.templates.to_json(),
         },
         "cache": {"bytes_per_row": row, "rows": context, "bytes": row * context},
     }
@@ -111,7 +115,7 @@ def _plain(about: Mapping[str, Any]) -> str:
     sections = [
         table(about["bundle"], identity),
         table("source", _flat(source)),
-        table("templates", [("conversation", about["templates"]["conversation"]), ("ids", _ids(about))]),
+        table("templates", _templates(about)),
         table("model", _flat(about["model"])),
         table(f"vocabulary, {vocabulary['size']} ids", spans),
         table("codec", rates),
@@ -134,6 +138,12 @@ def _flat(values: Mapping[str, Any]) -> list[tuple[str, object]]:
         else:
             rows.append((name.replace("_", " "), "none" if value is None else value))
     return rows
+
+
+def _templates(about: Mapping[str, Any]) -> list[tuple[str, object]]:
+    told = about["templates"] | {"ids": _ids(about)}
+    rows = _flat(told)
+    return [(name, " | ".join(value) if isinstance(value, list) else value) for name, value in rows]
 
 
 def _size(size: int | None) -> str:

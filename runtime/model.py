@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,10 +18,13 @@ from .errors import InputError, UalmError
 from .generate import Began, Ended, Modality, OnRows, turn
 from .hearing import FeatureSpec, Hearing
 from .listening import Listener
+from .packaged import default_bundle
+from .reasoning import Reasoning
 from .sampling import AudioSampling, Mode, TextSampling, check_options
 from .segment import Segment, SegmentBuilder
 from .session import Limits, Session
 from .sound import Sound
+from .stages import ReasonMode
 from .streaming import SoundStream
 from .vocabulary import check_codes
 
@@ -52,13 +55,13 @@ class Model:
     @classmethod
     def open(
         cls,
-        bundle: str | os.PathLike[str],
+        bundle: str | os.PathLike[str] | None = None,
         engine: str | None = None,
         threads: int | None = None,
         max_context: int | None = None,
         verify: Verify = "first",
     ) -> Model:
-        """Open a bundle folder.
+        """Open a bundle folder; None for the model that comes with ualm.
 
         ``engine``: None for the best that can run here, or a name ("onnxruntime"). ``threads``: CPU threads, None for
         all cores. ``max_context``: rows that one conversation may hold (prompt and answer; a row is 20 ms of spoken
@@ -69,7 +72,7 @@ class Model:
         """
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads = {threads!r}: give a whole number of at least 1, or None for all cores")
-        opened = Bundle(bundle, verify=verify)
+        opened = Bundle(default_bundle() if bundle is None else bundle, verify=verify)
         limit = opened.manifest.model.max_positions
         if max_context is None:
             max_context = min(DEFAULT_CONTEXT, limit)
@@ -197,6 +200,33 @@ class Model:
         segment = self.run(messages, modality="text", max_segments=1, text=text, on_rows=on_rows)[0]
         assert segment.text is not None
         return segment.text
+
+    def reason(
+        self,
+        prompt: str | Iterable[str],
+        mode: ReasonMode = "enrich",
+        *,
+        rounds: int = 1,
+        seed: int | None = None,
+        session: Session | None = None,
+        audio: AudioSampling | None = None,
+        text: TextSampling | None = None,
+        **options: Any,
+    ) -> Reasoning:
+        """Think before, between or after sounds: see ``reasoning``. Iterate for the events, or call ``result()``.
+
+        ``prompt``: a text; in a "dialogue", the user's turns, one or many, also from an iterator, which is asked for
+        the next turn when the one before is over. ``rounds``: how often a sound may be heard again ("reflect").
+        ``seed``: of both modalities; turn k draws with seed + k. ``session``: a conversation to go on with, None for a
+        new one. ``options`` override single fields of ``audio``. Bad input is refused here; the work starts with the
+        iteration.
+        """
+        seeds = {} if seed is None else {"seed": seed}
+        audio = _override(audio or self._audio_defaults, seeds | options)
+        text = _override(text or self._text_defaults, seeds)
+        check_options("fixed", audio, text)
+        talk = self.session() if session is None else session
+        return Reasoning(talk, prompt, mode=mode, rounds=rounds, audio=audio, text=text)
 
     def decode(self, codes: np.ndarray) -> Sound:
         """Codec codes, integers [T, 8], to a sound."""

@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from support.runs import Run, make_run
 from ualm.export.exporter import export_run
-from ualm.runtime import cli
+from ualm.runtime import cli, packaged
 
 torch.set_num_threads(1)
 # the same examples at every run: a test fails because of a change, not because of a draw (look for new ones with
@@ -33,9 +33,10 @@ def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command as on a new machine: nothing verified before, no bundle of the user's own."""
+    """The command as on a new machine: nothing verified before, no bundle of the user's own, none within ualm."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("UALM_BUNDLE", raising=False)
+    monkeypatch.setattr(packaged, "PACKAGED", tmp_path / "no bundle within ualm")
 
 
 @pytest.fixture

@@ -1,0 +1,115 @@
+"""Spectrograms as pictures. Matplotlib is an extra, loaded only when something is drawn."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import InputError, OutputError, UalmError
+from .files import replacing_file
+from .sound import Sound
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: What is written, by suffix, and the metadata left out there: equal sounds give equal files.
+_FORMATS: dict[str, dict[str, None]] = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+#: Samples of a frame and between two, in seconds: partials 40 Hz apart are told apart, and onsets 8 ms apart.
+_WINDOW_SECONDS, _HOP_SECONDS = 0.048, 0.008
+#: Frames of a picture; a long sound is drawn with longer hops.
+_MOST_FRAMES = 4000
+#: Decibels from the loudest cell to the darkest colour.
+_RANGE = 80.0
+#: What silence is drawn as, in decibels of full scale.
+_FLOOR = -180.0
+_INCHES, _DOTS_PER_INCH = (9.0, 4.0), 120
+_TITLE_COLUMNS = 90
+
+
+def check_plot(path: str | os.PathLike[str]) -> None:
+    """Refuse what :func:`save_spectrogram` would refuse, before the sound is made."""
+    target = Path(path)
+    if target.suffix.lower() not in _FORMATS:
+        raise InputError(f"{target}: cannot draw {target.suffix or 'a name without extension'}; use .png, .svg or .pdf")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder; name a file")
+    _figure()
+
+
+def spectrogram(sound: Sound) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times (seconds) [T], frequencies (Hz) [F] and levels [F, T] of a sound, float64.
+
+    Levels in decibels of the power of a sine of full scale, from Hann-windowed frames centred on the times; the power
+    is the mean of the channels.
+    """
+    samples = sound.samples[:, None] if sound.samples.ndim == 1 else sound.samples
+    rate, length = sound.sample_rate, len(samples)
+    size = max(int(rate * _WINDOW_SECONDS) // 2 * 2, 2)
+    hop = max(int(rate * _HOP_SECONDS), -(-length // _MOST_FRAMES), 1)
+    padded = np.pad(samples.astype(np.float64), ((size // 2, size // 2 + hop), (0, 0)))
+    window = np.hanning(size + 1)[:-1]  # periodic
+    starts = np.arange(-(-length // hop) + 1) * hop
+    power = np.zeros((size // 2 + 1, len(starts)))
+    for channel in range(padded.shape[1]):
+        frames = np.lib.stride_tricks.sliding_window_view(padded[:, channel], size)[starts]
+        power += np.abs(np.fft.rfft(frames * window).T * (2 / window.sum())) ** 2 / padded.shape[1]
+    levels = 10 * np.log10(np.maximum(power, 10 ** (_FLOOR / 10)))
+    return starts / rate, np.fft.rfftfreq(size, 1 / rate), levels
+
+
+def save_spectrogram(sound: Sound, path: str | os.PathLike[str], title: str) -> None:
+    """Draw the spectrogram of ``sound`` to a ``.png``, ``.svg`` or ``.pdf``, whole or not at all.
+
+    Raises :class:`InputError` for another suffix, :class:`OutputError` when the file cannot be written, and
+    :class:`UalmError` where Matplotlib is not installed.
+    """
+    check_plot(path)
+    target = Path(path)
+    times, frequencies, levels = spectrogram(sound)
+    figure = _figure()
+    axes = figure.add_subplot()
+    top = max(float(levels.max()), _FLOOR + _RANGE)
+    # a cell is centred on its time and its frequency
+    wide = (times[1] if len(times) > 1 else sound.duration) / 2
+    high = frequencies[1] / 2
+    image = axes.imshow(
+        levels,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        cmap="magma",
+        vmin=top - _RANGE,
+        vmax=top,
+        extent=(-wide, times[-1] + wide, -high / 1000, (frequencies[-1] + high) / 1000),
+    )
+    axes.set_xlim(0, sound.duration)
+    axes.set_ylim(0, frequencies[-1] / 1000)
+    axes.set_xlabel("time (s)")
+    axes.set_ylabel("frequency (kHz)")
+    printable = "".join(letter if letter.isprintable() else " " for letter in title)
+    axes.set_title("\n".join(textwrap.wrap(printable, _TITLE_COLUMNS)), parse_math=False)
+    figure.colorbar(image, ax=axes, label="level (dB of full scale)")
+    suffix = target.suffix.lower()
+    import matplotlib
+
+    # SVG names its parts at random unless it is given a salt
+    with replacing_file(target) as temporary, matplotlib.rc_context({"svg.hashsalt": "ualm"}):
+        figure.savefig(temporary, format=suffix[1:], metadata=_FORMATS[suffix])
+
+
+def _figure() -> Figure:
+    try:
+        from matplotlib.figure import Figure  # without pyplot: no window system, no state of the process
+    except ImportError as error:
+        raise UalmError(f'Matplotlib cannot be loaded ({error}); install it with: pip install "ualm[plot]"') from error
+    return Figure(figsize=_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
