@@ -8,6 +8,7 @@ with Model.open("bundle") as model:
 
 import importlib.metadata
 
+from .chunks import ChunkProfile
 from .errors import (
     BundleError,
     ContextError,
@@ -29,6 +30,7 @@ from .sampling import AudioSampling, TextSampling
 from .segment import Segment
 from .session import Session
 from .sound import Sound, Speech
+from .sound_decoder import SoundDecoder
 from .turn import Turn
 
 __version__ = importlib.metadata.version("ualm")
@@ -36,6 +38,7 @@ __version__ = importlib.metadata.version("ualm")
 __all__ = [
     "AudioSampling",
     "BundleError",
+    "ChunkProfile",
     "ContextError",
     "EngineError",
     "ExportError",
@@ -53,6 +56,7 @@ __all__ = [
     "SessionError",
     "Sound",
     "SoundChunk",
+    "SoundDecoder",
     "Speech",
     "TextDelta",
     "TextSampling",
