@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -213,7 +214,14 @@ def layers_of(codec: Codec) -> Any:
 @pytest.mark.full
 @pytest.mark.parametrize("threads", [1, 2])
 def test_chunks_of_ten_frames_cost_little_more_than_the_whole_at_once(threads: int, tmp_path: Path) -> None:
-    """The published shape: at most 1.10 x the time for 500 frames. The best of some runs: others work too."""
+    """The published shape: at most 1.10 x for 500 frames, the best of some runs.
+
+    One thread by the processor's seconds, which others do not change. Two wait for each other, and spin meanwhile: only
+    the clock on the wall of a machine with nothing else to do tells what they take.
+    """
+    if threads > 1 and os.getloadavg()[0] > 0.5:
+        pytest.skip(f"the machine is busy (load average {os.getloadavg()[0]:.1f}); two threads would measure that")
+    clock = time.process_time if threads == 1 else time.perf_counter
     codec = make_codec(tmp_path, 256, 1024, (8, 5, 4, 2), threads)
     latents = codec.latents(500)
     seconds: list[list[float]] = [[], []]
@@ -221,8 +229,8 @@ def test_chunks_of_ten_frames_cost_little_more_than_the_whole_at_once(threads: i
         for times, work in zip(
             seconds, (lambda: codec.offline(latents), lambda: codec.streamed(latents, range(10, 500, 10))), strict=True
         ):
-            started = time.perf_counter()
+            started = clock()
             work()
-            times.append(time.perf_counter() - started)
+            times.append(clock() - started)
     offline, streamed = map(min, seconds)
     assert streamed <= 1.10 * offline
