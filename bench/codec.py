@@ -1,4 +1,4 @@
-"""Time to turn codec frames into samples, all in one call."""
+"""Time to turn codec frames into samples: all in one call, and in small pieces as a stream does."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ from .scenario import Case
 from .schema import Setting
 from .subjects import AnySubject, PeerSubject
 
+#: Frames of a piece; a codec that looks further ahead has a larger first piece.
+PIECE_FRAMES = 10
+
 
 @dataclass(frozen=True)
 class Codec:
-    """``seconds`` of random codes, decoded in one call. Figure: "decode"; the codebook sums before it are not timed."""
+    """``seconds`` of random codes, decoded. Figures: "decode", in one call; "streamed", ten frames after the other.
+
+    The codebook sums before it are not timed.
+    """
 
     seconds: tuple[float, ...] = (5.0,)
 
     name: ClassVar[str] = "codec"
-    units: ClassVar[Mapping[str, str]] = {"decode": "ms"}
-    compared: ClassVar[Sequence[str]] = ("decode",)
+    units: ClassVar[Mapping[str, str]] = {"decode": "ms", "streamed": "ms"}
+    compared: ClassVar[Sequence[str]] = ("decode", "streamed")
     default_repeat: ClassVar[int] = 12
 
     def settings(self, bundle: Bundle) -> Sequence[Mapping[str, Setting]]:
@@ -45,13 +51,20 @@ class Codec:
         random = np.random.default_rng(seed)
         codes = random.integers(0, subject.bundle.manifest.vocabulary.codebook_size, (frames, STREAMS), np.int16)
         latents = engine.codes_to_latents(codes)
+        pieces = np.split(latents, range(max(PIECE_FRAMES, codec.first_frames), frames, PIECE_FRAMES))
+        stream = engine.open_codec_stream()
+
+        def streamed() -> None:
+            for number, piece in enumerate(pieces, start=1):
+                stream.decode(piece, last=number == len(pieces))
 
         def block_of(count: int) -> Samples:
-            times = []
+            times: dict[str, list[float]] = {"decode": [], "streamed": []}
             for _ in range(count):
-                started = time.perf_counter()
-                engine.decode_latents(latents)
-                times.append(1000 * (time.perf_counter() - started))
-            return {"decode": times}
+                for name, work in (("decode", lambda: engine.decode_latents(latents)), ("streamed", streamed)):
+                    started = time.perf_counter()
+                    work()
+                    times[name].append(1000 * (time.perf_counter() - started))
+            return times
 
         return TimedSound(block_of, frames * codec.hop_length / codec.sample_rate)

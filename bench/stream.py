@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 from ..runtime.bundle import Bundle
+from ..runtime.chunks import ChunkProfile
 from ..runtime.errors import EngineError, InputError
 from ..runtime.events import SegmentEnded, SoundChunk, TurnEnded
 from ..runtime.model import Model
@@ -33,12 +34,14 @@ class Stream:
     Figures, from the call of ``Session.turn`` on: "first_row" drawn; "first_sample": the first samples that will not
     change arrive; "playable": 0.1 s of them are there; "sound": the segment is whole. "gap": between two chunks. A
     player that starts with the first chunk: "underruns", how often it runs dry; "stall", how long it is silent in all,
-    which is also how much later it would have to start never to run dry.
+    which is also how much later it would have to start never to run dry. "preroll": the sound that the first chunk
+    advises to hold before playback begins.
     """
 
     seconds: tuple[float, ...] = (5.0,)
     text: str = "rain on a tin roof"
     guidance: float | None = None
+    profile: str = "first_sound"
 
     name: ClassVar[str] = "stream"
     units: ClassVar[Mapping[str, str]] = {
@@ -48,6 +51,7 @@ class Stream:
         "gap": "ms",
         "underruns": "a sound",
         "stall": "ms",
+        "preroll": "ms",
         "sound": "ms",
     }
     compared: ClassVar[Sequence[str]] = ("first_row", "first_sample", "playable", "sound")
@@ -55,6 +59,7 @@ class Stream:
 
     def settings(self, bundle: Bundle) -> Sequence[Mapping[str, Setting]]:
         check_seconds(self.seconds)
+        ChunkProfile.named(self.profile)
         limit = bundle.manifest.model.max_positions
         for seconds in self.seconds:
             steps = _steps(bundle, seconds)
@@ -65,7 +70,7 @@ class Stream:
                     f"{limit} rows that this model holds"
                 )
         guidance = sampling_of(bundle, "audio", self.guidance).guidance
-        return [{"seconds": seconds, "guidance": guidance} for seconds in self.seconds]
+        return [{"seconds": seconds, "guidance": guidance, "profile": self.profile} for seconds in self.seconds]
 
     def open(self, subject: AnySubject, setting: Mapping[str, Setting], *, block: int, seed: int) -> Case:
         if isinstance(subject, PeerSubject):
@@ -75,12 +80,12 @@ class Stream:
         sampling = replace(sampling, max_steps=_steps(subject.bundle, seconds))
         most = max(_steps(subject.bundle, each) for each in self.seconds)
         rows = most + len(self.text.encode()) + 16  # a token takes a byte or more; roles and markers come on top
-        return _Turns(Model(subject.bundle, subject.engine(rows), rows), self.text, sampling)
+        return _Turns(Model(subject.bundle, subject.engine(rows), rows), self.text, sampling, self.profile)
 
 
 class _Turns:
-    def __init__(self, model: Model, text: str, sampling: AudioSampling) -> None:
-        self._model, self._text, self._sampling = model, text, sampling
+    def __init__(self, model: Model, text: str, sampling: AudioSampling, profile: str) -> None:
+        self._model, self._text, self._sampling, self._profile = model, text, sampling, profile
         self._turns = 0
         self._sound_seconds: list[float] = []
         self.block(1)
@@ -108,12 +113,14 @@ class _Turns:
         session = self._model.session()
         arrivals: list[tuple[float, int]] = []
         first_row = whole = None
-        rate = self._model.bundle.manifest.codec.sample_rate
+        preroll = 0.0
+        rate = self._model.bundle.manifest.sound_rate
         started = time.perf_counter()
-        turn = session.turn(self._text, modality="audio", audio=sampling)
+        turn = session.turn(self._text, modality="audio", audio=sampling, profile=self._profile)
         for event in turn:
             if isinstance(event, SoundChunk):
                 arrivals.append((time.perf_counter() - started, len(event.samples)))
+                preroll = event.preroll if len(arrivals) == 1 else preroll
             elif isinstance(event, SegmentEnded):
                 whole = time.perf_counter() - started
                 turn.cancel()  # what the model says after its first sound is not measured
@@ -130,6 +137,7 @@ class _Turns:
             "gap": [1000 * (later - earlier) for (earlier, _), (later, _) in itertools.pairwise(arrivals)],
             "underruns": [float(waited.underruns)],
             "stall": [1000 * waited.stall],
+            "preroll": [1000 * preroll],
             "sound": [1000 * whole],
         }
 

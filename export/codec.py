@@ -1,7 +1,7 @@
-"""The X-Codec decoder as one ONNX part, and the codebook tables that feed it.
+"""The X-Codec decoder as two ONNX parts, for whole sounds and for a stream, and the codebook tables that feed them.
 
 Decoding a frame is: sum the eight code vectors, apply ``fc2``, run the DAC decoder without its tanh. The first two
-steps are linear, so they fold into one small table per codebook (``codec.rvq_table``); the graph here is the third.
+steps are linear, so they fold into one small table per codebook (``codec.rvq_table``); the graphs are the third.
 HuBERT and the semantic branches serve encoding only; their tensors are recognised and left behind.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,14 @@ from transformers import XcodecConfig
 from ..runtime.errors import ExportError
 from ..runtime.vocabulary import STREAMS
 from .checkpoint import TensorSource, read_conv, weight_norm_names
+from .codec_graphs import draw_stream, draw_whole
+from .codec_layers import Convolution, decoder_convolutions, frame_context, lookahead_samples
 from .graph import Graph
 from .weights import WeightStore
 
 PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
 #: Modules that only encoding uses.
 ENCODER_SIDE = ("acoustic_encoder.", "encoder_semantic.", "decoder_semantic.", "semantic_model.", "fc.", "fc1.")
-#: Dilations of the three residual units of a block (DAC, Kumar et al. 2023, appendix A).
-DILATIONS = (1, 3, 9)
 _CODEBOOK = re.compile(r"quantizer\.quantizers\.(\d+)\.codebook\.(?:embed|inited|cluster_size|embed_avg)")
 
 
@@ -35,96 +35,22 @@ _CODEBOOK = re.compile(r"quantizer\.quantizers\.(\d+)\.codebook\.(?:embed|inited
 class CodecPart:
     """The planned decoder.
 
-    ``graph``: ``latents`` float32 [1, latent_size, frames] -> ``pcm`` float32 [1, frames * hop_length].
+    ``graph``: ``latents`` float32 [1, latent_size, frames] -> ``pcm`` float32 [1, frames * hop_length]. ``stream``: the
+    same piece by piece, see :func:`codec_graphs.draw_stream`; after n frames n * hop_length - ``lookahead`` samples are
+    out.
     ``context``: how many frames before and after a frame its samples depend on.
     ``tensors``: names in the checkpoint that are used here, or known not to be needed for decoding.
     """
 
     graph: Graph
+    stream: Graph
     sample_rate: int
     hop_length: int
     codebook_size: int
     latent_size: int
     context: tuple[int, int]
+    lookahead: int
     tensors: set[str]
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """One convolution of the decoder; ``snake`` names the activation in front of it, where there is one."""
-
-    name: str
-    inputs: int
-    outputs: int
-    kernel: int
-    padding: int
-    snake: str = ""
-    stride: int = 1
-    dilation: int = 1
-    output_padding: int = 0
-    transposed: bool = False
-
-    @property
-    def weight_shape(self) -> tuple[int, int, int]:
-        """Torch's order, which is ONNX's too: [out, in, kernel], and [in, out, kernel] when transposed."""
-        return (self.inputs, self.outputs, self.kernel) if self.transposed else (self.outputs, self.inputs, self.kernel)
-
-    def reach(self, first: int, last: int) -> tuple[int, int]:
-        """Output positions that change when inputs ``first`` .. ``last`` change, both ends included."""
-        span = (self.kernel - 1) * self.dilation
-        if self.transposed:
-            return first * self.stride - self.padding, last * self.stride - self.padding + span
-        return first + self.padding - span, last + self.padding
-
-
-def decoder_convolutions(latent_size: int, width: int, ratios: Sequence[int]) -> list[Convolution]:
-    """The decoder's convolutions in the order in which they run."""
-    layers = [Convolution("conv1", latent_size, width, kernel=7, padding=3)]
-    for index, ratio in enumerate(ratios):
-        block = f"block.{index}"
-        inputs, outputs = width // 2**index, width // 2 ** (index + 1)
-        # kernel 2r, padding ceil(r/2), output padding r mod 2: (T-1)r - 2 ceil(r/2) + 2r + r mod 2 = T r, exactly
-        layers.append(
-            Convolution(
-                f"{block}.conv_t1",
-                inputs,
-                outputs,
-                kernel=2 * ratio,
-                padding=math.ceil(ratio / 2),
-                snake=f"{block}.snake1",
-                stride=ratio,
-                output_padding=ratio % 2,
-                transposed=True,
-            )
-        )
-        for unit, dilation in enumerate(DILATIONS, start=1):
-            name = f"{block}.res_unit{unit}"
-            layers.append(
-                Convolution(
-                    f"{name}.conv1", outputs, outputs, 7, 3 * dilation, snake=f"{name}.snake1", dilation=dilation
-                )
-            )
-            layers.append(Convolution(f"{name}.conv2", outputs, outputs, 1, 0, snake=f"{name}.snake2"))
-    layers.append(Convolution("conv2", width // 2 ** len(ratios), 1, kernel=7, padding=3, snake="snake1"))
-    return layers
-
-
-def frame_reach(layers: Sequence[Convolution]) -> tuple[int, int]:
-    """First and last sample, counted from a frame's own first sample, that change when the frame changes.
-
-    A residual unit's direct path lies inside its convolutions' reach, so the chain of convolutions decides.
-    """
-    first = last = 0
-    for layer in layers:
-        first, last = layer.reach(first, last)
-    return first, last
-
-
-def frame_context(layers: Sequence[Convolution]) -> tuple[int, int]:
-    """How many frames before and after a frame its own samples depend on."""
-    hop = math.prod(layer.stride for layer in layers)
-    first, last = frame_reach(layers)
-    return max(last // hop, 0), max((hop - 1 - first) // hop, 0)
 
 
 def plan_codec(
@@ -152,12 +78,14 @@ def plan_codec(
         planner.plan_convolution(layer)
     planner.ignore(full.num_quantizers)
     return CodecPart(
-        graph=_draw(layers, store),
+        graph=draw_whole(layers, store),
+        stream=draw_stream(layers, store),
         sample_rate=full.sample_rate,
         hop_length=full.hop_length,
         codebook_size=full.codebook_size,
         latent_size=acoustic.hidden_size,
         context=frame_context(layers),
+        lookahead=lookahead_samples(layers),
         tensors=planner.tensors,
     )
 
@@ -281,35 +209,3 @@ class _Planner:
                 f"tensor {name} has shape {list(found)}, the codec's config.json asks for {list(expected)}"
             )
         self.tensors.add(name)
-
-
-def _draw(layers: Sequence[Convolution], store: WeightStore) -> Graph:
-    g = Graph("codec", store)
-    x = g.input("latents", [1, layers[0].inputs, "frames"])
-    direct = x
-    for layer in layers:
-        if layer.name.endswith("res_unit1.conv1"):
-            direct = x
-        if layer.snake:
-            x = _snake(g, x, layer.snake)
-        x = _convolve(g, x, layer)
-        if ".res_unit" in layer.name and layer.name.endswith(".conv2"):
-            x = direct = g.op("Add", direct, x, name=f"codec.{layer.name}.residual")
-    g.output(g.op("Squeeze", x, g.ints(1)), "pcm", [1, "samples"])
-    return g
-
-
-def _snake(g: Graph, x: str, name: str) -> str:
-    """``x + sin(alpha x)^2 / (alpha + 1e-9)`` (Ziyin et al. 2020; the small term as in DAC)."""
-    sine = g.op("Sin", g.op("Mul", x, g.weight(f"codec.{name}.alpha")))
-    return g.op("Add", x, g.op("Mul", g.op("Mul", sine, sine), g.weight(f"codec.{name}.gain")))
-
-
-def _convolve(g: Graph, x: str, layer: Convolution) -> str:
-    weights = g.weight(f"codec.{layer.name}.weight"), g.weight(f"codec.{layer.name}.bias")
-    shared: dict[str, Any] = {"kernel_shape": [layer.kernel], "strides": [layer.stride], "dilations": [layer.dilation]}
-    if not layer.transposed:
-        return g.op("Conv", x, *weights, name=f"codec.{layer.name}", pads=[layer.padding] * 2, **shared)
-    # cutting output_padding less at the end is what the attribute of that name means
-    pads = [layer.padding, layer.padding - layer.output_padding]
-    return g.op("ConvTranspose", x, *weights, name=f"codec.{layer.name}", pads=pads, **shared)

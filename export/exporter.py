@@ -25,6 +25,7 @@ from ..runtime.bundle import (
     CodecIdentity,
     Manifest,
     ModelIdentity,
+    PostCodecIdentity,
     describe_file,
 )
 from ..runtime.engines.base import open_engine
@@ -94,13 +95,15 @@ def export_run(
     prefill_precision: str | None = None,
     calibration: Path | None = None,
     accept_quality: bool = False,
+    post_codec: Callable[[CodecIdentity], PostCodecIdentity] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> ExportReport:
     """Export a training run to the folder ``bundle``, which appears whole or not at all.
 
-    Arguments as :func:`run.find_run` and :meth:`Precision.of`; ``calibration`` as :meth:`CalibrationSet.read`. A bundle
-    that falls below a gate of :mod:`agreement` is refused unless ``accept_quality``. Raises :class:`ExportError`,
-    naming the field or tensor, and :class:`OutputError` when the bundle cannot be written.
+    Arguments as :func:`run.find_run` and :meth:`Precision.of`; ``calibration`` as :meth:`CalibrationSet.read`;
+    ``post_codec`` describes a stage behind the codec, see ``runtime.post_codec``. A bundle that falls below a gate of
+    :mod:`agreement` is refused unless ``accept_quality``. Raises :class:`ExportError`, naming the field or tensor, and
+    :class:`OutputError` when the bundle cannot be written.
     """
     formats = Precision.of(precision, encoder_precision, codec_precision, prefill_precision)
     if calibration is not None and precision not in LIMITS:
@@ -113,12 +116,13 @@ def export_run(
     templates = read_templates(files.config.with_name(TEMPLATES_FILE))
     checkpoint = Checkpoint(files.weights)
     plan = _Plan(checkpoint, recipe, formats)
+    stage = None if post_codec is None else post_codec(plan.codec_identity)
     clock.lap("read")
     with replacing_folder(bundle) as folder:
         write_tokenizer(recipe, folder / TOKENIZER)  # first: it may be refused, and the weights take minutes
         plan.write(folder, progress)
         clock.lap("write")
-        manifest = dataclasses.replace(plan.manifest(files), templates=templates)
+        manifest = dataclasses.replace(plan.manifest(files), templates=templates, post_codec=stage)
         if examples is not None:
             manifest = dataclasses.replace(manifest, files=_sizes(folder))
             _write_manifest(manifest, folder)
@@ -227,7 +231,7 @@ class _Plan:
         elif compute != "float32":
             graphs["backbone.float32"] = self.backbone.graph("standard")
         graphs |= {f"head.{head}": self.heads.graph(head) for head in self.heads.sizes}
-        return graphs | {"encoder": self.encoder.graph, "codec": self.codec.graph}
+        return graphs | {"encoder": self.encoder.graph, "codec": self.codec.graph, "codec.stream": self.codec.stream}
 
     def integer_graphs(self) -> dict[str, Graph]:
         """Role -> graph whose products become whole numbers (see ``integer``)."""
@@ -300,8 +304,13 @@ class _Plan:
         exact = (lambda store: self._encoder(store, "fp32")), (lambda store: self._codec(store, "fp32"))
         return measure_quality(folder, self.shape, self.store, *exact)
 
+    @property
+    def codec_identity(self) -> CodecIdentity:
+        c = self.codec
+        return CodecIdentity(c.sample_rate, c.hop_length, c.latent_size, *c.context, c.lookahead)
+
     def manifest(self, files: RunFiles) -> Manifest:
-        s, c, names = self.shape, self.codec, self.recipe.names
+        s, names = self.shape, self.recipe.names
         formats = self.formats.to_json()
         whole = self.integer_graphs()
         parts = {
@@ -316,7 +325,7 @@ class _Plan:
         return Manifest(
             model=ModelIdentity(s.hidden_size, s.layers, s.heads, s.kv_heads, s.head_dim, s.max_positions),
             vocabulary=self.vocabulary,
-            codec=CodecIdentity(c.sample_rate, c.hop_length, c.latent_size, *c.context),
+            codec=self.codec_identity,
             features=MappingProxyType(self.encoder.features.to_json()),
             sampling={"audio": vars(AudioSampling()), "text": vars(TextSampling())},
             parts=parts,

@@ -14,14 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from ..runtime.errors import ExportError
 
 Shape = tuple[int, ...]
 #: Smallest, most likely and largest shape of an input.
 Profile = tuple[Shape, Shape, Shape]
-#: What a named dimension is in an engine: one number, or its smallest, most likely and largest value.
+#: What a named dimension, or a number that sizes depend on, is in an engine: one number, or its smallest, most likely
+#: and largest value.
 Size = int | tuple[int, int, int]
 
 
@@ -42,9 +45,11 @@ def build_part(onnx_path: Path, *, compute_capability: str | Sequence[str], size
     """Build a part whose named dimensions are given once, by name, for all inputs.
 
     A dimension given as one number is fixed in the graph: cache capacities must be, because TensorRT keeps a cache's
-    length static.
+    length static. An integer input that ``sizes`` names decides about shapes (the codec's ``first`` and ``last``): one
+    number makes it a constant and so gives the engine for these calls alone; three give its range.
     """
     model = _load(onnx_path)
+    values = {value.name: sizes[value.name] for value in model.graph.input if value.name in sizes}
     symbols = sorted({d for value in model.graph.input for d in _shape(value) if isinstance(d, str)})
     missing = [symbol for symbol in symbols if symbol not in sizes]
     if missing:
@@ -59,7 +64,7 @@ def build_part(onnx_path: Path, *, compute_capability: str | Sequence[str], size
                 tuple(d if isinstance(d, int) else ranges[d][which] for d in shape) for which in range(3)
             )
             profiles[value.name] = low, likely, high
-    return build_engine(onnx_path, compute_capability=compute_capability, profiles=profiles, fixed=fixed)
+    return build_engine(onnx_path, compute_capability=compute_capability, profiles=profiles, fixed=fixed, values=values)
 
 
 def build_engine(
@@ -68,11 +73,13 @@ def build_engine(
     compute_capability: str | Sequence[str],
     profiles: Mapping[str, Profile],
     fixed: Mapping[str, int] | None = None,
+    values: Mapping[str, Size] | None = None,
 ) -> BuildReport:
     """Parse and build ``onnx_path``, strongly typed, for one or several compute capabilities ("8.6").
 
     ``profiles`` gives each input with a varying dimension its smallest, most likely and largest shape. ``fixed`` gives
-    named dimensions a number before parsing; the file itself is not changed.
+    named dimensions a number before parsing; ``values`` gives integer inputs that shapes depend on their number, which
+    makes them constants, or their range. The file itself is not changed.
     Raises ExportError with TensorRT-RTX's own messages when parsing or building fails, and with the names when an
     input of the graph, or of any node, reaches no output of the network.
     """
@@ -81,6 +88,8 @@ def build_engine(
     targets = [_target(trt, capability) for capability in capabilities]
     model = _load(onnx_path)
     _fix(model, dict(fixed or {}), onnx_path)
+    ranges = {name: value for name, value in (values or {}).items() if not isinstance(value, int)}
+    _make_constant(model, {name: value for name, value in (values or {}).items() if isinstance(value, int)})
 
     started = time.perf_counter()
     logger = _make_logger(trt)
@@ -102,7 +111,7 @@ def build_engine(
     for index, target in enumerate(targets):
         if not config.set_compute_capability(target, index):
             raise ExportError(f"compute capability {capabilities[index]}: {library} refused it: {logger.text()}")
-    config.add_optimization_profile(_profile(builder, network, profiles, onnx_path, logger))
+    config.add_optimization_profile(_profile(builder, network, profiles, ranges, onnx_path, logger))
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise ExportError(
@@ -243,6 +252,15 @@ def _fix(model: onnx.ModelProto, fixed: dict[str, int], onnx_path: Path) -> None
         raise ExportError(f"{onnx_path}: no input or output has a dimension called {sorted(unknown)[0]!r}")
 
 
+def _make_constant(model: onnx.ModelProto, values: Mapping[str, int]) -> None:
+    for name, number in values.items():
+        declared = next(value for value in model.graph.input if value.name == name)
+        model.graph.input.remove(declared)
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.full([int(d) for d in _shape(declared)], number, np.int64), name)
+        )
+
+
 def _allow_decomposed_attention(trt: Any, network: Any) -> None:
     """Let attention that has no fused kernel (float32, heads under 16) be built from its parts.
 
@@ -254,8 +272,17 @@ def _allow_decomposed_attention(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _profile(builder: Any, network: Any, profiles: Mapping[str, Profile], onnx_path: Path, logger: Any) -> Any:
+def _profile(
+    builder: Any,
+    network: Any,
+    profiles: Mapping[str, Profile],
+    ranges: Mapping[str, tuple[int, int, int]],
+    onnx_path: Path,
+    logger: Any,
+) -> Any:
     profile = builder.create_optimization_profile()
+    for name, (low, likely, high) in ranges.items():
+        profile.set_shape_input(name, [low], [likely], [high])
     inputs = {(tensor := network.get_input(index)).name: tuple(tensor.shape) for index in range(network.num_inputs)}
     for name in profiles:
         if name not in inputs:

@@ -8,6 +8,7 @@ with Model.open("bundle") as model:
 
 import importlib.metadata
 
+from .chunks import ChunkProfile
 from .errors import (
     BundleError,
     ContextError,
@@ -30,6 +31,7 @@ from .sampling import AudioSampling, TextSampling
 from .segment import Segment
 from .session import Session
 from .sound import Sound, Speech
+from .sound_decoder import SoundDecoder
 from .stages import (
     ReasoningEnded,
     ReasoningResult,
@@ -47,6 +49,7 @@ __version__ = importlib.metadata.version("ualm")
 __all__ = [
     "AudioSampling",
     "BundleError",
+    "ChunkProfile",
     "ContextError",
     "EngineError",
     "ExportError",
@@ -67,6 +70,7 @@ __all__ = [
     "SessionError",
     "Sound",
     "SoundChunk",
+    "SoundDecoder",
     "Speech",
     "Stage",
     "StageEnded",

@@ -58,13 +58,48 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class CodecIdentity:
-    """Sizes of the codec: Hz, samples a frame, width of a latent frame, frames needed on each side of a frame."""
+    """Sizes of the codec: Hz, samples a frame, width of a latent frame, frames needed on each side of a frame.
+
+    ``lookahead``: of a sound that goes on, so many samples at the end of its frames are not certain yet.
+    """
 
     sample_rate: int
     hop_length: int
     latent_size: int
     context_left: int
     context_right: int
+    lookahead: int
+
+    @property
+    def first_frames(self) -> int:
+        """The fewest frames that make a sample certain."""
+        return self.lookahead // self.hop_length + 1
+
+
+@dataclass(frozen=True)
+class PostCodecIdentity:
+    """A stage behind the codec, see ``post_codec``: what it is, and the sound that it gives.
+
+    ``delay``: samples of the codec that it holds back at most, until the sound ends. ``options`` are its own.
+    """
+
+    kind: str
+    sample_rate: int
+    channels: int
+    delay: int
+    options: Mapping[str, Any]
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> PostCodecIdentity:
+        """The manifest's entry; ValueError, KeyError or TypeError where it is none."""
+        stage = cls(**entry)
+        least = {"sample_rate": 1, "channels": 1, "delay": 0}
+        for name, low in least.items():
+            if type(value := getattr(stage, name)) is not int or value < low:
+                raise ValueError(f"post_codec.{name} = {value!r}")
+        if not isinstance(stage.kind, str) or not isinstance(stage.options, Mapping):
+            raise ValueError(f"post_codec.kind = {stage.kind!r}, options = {stage.options!r}")
+        return stage
 
 
 @dataclass(frozen=True)
@@ -93,6 +128,13 @@ class Manifest:
     created_by: str
     #: What the modes of reasoning say, see ``templates``.
     templates: Templates = field(default_factory=Templates)
+    #: The stage behind the codec, if there is one.
+    post_codec: PostCodecIdentity | None = None
+
+    @property
+    def sound_rate(self) -> int:
+        """Hz of the sounds that the model makes."""
+        return self.codec.sample_rate if self.post_codec is None else self.post_codec.sample_rate
 
     def to_json(self) -> dict[str, Any]:
         """The document as written, with its own digest."""
@@ -103,6 +145,7 @@ class Manifest:
             "model": vars(self.model),
             "vocabulary": self.vocabulary.to_json(),
             "codec": vars(self.codec),
+            "post_codec": None if self.post_codec is None else vars(self.post_codec),
             "features": dict(self.features),
             "sampling": {name: dict(values) for name, values in self.sampling.items()},
             "templates": self.templates.to_json(),
@@ -240,6 +283,7 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
             model=ModelIdentity(**document["model"]),
             vocabulary=Vocabulary.from_json(document["vocabulary"]),
             codec=CodecIdentity(**document["codec"]),
+            post_codec=None if (stage := document["post_codec"]) is None else PostCodecIdentity.from_json(stage),
             features=MappingProxyType(document["features"]),
             sampling=MappingProxyType(document["sampling"]),
             parts=MappingProxyType(document["parts"]),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from . import __version__
+from .bundle import CodecIdentity, PostCodecIdentity
 from .cli_bench import app as bench
 from .cli_chat import chat
 from .cli_common import (
@@ -18,9 +20,7 @@ from .cli_common import (
     ContextOption,
     GuidanceOption,
     JsonOption,
-    MaxSecondsOption,
     MaxTokensOption,
-    PlotOption,
     SeedOption,
     TemperatureOption,
     ThreadsOption,
@@ -31,16 +31,13 @@ from .cli_common import (
     live_rows,
     open_model,
     report,
-    sound_progress,
-    steps_of,
 )
 from .cli_doctor import doctor
+from .cli_generate import generate
 from .cli_inspect import inspect
 from .cli_reason import reason
 from .errors import InputError, UalmError
-from .plot import check_plot, save_spectrogram
-from .sound import check_writable
-from .vocabulary import STREAMS
+from .post_codec import Resampler
 
 app = typer.Typer(
     add_completion=False,
@@ -60,63 +57,6 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if version:
         print(f"ualm {__version__}")
         raise typer.Exit
-
-
-@app.command()
-def generate(
-    text: Annotated[str, typer.Argument(help="What the sound should be.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="WAV or FLAC file to write.")],
-    bundle: BundleOption = None,
-    seed: SeedOption = 0,
-    guidance: GuidanceOption = None,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    max_seconds: MaxSecondsOption = None,
-    pcm16: Annotated[bool, typer.Option("--pcm16", help="16-bit samples, scaled down if a peak passes 1.0.")] = False,
-    plot: PlotOption = None,
-    threads: ThreadsOption = None,
-    max_context: ContextOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a sound from a text. WAV files hold 32-bit floats unless --pcm16 is given."""
-    subtype = "PCM_16" if pcm16 else None
-    check_writable(output, subtype)
-    if plot is not None:
-        check_plot(plot)
-    with open_model(bundle, threads, max_context) as model:
-        codec = model.bundle.manifest.codec
-        frame_seconds = codec.hop_length / codec.sample_rate
-        max_steps = steps_of(max_seconds, codec)
-        if max_steps is not None and max_steps >= model.max_context:
-            raise InputError(
-                f"--max-seconds {max_seconds:g}: needs {max_steps} rows beside the prompt's, but only "
-                f"{model.max_context} are reserved; give a larger --max-context"
-            )
-        options: dict[str, Any] = {"seed": seed}
-        options |= given(guidance=guidance, temperature=temperature, top_k=top_k, max_steps=max_steps)
-        started = time.perf_counter()
-        with live_rows(
-            lambda rows, elapsed: sound_progress(max(rows - STREAMS + 1, 0) * frame_seconds, elapsed)
-        ) as on_rows:
-            sound = model.generate(text, on_rows=on_rows, **options)
-        elapsed = time.perf_counter() - started
-    gain = sound.save(output, subtype)
-    if plot is not None:
-        save_spectrogram(sound, plot, text)
-    result = {
-        "output": str(output),
-        "plot": None if plot is None else str(plot),
-        "seconds": round(sound.duration, 3),
-        "sample_rate": sound.sample_rate,
-        "frames": len(sound.codes) if sound.codes is not None else 0,
-        "peak": round(float(abs(sound.samples).max()), 4),
-        "gain": gain,
-        "seed": seed,
-        "elapsed_seconds": round(elapsed, 3),
-        "real_time_factor": round(elapsed / sound.duration, 3),
-    }
-    scaled = "" if gain == 1.0 else f", scaled by {gain:.3f} to keep the peak below 1"
-    report(as_json, result, f"{output}: {sound.duration:.2f} s in {elapsed:.2f} s{scaled}")
 
 
 @app.command()
@@ -171,6 +111,11 @@ def export(
     accept_quality: Annotated[
         bool, typer.Option("--accept-quality", help="Keep a bundle that agrees too little with fp32.")
     ] = False,
+    sound_rate: Annotated[
+        int | None,
+        typer.Option(help="Resample the sounds it makes to so many Hz; the codec's by default."),
+    ] = None,
+    sound_channels: Annotated[int, typer.Option(help="Give their one channel so many times.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a training run into a bundle. Needs the export extra: pip install "ualm[export]"."""
@@ -193,6 +138,7 @@ def export(
             prefill_precision=prefill,
             calibration=calibrate,
             accept_quality=accept_quality,
+            post_codec=_resampling(sound_rate, sound_channels),
             progress=progress,
         )
     result = {
@@ -214,6 +160,13 @@ def export(
     report(as_json, result, "\n".join([*lines, f"{made.bundle}: exported"]))
 
 
+def _resampling(rate: int | None, channels: int) -> Callable[[CodecIdentity], PostCodecIdentity] | None:
+    if rate is None and channels == 1:
+        return None
+    return lambda codec: Resampler.describe(codec, codec.sample_rate if rate is None else rate, channels)
+
+
+app.command()(generate)
 app.command()(chat)
 app.command()(reason)
 app.command()(inspect)

@@ -145,6 +145,7 @@ def stream(
     bundle: BundleArgument,
     seconds: SecondsOption = "5",
     text: Annotated[str, typer.Option(help="What the sound should be.")] = "rain on a tin roof",
+    profile: Annotated[str, typer.Option(help="first_sound, balanced or throughput.")] = "first_sound",
     guidance: GuidanceOption = None,
     engine: EngineOption = None,
     threads: ThreadsOption = None,
@@ -157,7 +158,7 @@ def stream(
     """What a listener waits for: first row, first sample, first playable chunk, gaps, underruns."""
     lengths = _numbers("--seconds", seconds, float)
     _measure(
-        lambda: _bench("stream").Stream(lengths, text, guidance),
+        lambda: _bench("stream").Stream(lengths, text, guidance, profile),
         (bundle, engine, threads, repeat, seed, versus, None),
         form,
         output,

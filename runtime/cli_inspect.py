@@ -58,6 +58,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "streams": STREAMS,
             "codebook_size": vocabulary.codebook_size,
         },
+        "post_codec": None if manifest.post_codec is None else vars(manifest.post_codec),
         "codec": vars(codec) | {"frames_per_second": codec.sample_rate / codec.hop_length},
         "features": dict(manifest.features),
         "parts": parts,
@@ -98,6 +99,8 @@ def _plain(about: Mapping[str, Any]) -> str:
         ("codebooks", f"{vocabulary['streams']} of {vocabulary['codebook_size']}"),
         ("latent size", codec["latent_size"]),
         ("frames around", f"{codec['context_left']} before, {codec['context_right']} after"),
+        ("look-ahead", f"{codec['lookahead']} samples"),
+        ("stage behind it", _stage(about["post_codec"])),
     ]
     parts = [(role, part["file"], part["precision"], _size(part["size"])) for role, part in about["parts"].items()]
     files = [(name, in_bytes(file["size"]), file["sha256"][:12]) for name, file in about["files"].items()]
@@ -144,6 +147,13 @@ def _templates(about: Mapping[str, Any]) -> list[tuple[str, object]]:
     told = about["templates"] | {"ids": _ids(about)}
     rows = _flat(told)
     return [(name, " | ".join(value) if isinstance(value, list) else value) for name, value in rows]
+
+
+def _stage(stage: Mapping[str, Any] | None) -> str:
+    if stage is None:
+        return "none"
+    sound = f"{stage['sample_rate']} Hz, {stage['channels']} channels, {stage['delay']} samples behind"
+    return f"{stage['kind']} {json.dumps(stage['options'])}: {sound}"
 
 
 def _size(size: int | None) -> str:

@@ -74,7 +74,8 @@ class EngineReport:
 def check_golden(bundle: Bundle, engine: Engine) -> list[Check]:
     """Recompute the bundle's golden vector: logits of all heads and both branches, sound, features.
 
-    The null branch was recorded with a dense prefill of zeros, the engine has its own way. ``engine`` must hold
+    The null branch was recorded with a dense prefill of zeros, the engine has its own way. "pcm (streamed)" compares
+    a longer sound that the engine decodes in pieces with the same decoded at once. ``engine`` must hold
     :data:`GOLDEN_CONTEXT` rows. A part that fails or gives NaN is a failed check, not an exception; a golden vector
     that lacks something is a :class:`BundleError`.
     """
@@ -86,17 +87,25 @@ def check_golden(bundle: Bundle, engine: Engine) -> list[Check]:
     checks: list[Check] = []
 
     def compare(name: str, compute: Callable[[], np.ndarray], branches: tuple[str, ...] = ()) -> None:
-        tolerance, expected = tolerances[name.split(".")[0]], golden[name]
         names = [f"{name} ({branch})" for branch in branches] or [name]
+        compare_with(lambda: golden[name], tolerances[name.split(".")[0]], names, compute, bool(branches))
+
+    def compare_with(
+        expect: Callable[[], np.ndarray],
+        tolerance: float,
+        names: list[str],
+        compute: Callable[[], np.ndarray],
+        branches: bool,
+    ) -> None:
         try:
-            found = compute()
+            expected, found = expect(), compute()
             if found.shape != expected.shape:
                 raise EngineError(f"the shape is {list(found.shape)}, expected was {list(expected.shape)}")
         except UalmError as error:
             checks.extend(Check(each, None, tolerance, str(error)) for each in names)
             return
         scale = float(np.abs(expected).max()) or 1.0
-        pairs = zip(names, found, expected, strict=True) if branches else [(name, found, expected)]
+        pairs = zip(names, found, expected, strict=True) if branches else [(names[0], found, expected)]
         for each, mine, theirs in pairs:
             worst = float(np.abs(mine.astype(np.float64) - theirs).max()) / scale
             finite = bool(np.isfinite(worst))
@@ -112,6 +121,15 @@ def check_golden(bundle: Bundle, engine: Engine) -> list[Check]:
         sequence.run_frames(1)
         return sequence.logits
 
+    first = bundle.manifest.codec.first_frames
+
+    def long_latents() -> np.ndarray:
+        return engine.codes_to_latents(np.resize(golden["codes"], (2 * first + 9, golden["codes"].shape[1])))
+
+    def streamed() -> np.ndarray:
+        stream, pieces = engine.open_codec_stream(), np.split(long_latents(), [first, first + 1, 2 * first])
+        return np.concatenate([stream.decode(piece, last=piece is pieces[-1]) for piece in pieces])
+
     def features() -> np.ndarray:
         spec = FeatureSpec.from_json(bundle.manifest.features)
         heard = Hearing(spec, bundle.table("encoder.mel_filters")).prepare(Sound(golden["sound"], spec.sample_rate))
@@ -121,6 +139,9 @@ def check_golden(bundle: Bundle, engine: Engine) -> list[Check]:
     for modality in ("audio", "text"):
         compare(f"logits.{modality}", partial(logits, modality), ("conditional", "null"))
     compare("pcm", lambda: engine.decode_latents(engine.codes_to_latents(golden["codes"])))
+    compare_with(
+        lambda: engine.decode_latents(long_latents()), tolerances["pcm"], ["pcm (streamed)"], streamed, branches=False
+    )
     compare("features", features)
     return checks
 

@@ -30,15 +30,18 @@ class TextDelta:
 
 @dataclass(frozen=True, eq=False)
 class SoundChunk:
-    """More sound: ``samples`` float32 [n], mono, ``sample_rate`` Hz, full scale 1.0 (may be passed).
+    """More sound: ``samples`` float32 [n], or [n, channels], ``sample_rate`` Hz, full scale 1.0 (may be passed).
 
     The first sample is number ``start`` of the segment's sound; the chunks of a segment together are its sound.
+    ``preroll``: seconds of sound to hold before playback begins, so that it does not starve: 0 where the engine is
+    faster than real time, as measured so far; else enough for the longest sound that ``max_steps`` allows.
     """
 
     segment: int
     samples: np.ndarray
     sample_rate: int
     start: int
+    preroll: float
 
 
 @dataclass(frozen=True, eq=False)

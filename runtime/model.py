@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from types import TracebackType
 from typing import Any, TypeVar
@@ -13,19 +13,23 @@ import numpy as np
 
 from .bundle import TOKENIZER, Bundle, Verify
 from .chat import CheckedMessage, Message, TextCodec, check_messages, prompt_parts
+from .chunks import PROFILES, ChunkProfile, Pace
 from .engines.base import Engine, open_engine
 from .errors import InputError, UalmError
+from .events import SegmentEnded, SoundChunk
 from .generate import Began, Ended, Modality, OnRows, turn
 from .hearing import FeatureSpec, Hearing
 from .listening import Listener
 from .packaged import default_bundle
+from .post_codec import open_post_codec
 from .reasoning import Reasoning
 from .sampling import AudioSampling, Mode, TextSampling, check_options
 from .segment import Segment, SegmentBuilder
 from .session import Limits, Session
 from .sound import Sound
+from .sound_decoder import SoundDecoder
 from .stages import ReasonMode
-from .streaming import SoundStream
+from .turn import Turn
 from .vocabulary import check_codes
 
 #: Rows reserved for a conversation by default: five minutes of heard sound and a long answer.
@@ -51,6 +55,9 @@ class Model:
         self._listener = Listener(hearing, engine)
         self._audio_defaults = AudioSampling.from_mapping(manifest.sampling["audio"])
         self._text_defaults = TextSampling.from_mapping(manifest.sampling["text"])
+        open_post_codec(bundle)  # one that this version does not know shall be told now
+        #: What a row and a codec call take here, for the sounds that are played while they are made.
+        self._pace = Pace()
 
     @classmethod
     def open(
@@ -124,7 +131,7 @@ class Model:
         try:
             for step in steps:
                 if isinstance(step, Began):
-                    builder = self._builder(step.modality, pieces=False)
+                    builder = self._builder(step.modality, PROFILES["throughput"], None)
                 elif isinstance(step, Ended):
                     builder.rest()
                     segments.append(builder.segment(step.finish))
@@ -181,6 +188,23 @@ class Model:
         assert segment.sound is not None  # "fixed" mode draws at least one frame
         return segment.sound
 
+    def stream(
+        self,
+        text: str,
+        *,
+        profile: str | ChunkProfile = "balanced",
+        audio: AudioSampling | None = None,
+        **options: Any,
+    ) -> Iterator[SoundChunk]:
+        """Caption to sound, handed over while it is made: the chunks joined are what :meth:`generate` gives.
+
+        ``profile``: how large the chunks are, see ``chunks.PROFILES``; other arguments as in :meth:`generate`. A thread
+        of its own computes ahead of whoever iterates. Leaving the loop, or closing the iterator, stops it.
+        """
+        audio = _override(audio or self._audio_defaults, options)
+        turn = self.session(max_segments=1).turn(text, modality="audio", audio=audio, profile=profile)
+        return _chunks(turn)
+
     def ask(
         self,
         sound: Sound | str | os.PathLike[str],
@@ -230,12 +254,14 @@ class Model:
 
     def decode(self, codes: np.ndarray) -> Sound:
         """Codec codes, integers [T, 8], to a sound."""
-        manifest = self.bundle.manifest
-        codes = check_codes(codes, manifest.vocabulary.codebook_size)
-        stream = SoundStream(self._engine.decode_latents, manifest.codec, pieces=False)
-        stream.push(self._engine.codes_to_latents(codes))
-        stream.finish()
-        return Sound(stream.samples, manifest.codec.sample_rate, codes)
+        checked = check_codes(codes, self.bundle.manifest.vocabulary.codebook_size)
+        decoder = self.decoder("throughput")
+        pieces = [decoder.push_codes(checked), decoder.flush()]
+        return Sound(np.concatenate(pieces), decoder.sample_rate, checked)
+
+    def decoder(self, profile: str | ChunkProfile = "balanced") -> SoundDecoder:
+        """A decoder for codes that come piece by piece; its sound is that of :meth:`decode`."""
+        return SoundDecoder(self._engine, self.bundle, profile)
 
     def close(self) -> None:
         """Free the engine. The model cannot be used afterwards."""
@@ -258,13 +284,25 @@ class Model:
     def _checked(self, messages: Sequence[Message]) -> list[CheckedMessage]:
         return check_messages(messages, self._vocabulary, self._text, self._listener.check)
 
-    def _builder(self, modality: Modality, *, pieces: bool) -> SegmentBuilder:
-        return SegmentBuilder(modality, self.bundle.manifest, self._text, self._engine, pieces=pieces)
+    def _builder(self, modality: Modality, profile: ChunkProfile, pace: Pace | None) -> SegmentBuilder:
+        return SegmentBuilder(modality, self.bundle, self._text, self._engine, profile, pace)
 
     @staticmethod
     def _check_modality(modality: object) -> None:
         if modality not in (None, "audio", "text"):
             raise InputError(f"modality = {modality!r}: choose 'audio', 'text', or None to let the model choose")
+
+
+def _chunks(turn: Turn) -> Iterator[SoundChunk]:
+    try:
+        for event in turn:
+            if isinstance(event, SoundChunk):
+                yield event
+            elif isinstance(event, SegmentEnded):
+                break  # a model that would go on with another segment is not asked for it
+    finally:
+        turn.cancel()
+    turn._join()  # so that the model may be closed now
 
 
 def _override(options: Options, values: Mapping[str, Any]) -> Options:

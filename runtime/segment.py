@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bundle import Manifest
+from .bundle import Bundle
 from .chat import TextCodec
+from .chunks import ChunkProfile, Pace
 from .engines.base import Engine, Frames
 from .generate import Finish, Modality
 from .sound import Sound
-from .streaming import SoundStream, TextStream
+from .sound_decoder import SoundDecoder
+from .text_stream import TextStream
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +33,24 @@ class Segment:
 
 
 class SegmentBuilder:
-    """Collects the frames of one segment; ``pieces`` says whether sound is decoded as it comes or at the end."""
+    """Collects the frames of one segment, and says what they make certain in pieces that follow ``profile``."""
 
     def __init__(
-        self, modality: Modality, manifest: Manifest, text: TextCodec, engine: Engine, *, pieces: bool
+        self,
+        modality: Modality,
+        bundle: Bundle,
+        text: TextCodec,
+        engine: Engine,
+        profile: ChunkProfile,
+        pace: Pace | None,
     ) -> None:
-        self.modality, self._manifest = modality, manifest
+        """``pace``: for a listener who plays the pieces as they come, see :class:`SoundDecoder`."""
+        self.modality, self._vocabulary = modality, bundle.manifest.vocabulary
         self._rows: list[np.ndarray] = []
         self._text = TextStream(text)
-        self._sound = SoundStream(engine.decode_latents, manifest.codec, pieces=pieces)
+        self._pieces: list[np.ndarray] = []
+        if modality == "audio":
+            self._sound = SoundDecoder(engine, bundle, profile, pace)
 
     @property
     def rows(self) -> np.ndarray:
@@ -47,21 +58,25 @@ class SegmentBuilder:
         return np.concatenate(self._rows)
 
     def push(self, frames: Frames) -> str | np.ndarray:
-        """Add frames; returns the text or the samples (float32 [n]) that became certain."""
+        """Add frames; returns text, or sound (float32 [n], or [n, channels]), that became certain."""
         self._rows.append(frames.rows)
         if self.modality == "audio":
-            return self._sound.push(frames.latents)
-        ids = frames.rows[: len(frames.rows) - (frames.end == "stop"), 0] - self._manifest.vocabulary.text_base
+            return self._keep(self._sound.push(frames.latents, ends=frames.end is not None))
+        ids = frames.rows[: len(frames.rows) - (frames.end == "stop"), 0] - self._vocabulary.text_base
         return self._text.push(ids.tolist())
 
     def rest(self) -> str | np.ndarray:
         """What was still held back when the last frames had come."""
-        return self._sound.finish() if self.modality == "audio" else self._text.finish()
+        return self._keep(self._sound.flush()) if self.modality == "audio" else self._text.finish()
 
     @property
     def samples_sent(self) -> int:
         """Samples that :meth:`push` and :meth:`rest` have returned."""
-        return self._sound.sent
+        return sum(map(len, self._pieces))
+
+    def preroll(self, frames: int) -> float:
+        """See :meth:`SoundDecoder.preroll`."""
+        return self._sound.preroll(frames)
 
     def segment(self, finish: Finish) -> Segment:
         """The finished segment; call :meth:`rest` first."""
@@ -69,6 +84,13 @@ class SegmentBuilder:
         rows.flags.writeable = False
         if self.modality == "text":
             return Segment("text", rows, self._text.text, None, finish)
-        codes = self._manifest.vocabulary.codes(rows if finish == "max_steps" else rows[:-1])
-        samples, rate = self._sound.samples, self._manifest.codec.sample_rate
-        return Segment("audio", rows, None, Sound(samples, rate, codes) if len(codes) else None, finish)
+        codes = self._vocabulary.codes(rows if finish == "max_steps" else rows[:-1])
+        if not len(codes):
+            return Segment("audio", rows, None, None, finish)
+        sound = Sound(np.concatenate(self._pieces), self._sound.sample_rate, codes)
+        return Segment("audio", rows, None, sound, finish)
+
+    def _keep(self, piece: np.ndarray) -> np.ndarray:
+        if len(piece):
+            self._pieces.append(piece)
+        return piece

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .chat import Content, Message
+from .chunks import ChunkProfile
 from .engines.base import Sequence as EngineSequence
 from .errors import (
     ContextError,
@@ -92,10 +93,12 @@ class Session:
         modality: Modality | None = None,
         audio: AudioSampling | None = None,
         text: TextSampling | None = None,
+        profile: str | ChunkProfile = "balanced",
     ) -> Turn:
         """Say something; iterate over the returned :class:`Turn` for the answer's events.
 
         ``messages``: a str, a sound or a path as the user's message, or (role, content) pairs as in :meth:`Model.run`.
+        ``profile``: how large the pieces of a sound are, "first_sound", "balanced", "throughput" or a ChunkProfile.
         Bad input is refused here; the work starts with the iteration.
         """
         with self._lock:
@@ -107,7 +110,7 @@ class Session:
         check_options("fixed", audio, text)
         model._check_modality(modality)
         checked = model._checked(pairs)  # type: ignore[arg-type]
-        return Turn(self, checked, modality, audio, text)
+        return Turn(self, checked, modality, audio, text, ChunkProfile.named(profile))
 
     def ask(self, messages: Content | Sequence[Message], **options: object) -> list[Segment]:
         """One whole turn at once: its segments."""

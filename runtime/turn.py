@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from .chat import CheckedMessage, prompt_parts
+from .chunks import ChunkProfile
 from .errors import MemoryLimitError, SegmentLimitError, SessionError, TimeLimitError, UalmError
 from .events import Event, SegmentEnded, SegmentStarted, SoundChunk, TextDelta, TurnEnded
 from .generate import Began, Ended, Finish, Modality, closing_rows, turn
 from .sampling import AudioSampling, TextSampling
 from .segment import Segment, SegmentBuilder
 from .sound import Sound
+from .vocabulary import STREAMS
 
 if TYPE_CHECKING:
     from .session import Session
@@ -52,13 +54,15 @@ class Turn:
         modality: Modality | None,
         audio: AudioSampling,
         text: TextSampling,
+        profile: ChunkProfile,
     ) -> None:
         self._session, self._messages, self._modality = session, messages, modality
-        self._audio, self._text = audio, text
+        self._audio, self._text, self._profile = audio, text, profile
         #: Events that wait are counted by ``_slots``, so that the outcome, which needs none, can always be put.
         self._queue: queue.SimpleQueue[Event | _Outcome] = queue.SimpleQueue()
         self._slots = threading.Semaphore(QUEUE_EVENTS)
         self._wake: Callable[[], object] | None = None
+        self._played = True
         self._cancelled = False  # a plain flag: a lock could be held by the very thread that a signal interrupts
         self._thread: threading.Thread | None = None
         self._finished: list[Segment] = []
@@ -75,7 +79,12 @@ class Turn:
         self._cancelled = True
 
     def segments(self) -> list[Segment]:
-        """Run to the end; returns the segments. A cancelled turn has none."""
+        """Run to the end; returns the segments. A cancelled turn has none.
+
+        Nobody plays the sound meanwhile: its pieces follow the profile, not the clock, so that equal turns give equal
+        bits.
+        """
+        self._played = False
         found: list[Segment] = []
         for event in self:
             if isinstance(event, SegmentEnded):
@@ -198,13 +207,16 @@ class Turn:
         )
         builder: SegmentBuilder | None = None
         finish: Finish = "eot"
+        began = time.perf_counter()
         for step in steps:
+            took = time.perf_counter() - began
             self._check(1)
             index = len(self._finished)
             if isinstance(step, Began):
                 self._seconds.setdefault("prefill", time.perf_counter() - self._started)
-                builder = model._builder(step.modality, pieces=True)
+                builder = model._builder(step.modality, self._profile, model._pace if self._played else None)
                 self._put(SegmentStarted(index, step.modality))
+                began = time.perf_counter()
                 continue
             assert builder is not None
             if isinstance(step, Ended):
@@ -214,7 +226,10 @@ class Turn:
                 self._put(SegmentEnded(index, self._finished[-1]))
             else:
                 self._seconds.setdefault("first", time.perf_counter() - self._started)
+                if builder.modality == "audio":
+                    model._pace.row(took / len(step.rows))
                 self._put_piece(builder, index, builder.push(step))
+            began = time.perf_counter()  # without the time that a slow consumer took
         if finish == "eot":
             raise SegmentLimitError(f"the turn goes on after {session.limits.segments} segments, its max_segments")
         assert builder is not None
@@ -246,8 +261,9 @@ class Turn:
         if isinstance(piece, str):
             self._put(TextDelta(index, piece))
         else:
-            rate = self._session._model.bundle.manifest.codec.sample_rate
-            self._put(SoundChunk(index, piece, rate, builder.samples_sent - len(piece)))
+            rate = self._session._model.bundle.manifest.sound_rate
+            preroll = builder.preroll(self._audio.max_steps - STREAMS + 1)
+            self._put(SoundChunk(index, piece, rate, builder.samples_sent - len(piece), preroll))
 
     def _put(self, event: Event) -> None:
         while True:

@@ -88,6 +88,23 @@ class Sequence(Protocol):
         ...
 
 
+class CodecStream(Protocol):
+    """The codec on one sound after the other, piece by piece; the memory that it holds does not grow with a sound."""
+
+    def decode(self, latents: np.ndarray, *, last: bool) -> np.ndarray:
+        """The next frames, float32 [n, latent_size] -> the samples that they make certain, float32 [m].
+
+        The pieces of a sound joined are what :meth:`Engine.decode_latents` gives for all its frames. ``last``: the
+        sound ends with these frames (n may be 0 if it has any), and the next call begins another. The first piece of a
+        sound needs ``CodecIdentity.first_frames``, unless it is the last as well, and others at least one.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget the sound under way."""
+        ...
+
+
 class Engine(Protocol):
     """A loaded bundle that can be computed with."""
 
@@ -108,6 +125,10 @@ class Engine(Protocol):
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:
         """Codec: latents float32 [T, latent_size] -> samples float32 [T * hop_length]."""
+        ...
+
+    def open_codec_stream(self) -> CodecStream:
+        """A codec that takes a sound's frames as they come."""
         ...
 
     def codes_to_latents(self, codes: np.ndarray) -> np.ndarray:

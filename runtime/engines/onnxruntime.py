@@ -23,6 +23,7 @@ from ..errors import ContextError, EngineError
 from ..sampling import AudioSampling, Mode, TextSampling
 from ..vocabulary import MODALITIES, STREAMS
 from .base import Frames
+from .onnxruntime_codec import OnnxRuntimeCodecStream
 
 try:
     import onnxruntime as ort
@@ -106,8 +107,12 @@ class OnnxRuntimeEngine:
 
     def run(self, role: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Run a part with one output."""
+        return self.run_all(role, inputs)[0]
+
+    def run_all(self, role: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run a part; its outputs in order."""
         try:
-            return self.session(role).run(None, dict(inputs))[0]
+            return self.session(role).run(None, dict(inputs))
         except EngineError:
             raise
         except Exception as error:
@@ -128,6 +133,9 @@ class OnnxRuntimeEngine:
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:
         return self.run("codec", {"latents": np.ascontiguousarray(latents.T[None])})[0]
+
+    def open_codec_stream(self) -> OnnxRuntimeCodecStream:
+        return OnnxRuntimeCodecStream(self)
 
     def codes_to_latents(self, codes: np.ndarray) -> np.ndarray:
         latents = np.empty((len(codes), len(self.rvq_bias)), np.float32)

@@ -94,7 +94,7 @@ def test_encode_and_codec_tell_the_real_time_factor(bench, tiny_bundle):
 
 def test_stream_tells_what_a_listener_waits_for(bench, tiny_bundle):
     found = figures(bench("stream", tiny_bundle, "--seconds", 0.15, "--repeat", 2))
-    assert list(found) == ["first_row", "first_sample", "playable", "gap", "underruns", "stall", "sound"]
+    assert list(found) == ["first_row", "first_sample", "playable", "gap", "underruns", "stall", "preroll", "sound"]
     assert {found[name].summary.n for name in found if name != "gap"} == {2}
     for kind in ("min", "max"):
         waits = [getattr(found[name].summary, kind) for name in ("first_row", "first_sample", "playable", "sound")]
@@ -130,7 +130,8 @@ def test_a_cold_start_says_how_cold_it_was(bench, tiny_bundle):
 
 def test_against_itself_a_bundle_is_compared_block_by_block(bench, tiny_bundle):
     report = bench("codec", tiny_bundle, "--seconds", 0.02, "--repeat", 9, "--versus", tiny_bundle)
-    (compared,) = report.comparisons
+    compared, streamed = report.comparisons
+    assert streamed.figure == "streamed"
     assert (compared.subject.name, compared.other.name) == ("tiny", "tiny (again)")
     assert (compared.pairs, len(compared.ratios), compared.figure) == (9, 9, "decode")
     assert "Wilcoxon" in compared.test and compared.verdict in ("better", "worse", "noise")
@@ -222,6 +223,7 @@ def nothing_is_measured(monkeypatch):
         (["codec", "--seconds", "a"], ["--seconds a", "numbers"]),
         (["stream", "--seconds", "1e-9"], ["--seconds 1e-09", "a frame"]),
         (["stream", "--seconds", "99999"], ["--seconds 99999", "rows"]),
+        (["stream", "--profile", "fast"], ["profile = 'fast'", "first_sound, balanced, throughput"]),
         (["load", "--pages", "hot"], ["--pages hot", "warm,cold"]),
     ],
     ids=" ".join,

@@ -13,14 +13,8 @@ import torch
 from transformers import XcodecConfig, XcodecModel
 
 from ualm.export.checkpoint import weight_norm_names
-from ualm.export.codec import (
-    PREFIX,
-    CodecPart,
-    decoder_convolutions,
-    frame_context,
-    frame_reach,
-    plan_codec,
-)
+from ualm.export.codec import PREFIX, CodecPart, plan_codec
+from ualm.export.codec_layers import decoder_convolutions, frame_context, frame_reach
 from ualm.export.weights import WeightStore
 from ualm.runtime.errors import ExportError
 

@@ -61,7 +61,7 @@ def test_the_engine_computes_what_the_stored_weights_mean(exported: Any, precisi
     engine.close()
     assert checks and all(check.passed for check in checks)
     exact = [check for check in checks if check.tolerance <= 1e-4]
-    assert len(exact) == {"fp32": 7, "bf16": 7, "fp16": 7, "int8": 1, "int4": 1}[precision]
+    assert len(exact) == {"fp32": 8, "bf16": 8, "fp16": 8, "int8": 2, "int4": 2}[precision]
 
 
 @pytest.mark.parametrize("precision", BACKBONE)

@@ -16,7 +16,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from support.runs import make_run
-from ualm.export.codec import PREFIX, decoder_convolutions, plan_codec
+from ualm.export.codec import PREFIX, plan_codec
+from ualm.export.codec_layers import decoder_convolutions
 from ualm.export.exporter import export_run
 from ualm.export.tensorrt_check import BuildReport, Size, build_engine, build_part
 from ualm.export.weights import WeightStore
@@ -38,6 +39,8 @@ SIZES: dict[str, Size] = {
     "capacity": 64,
     "frames": (1, 20, 40),
     "windows": (1, 2, 4),
+    "first": (0, 0, 1),
+    "last": (0, 0, 1),
 }
 
 
@@ -85,6 +88,34 @@ def test_the_codec_builds_with_odd_and_even_ratios(
     assert report.compute_capability == ((capability,) if isinstance(capability, str) else capability)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "static"),
+    [
+        ({"first": (0, 0, 1), "last": (0, 0, 1), "frames": (0, 10, 50)}, False),  # one engine for every call
+        ({"first": 0, "last": 0, "frames": 10}, True),  # one engine for each kind of call, with fixed chunks
+        ({"first": 1, "last": 0, "frames": 11}, True),
+        ({"first": 0, "last": 1, "frames": (0, 5, 10)}, False),
+        ({"first": 1, "last": 1, "frames": (1, 5, 10)}, False),
+    ],
+    ids=["any call", "inner", "first", "last", "only"],
+)
+def test_the_streaming_codec_builds_for_any_call_and_for_fixed_chunks(
+    sizes: dict[str, Size], static: bool, tmp_path: Path
+) -> None:
+    path = write_codec(tmp_path, [8, 5, 4, 2]).with_name("codec_stream.onnx")
+    before = path.read_bytes()
+    report = build_part(path, compute_capability="8.6", sizes=sizes)
+    assert path.read_bytes() == before
+    assert (report.layers["CONVOLUTION"], report.layers["DECONVOLUTION"]) == (26, 4)
+    assert ("SHAPE" in report.layers) != static
+
+
+@pytest.mark.parametrize("capability", ["7.5", CAPABILITIES])
+def test_the_streaming_codec_builds_for_other_cards_and_ratios(capability: str, tmp_path: Path) -> None:
+    path = write_codec(tmp_path, [3, 5]).with_name("codec_stream.onnx")
+    assert build_part(path, compute_capability=capability, sizes=SIZES).layers["DECONVOLUTION"] == 2
+
+
 def write_codec(folder: Path, ratios: list[int]) -> Path:
     """A tiny random codec part and its blob; weights are in the blob, so that a build must find them there."""
     hop, rng = int(np.prod(ratios)), np.random.default_rng(0)
@@ -121,6 +152,7 @@ def write_codec(folder: Path, ratios: list[int]) -> Path:
     for _ in store.write(folder):
         pass
     part.graph.save(folder, "codec.onnx")
+    part.stream.save(folder, "codec_stream.onnx")
     return folder / "codec.onnx"
 
 

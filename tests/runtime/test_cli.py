@@ -257,6 +257,16 @@ def test_export_prints_what_it_made(ualm, tiny_run, tmp_path):
         assert name in out
 
 
+def test_export_puts_a_resampler_behind_the_codec(ualm, tiny_run, tmp_path):
+    arguments = ("export", tiny_run.folder, "-o", tmp_path / "bundle")
+    assert ualm(*arguments, "--sound-rate", 48000, "--sound-channels", 2)[0] == 0
+    assert ualm("generate", "rain", "-o", tmp_path / "a.wav", "-b", tmp_path / "bundle", "--max-seconds", 0.01)[0] == 0
+    info = soundfile.info(tmp_path / "a.wav")
+    assert (info.samplerate, info.channels) == (48000, 2)
+    assert_refused(ualm(*arguments[:3], tmp_path / "b", "--sound-rate", 0), "resample to 0 Hz")
+    assert not (tmp_path / "b").exists()
+
+
 def test_export_errors_are_one_line(ualm, tiny_run, tmp_path):
     assert_refused(ualm("export", tiny_run.folder), "--output")
     assert_refused(ualm("export", "-o", tmp_path / "bundle"), "no training run given")

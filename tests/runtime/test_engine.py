@@ -13,7 +13,6 @@ from ualm.export.exporter import export_run
 from ualm.runtime import AudioSampling, ContextError
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeSequence
-from ualm.runtime.streaming import WINDOW_FRAMES, SoundStream
 
 
 @pytest.fixture(scope="module")
@@ -100,22 +99,3 @@ def test_a_cache_takes_memory_for_the_rows_held_only(bundle: Bundle) -> None:
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-def test_a_long_sound_is_decoded_in_windows_and_equals_the_whole_decode(bundle: Bundle) -> None:
-    codec, random = bundle.manifest.codec, np.random.default_rng(1)
-    engine = open_engine(bundle, 64, grouped=True)
-    for frames in (1, 9, WINDOW_FRAMES, WINDOW_FRAMES + 1, 2 * WINDOW_FRAMES + 7):
-        latents = random.standard_normal((frames, codec.latent_size)).astype(np.float32)
-        whole = engine.decode_latents(latents)
-        calls: list[int] = []
-
-        def decode(window: np.ndarray, calls: list[int] = calls) -> np.ndarray:
-            calls.append(len(window))
-            return engine.decode_latents(window)
-
-        stream = SoundStream(decode, codec, pieces=False)
-        stream.push(latents)
-        found = stream.finish()
-        assert max(calls) <= WINDOW_FRAMES + codec.context_left + codec.context_right
-        np.testing.assert_allclose(found, whole, atol=1e-5 * np.abs(whole).max())  # rounding: other shapes, other sums

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from support.bundles import with_post_codec
 from ualm.runtime import Model, __version__
 from ualm.runtime.bundle import WEIGHTS
 
@@ -39,7 +40,15 @@ def test_json_says_what_the_bundle_is(run, tiny_bundle, tiny_run):
     assert about["vocabulary"]["audio"] == [tiny_run.audio_start, tiny_run.audio_start + 8 * 17]
     assert about["vocabulary"]["size"] == tiny_run.vocabulary
     assert (about["codec"]["sample_rate"], about["codec"]["frames_per_second"]) == (16000, 1600)
-    assert set(about["parts"]) == {"backbone", "head.text", "head.audio", "head.modality", "encoder", "codec"}
+    assert set(about["parts"]) == {
+        "backbone",
+        "head.text",
+        "head.audio",
+        "head.modality",
+        "encoder",
+        "codec",
+        "codec.stream",
+    }
     for part in about["parts"].values():
         assert part["precision"] == "fp32" and part["size"] == (tiny_bundle / part["file"]).stat().st_size
     assert about["bytes"] == sum((tiny_bundle / name).stat().st_size for name in about["files"])
@@ -69,6 +78,14 @@ def test_text_shows_every_part_and_file_once(run, tiny_bundle):
     for piece in ("hidden size    32", "text     256 to 597", "qwen2.5-omni", "22x8", "guidance     3.0", "8.0 MiB"):
         assert piece in out
     assert manifest["digest"] in out and "not verified" in out
+
+
+def test_a_stage_behind_the_codec_is_shown(run, tiny_bundle, tmp_path):
+    assert json.loads(run(tiny_bundle, "--json")[1])["post_codec"] is None
+    bundle = with_post_codec(tiny_bundle, tmp_path / "bundle", sample_rate=48000, channels=2)
+    stage = json.loads(run(bundle, "--json")[1])["post_codec"]
+    assert (stage["kind"], stage["sample_rate"], stage["channels"], stage["delay"]) == ("resample", 48000, 2, 586)
+    assert 'resample {"quality": "HQ"}: 48000 Hz, 2 channels, 586 samples behind' in run(bundle)[1]
 
 
 def test_hashes_are_checked_only_when_asked(run, tiny_bundle, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -44,9 +45,9 @@ from ualm.runtime import (
 )
 from ualm.runtime import session as session_module
 from ualm.runtime import turn as turn_module
+from ualm.runtime.chunks import PROFILES, Pacer
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeSequence
 from ualm.runtime.events import Event, SegmentEnded, SegmentStarted, SoundChunk, TurnEnded
-from ualm.runtime.streaming import FIRST_FRAMES
 from ualm.runtime.vocabulary import CHOOSABLE
 
 ABLE = {"text": 4.0, "audio": 4.0}
@@ -492,12 +493,12 @@ def test_a_context_that_ends_in_the_middle(endless: Model) -> None:
 
 
 @pytest.mark.parametrize("error", [EngineError, RuntimeError, MemoryError])
-@pytest.mark.parametrize("part", ["encode", "decode_latents", "prefill", "run_frames", "begin_segment"])
+@pytest.mark.parametrize("part", ["encode", "open_codec_stream", "prefill", "run_frames", "begin_segment"])
 def test_an_engine_that_fails_leaves_the_session_as_it_was(
     model: Model, expected: list[Event], monkeypatch: pytest.MonkeyPatch, part: str, error: type[Exception]
 ) -> None:
     session = begun(model)
-    engine_part = part in ("encode", "decode_latents")
+    engine_part = part in ("encode", "open_codec_stream")
     owner = model._engine if engine_part else session._sequence
     real, calls = getattr(owner, part), []
 
@@ -698,7 +699,7 @@ def test_native_calls_let_other_threads_run(call: str) -> None:
     assert_others_run_during(calls[call])
 
 
-@pytest.mark.parametrize("call", ["encode", "decode_latents", "prefill"])
+@pytest.mark.parametrize("call", ["encode", "decode_latents", "codec_stream", "prefill"])
 def test_engine_calls_let_other_threads_run(endless: Model, call: str) -> None:
     engine, random = endless._engine, np.random.default_rng(0)
     codec, hidden = endless.bundle.manifest.codec, endless.bundle.manifest.model.hidden_size
@@ -708,6 +709,7 @@ def test_engine_calls_let_other_threads_run(endless: Model, call: str) -> None:
     calls = {
         "encode": lambda: engine.encode(heard.inputs),
         "decode_latents": lambda: engine.decode_latents(latents),
+        "codec_stream": lambda: engine.open_codec_stream().decode(latents, last=True),
         "prefill": lambda: engine.open_sequence().prefill([prompt]),
     }
     assert_others_run_during(calls[call])
@@ -893,13 +895,19 @@ def test_a_dropped_session_frees_its_cache_at_once(model: Model, ending: str) ->
         gc.enable()
 
 
-def test_the_first_samples_come_with_the_first_row_that_decides_them(endless: Model) -> None:
+def test_the_first_samples_come_with_the_first_row_that_decides_them(
+    endless: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pacer, "_steady", lambda self: None)  # whatever the pace was in the tests before
     codec = endless.bundle.manifest.codec
     turn = endless.session().turn("A dog barks.", modality="audio", audio=AudioSampling(max_steps=60, guidance=1.0))
-    needed = FIRST_FRAMES + codec.context_right + 7  # the delay pattern completes a frame 7 rows after its first
+    first = PROFILES["balanced"].first
+    # the delay pattern completes a frame 7 rows after its first
+    needed = first + math.ceil(codec.lookahead / codec.hop_length) + 7
     drawn: list[int] = []
     put = turn._put_piece
     turn._put_piece = lambda builder, index, piece: (drawn.append(len(builder.rows)), put(builder, index, piece))  # type: ignore
     chunks = [event for event in turn if isinstance(event, SoundChunk)]
-    assert len(chunks[0].samples) == FIRST_FRAMES * codec.hop_length
+    assert len(chunks[0].samples) == (needed - 7) * codec.hop_length - codec.lookahead
+    assert first * codec.hop_length <= len(chunks[0].samples) < (first + 1) * codec.hop_length
     assert drawn[:needed] == list(range(1, needed + 1))  # row by row: the first chunk did not wait for a batch of rows

@@ -7,5 +7,6 @@ CHECKS = [
     "logits.text (conditional)",
     "logits.text (null)",
     "pcm",
+    "pcm (streamed)",
     "features",
 ]

@@ -1,28 +1,18 @@
-"""Text and sound that come piece by piece are, put together, what decoding at once gives."""
+"""Text that comes piece by piece is, put together, what decoding at once gives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
-from ualm.runtime import Model
 from ualm.runtime.bundle import TOKENIZER
 from ualm.runtime.chat import TextCodec
-from ualm.runtime.streaming import FIRST_FRAMES, MOST_FRAMES, SoundStream, TextStream
-
-#: Of the peak. The codec sums in float32, and ONNX Runtime splits a sum otherwise in a window of another length: 1e-6
-#: was seen; one frame of context too few is an error of 1e-3 and more.
-SAMPLES = 1e-5
-
-
-# ---- text ----
+from ualm.runtime.text_stream import TextStream
 
 
 @pytest.fixture(scope="module")
@@ -135,69 +125,3 @@ def test_a_lone_n_waits_for_what_follows(codec: TextCodec, byte_ids: list[int]) 
 def test_a_text_without_anything_to_clean_up_is_out_at_once(codec: TextCodec, byte_ids: list[int]) -> None:
     deltas, rest = streamed(codec, [byte_ids[byte] for byte in b"1 2 3: go"], list(range(9)))
     assert [delta for delta in deltas if delta] == ["1", " 2", " 3", ":", " g", "o"] and rest == ""
-
-
-# ---- sound ----
-
-
-@pytest.fixture(scope="module")
-def model(tiny_bundle: Path) -> Iterator[Model]:
-    with Model.open(tiny_bundle, threads=1, max_context=256, verify="never") as opened:
-        yield opened
-
-
-def latents_of(model: Model, frames: int) -> np.ndarray:
-    codes = np.random.default_rng(frames).integers(0, 16, (frames, 8)).astype(np.int16)
-    return model._engine.codes_to_latents(codes)
-
-
-@settings(max_examples=25, deadline=None)
-@given(pushes=st.lists(st.integers(0, 40), max_size=12), pieces=st.booleans())
-@example(pushes=[1] * 150, pieces=True)
-@example(pushes=[10] * 60, pieces=True)
-@example(pushes=[600], pieces=False)
-def test_pieces_of_sound_join_to_the_offline_decode(model: Model, pushes: list[int], pieces: bool) -> None:
-    codec, frames = model.bundle.manifest.codec, sum(pushes)
-    latents = latents_of(model, frames)
-    stream = SoundStream(model._engine.decode_latents, codec, pieces=pieces)
-    found, first, most = [], 0, codec.context_left + 2 * MOST_FRAMES + codec.context_right
-    for push in pushes:
-        assert stream.sent == sum(map(len, found))
-        found.append(stream.push(latents[first : first + push]))
-        first += push
-        if pieces:
-            assert len(stream._latents) < most + push
-            assert (stream.sent > 0) == (first >= FIRST_FRAMES + codec.context_right)
-        else:
-            assert stream.sent == 0
-    found.append(stream.finish())
-    joined = np.concatenate(found)
-    assert joined.dtype == np.float32 and len(joined) == frames * codec.hop_length == stream.sent
-    np.testing.assert_array_equal(stream.samples, joined)
-    if frames:
-        expected = model._engine.decode_latents(latents)
-        np.testing.assert_allclose(joined, expected, rtol=0, atol=SAMPLES * np.abs(expected).max())
-
-
-def test_what_is_kept_of_a_long_sound_does_not_grow(model: Model) -> None:
-    """But for the samples themselves, which the finished segment needs."""
-    codec = model.bundle.manifest.codec
-    decoded: list[int] = []
-
-    def decode(window: np.ndarray) -> np.ndarray:
-        decoded.append(len(window))
-        return np.zeros(len(window) * codec.hop_length, np.float32)
-
-    stream = SoundStream(decode, codec)
-    most = codec.context_left + MOST_FRAMES + codec.context_right + 10
-    for _ in range(500):
-        piece = stream.push(np.zeros((10, codec.latent_size), np.float32))
-        assert len(stream._latents) <= most
-        assert all(part.base is None for part in (piece, stream._latents[:0].base if len(piece) else piece))
-    assert max(decoded) <= most and len(decoded) < 5000 / MOST_FRAMES + 10
-
-
-def test_a_consumer_cannot_change_the_sound_that_is_being_made(model: Model) -> None:
-    stream = SoundStream(model._engine.decode_latents, model.bundle.manifest.codec)
-    piece = stream.push(latents_of(model, 60))
-    assert len(piece) and not piece.flags.writeable

@@ -1,0 +1,39 @@
+"""The codec's stateful graph in ONNX Runtime: the state of one sound between the calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .onnxruntime import OnnxRuntimeEngine
+
+ROLE = "codec.stream"
+_NO, _YES = np.array([0], np.int64), np.array([1], np.int64)
+
+
+class OnnxRuntimeCodecStream:
+    """See :class:`base.CodecStream`. States are the graph's inputs ``left.*`` and, in the same order, its outputs."""
+
+    def __init__(self, engine: OnnxRuntimeEngine) -> None:
+        self._engine = engine
+        inputs = [value for value in engine.session(ROLE).get_inputs() if value.name.startswith("left.")]
+        self._shapes: dict[str, tuple[int, ...]] = {value.name: tuple(value.shape) for value in inputs}
+        self.reset()
+
+    def reset(self) -> None:
+        self._states = {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
+        self._begun = False
+
+    def decode(self, latents: np.ndarray, *, last: bool) -> np.ndarray:
+        flags = {"first": _NO if self._begun else _YES, "last": _YES if last else _NO}
+        columns = np.ascontiguousarray(latents.T[None], np.float32)
+        pcm, *states = self._engine.run_all(ROLE, {"latents": columns, **flags, **self._states})
+        if last:
+            self.reset()
+        else:
+            self._begun = True
+            self._states = dict(zip(self._states, states, strict=True))
+        samples: np.ndarray = pcm[0]
+        return samples

@@ -1,0 +1,137 @@
+"""Where a sound goes while it is being made: an audio device, or a pipe of raw samples."""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from .errors import EngineError, OutputError
+from .events import SoundChunk
+
+
+class Output(Protocol):
+    """Takes the chunks of one sound as they come."""
+
+    def write(self, chunk: SoundChunk) -> None:
+        """The next chunk; waits while the output has enough to do."""
+        ...
+
+    def finish(self) -> None:
+        """The sound is whole: returns when the output is done with it."""
+        ...
+
+    def abort(self) -> None:
+        """Stop at once."""
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """What a user may want to know afterwards."""
+        ...
+
+
+class Player:
+    """The default audio device, through sounddevice.
+
+    Playback begins when ``SoundChunk.preroll`` seconds are held, or the sound is whole. The device cuts what passes
+    full scale. ``underruns``: how often it ran dry since.
+    """
+
+    def __init__(self, sample_rate: int, channels: int) -> None:
+        """Open the device. :class:`EngineError` where there is none, or no sounddevice."""
+        try:
+            import sounddevice
+        except ImportError as error:
+            raise EngineError(f'--play: {error}; install it with: pip install "ualm[play]"') from error
+        except OSError as error:  # the package is there, the system's library is not
+            raise EngineError(f"--play: {error}; install PortAudio, on Debian: apt install libportaudio2") from error
+        try:
+            self._stream: Any = sounddevice.OutputStream(samplerate=sample_rate, channels=channels, dtype="float32")
+        except (sounddevice.PortAudioError, ValueError) as error:
+            raise EngineError(
+                f"--play: the audio device does not open for {channels} channels at {sample_rate} Hz ({error}); choose "
+                "another default device, or leave out --play"
+            ) from error
+        self._device_error: type[Exception] = sounddevice.PortAudioError
+        self._rate, self._channels = sample_rate, channels
+        self._held: list[np.ndarray] = []
+        self._playing = False
+        self.underruns = 0
+        self.preroll = 0.0
+
+    def write(self, chunk: SoundChunk) -> None:
+        if self._playing:
+            return self._put(chunk.samples)
+        self._held.append(chunk.samples)
+        self.preroll = chunk.preroll
+        if sum(map(len, self._held)) >= chunk.preroll * self._rate:
+            self._begin()
+
+    def finish(self) -> None:
+        if not self._playing:
+            self._begin()
+        self._guarded(self._stream.stop)  # waits until all is played
+        self._guarded(self._stream.close)
+
+    def abort(self) -> None:
+        self._guarded(self._stream.abort)
+        self._guarded(self._stream.close)
+
+    def report(self) -> dict[str, Any]:
+        return {"preroll_seconds": round(self.preroll, 3), "underruns": self.underruns}
+
+    def _begin(self) -> None:
+        self._guarded(self._stream.start)
+        self._playing = True
+        before = self.underruns
+        for samples in self._held:
+            self._put(samples)
+        self.underruns = before  # a device that has just been started runs dry until its first samples are there
+        self._held = []
+
+    def _put(self, samples: np.ndarray) -> None:
+        frames = np.ascontiguousarray(samples.reshape(len(samples), self._channels))
+        self.underruns += bool(self._guarded(self._stream.write, frames))
+
+    def _guarded(self, call: Any, *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except self._device_error as error:
+            raise EngineError(f"--play: the audio device failed ({error})") from error
+
+
+class RawPcm:
+    """Interleaved samples without a header on a binary file: 32-bit floats, or 16-bit integers, little-endian.
+
+    Integers cannot pass full scale, and what was written cannot be made quieter: such samples are cut at full scale,
+    and counted in ``cut``.
+    """
+
+    def __init__(self, file: BinaryIO, *, pcm16: bool) -> None:
+        """``file``: unbuffered, so that nothing is left to be written when its reader is gone."""
+        self._file, self._pcm16 = file, pcm16
+        self.format = "s16le" if pcm16 else "f32le"
+        self.cut = 0
+
+    def write(self, chunk: SoundChunk) -> None:
+        if self._pcm16:
+            steps = np.rint(chunk.samples.astype(np.float64) * 32768)
+            self.cut += int(np.count_nonzero((steps > 32767) | (steps < -32768)))
+            data = np.clip(steps, -32768, 32767).astype("<i2").tobytes()
+        else:
+            data = chunk.samples.astype("<f4").tobytes()
+        try:
+            rest = memoryview(data)
+            while len(rest):
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise OutputError(f"standard output: {error.strerror or error}; nobody takes the samples") from error
+
+    def finish(self) -> None:
+        """All is written already."""
+
+    def abort(self) -> None:
+        """What was written is with the reader."""
+
+    def report(self) -> dict[str, Any]:
+        return {"format": self.format, "cut_samples": self.cut}

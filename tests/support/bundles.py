@@ -1,0 +1,34 @@
+"""Bundles that tests change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ualm.runtime.bundle import MANIFEST, Bundle
+from ualm.runtime.post_codec import Resampler
+
+
+def changed_manifest(bundle: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A bundle of the same files, whose manifest is changed and signed again."""
+    folder.mkdir()
+    for file in bundle.iterdir():
+        if file.name != MANIFEST:
+            os.link(file, folder / file.name)
+    document = json.loads((bundle / MANIFEST).read_text())
+    change(document)
+    del document["digest"]
+    body = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    document["digest"] = hashlib.sha256(body.encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(document))
+    return folder
+
+
+def with_post_codec(bundle: Path, folder: Path, *, sample_rate: int, channels: int) -> Path:
+    """The bundle with a resampler behind its codec."""
+    stage = Resampler.describe(Bundle(bundle, verify="never").manifest.codec, sample_rate, channels)
+    return changed_manifest(bundle, folder, lambda document: document.update(post_codec=vars(stage)))
