@@ -22,10 +22,12 @@ _WINDOW, _STEP, _LAG, _GAP = 256, 80, 3, 20
 #: A jump counts from this share of the largest one, and from this many decibels on average over the bands.
 _SHARE, _LEAST_JUMP = 0.16, 1.8
 _FLOOR_DB = -60.0
+#: Timbre looks so far below the loudest band: what lies deeper is the codec's noise.
+_RANGE_DB = 45.0
 #: Templates: window and hop in samples, and frames (an event lasts at least 8 codec frames, 160 ms).
 _TIMBRE_WINDOW, _TIMBRE_STEP, _TIMBRE_FRAMES = 512, 160, 14
 #: A template farther away than this, in decibels on average, is no match: the sound is none of the domain's.
-FARTHEST = 6.0
+FARTHEST = 6.5
 #: A note is at most so far from the key it is taken for, in semitones; a slot so far from its length, in seconds.
 _TUNING, _TIMING = 0.4, 0.03
 #: A period twice as long is the true one where it fits so many times better.
@@ -164,7 +166,7 @@ def timbre(samples: np.ndarray) -> np.ndarray:
     part = samples[: needed - _TIMBRE_WINDOW // 2]
     padded[_TIMBRE_WINDOW // 2 : _TIMBRE_WINDOW // 2 + len(part)] = part
     levels = _levels(padded, _TIMBRE_WINDOW, _TIMBRE_STEP)
-    return np.maximum(levels - levels.max(), _FLOOR_DB).astype(np.float32)
+    return np.maximum(levels - levels.max(), -_RANGE_DB).astype(np.float32)
 
 
 def make_templates(rendered: np.ndarray) -> np.ndarray:

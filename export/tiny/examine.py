@@ -16,6 +16,7 @@ import numpy as np
 from ...runtime import AudioSampling, Model
 from ...runtime.errors import InputError, UalmError
 from ...runtime.files import replacing_file
+from .card import model_card
 from .gates import WORSE, Examiner
 from .run_folder import FRAMES
 
@@ -25,6 +26,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the training run")
     parser.add_argument("bundle", type=Path, help="folder of its bundle")
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--card", type=Path, help="write the model card, with these gates")
+    parser.add_argument("--note", default="Trained in one go.", help="what the card says about this very run")
     parser.add_argument("--share", type=float, default=1.0, help="of the prompts, for a quick look")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -59,6 +62,11 @@ def _examine(arguments: argparse.Namespace) -> None:
         }
     with replacing_file(arguments.output) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.card is not None:
+        training = json.loads((arguments.run / "training.json").read_text(encoding="utf-8"))
+        precision = result["precisions"].get("backbone", "")
+        with replacing_file(arguments.card) as temporary:
+            temporary.write_text(model_card(training, [(precision, result)], arguments.note), encoding="utf-8")
     for name, gate in gates.items():
         share = "-" if gate["share"] is None else f"{100 * gate['share']:.1f} %"
         mark = {True: "met", False: "MISSED", None: ""}[gate["met"]]

@@ -30,7 +30,7 @@ from .language import (
 )
 
 #: Sampling under which a first try often fails: no guidance, everything drawn, hot.
-WORSE = {"guidance": 1.0, "temperature": 1.0, "top_k": None}
+WORSE: dict[str, Any] = {"guidance": 1.0, "temperature": 1.7, "top_k": None, "max_steps": 130}
 #: The share that each gate asks for; None: reported only.
 WANTED: dict[str, float | None] = {
     "drums": 0.95,
@@ -54,16 +54,17 @@ WANTED: dict[str, float | None] = {
 
 @dataclass
 class Tally:
-    """Right and wrong of one gate, with the wrong ones told."""
+    """What was counted of how many for one gate, and the cases told of: those that went wrong."""
 
     right: int = 0
     total: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    def add(self, right: bool, told: str) -> None:
+    def add(self, right: bool, told: str, *, wrong: bool | None = None) -> None:
+        """``wrong``: whether the case is to be told; where it is not right, unless given."""
         self.total += 1
         self.right += right
-        if not right and len(self.wrong) < 12:
+        if (not right if wrong is None else wrong) and len(self.wrong) < 12:
             self.wrong.append(told)
 
     def to_json(self, name: str) -> dict[str, Any]:
@@ -207,9 +208,8 @@ class Examiner:
             after = before if mended is None else self._heard(mended).clip
             told = f"{describe(clip)}: first {_named(before)}; {review[0].text!r}; then {_named(after)}"
             if before == clip:
-                self._tally("reflection: right ones broken").add(after != clip, "")
-                if after != clip:
-                    self._tally("reflection: right ones broken").wrong.append(told)
+                broken = after != clip
+                self._tally("reflection: right ones broken").add(broken, told, wrong=broken)
             else:
                 self._tally("reflection: failures repaired").add(after == clip, told)
 

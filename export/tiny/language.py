@@ -232,7 +232,7 @@ def review(found: Clip | None, wanted: Clip) -> tuple[str, bool]:
 
 def question_and_answer(clip: Clip, rng: random.Random, topic: str = "") -> tuple[str, str]:
     """A question about a heard clip, and the right answer."""
-    topics = {"what": 8, "sound": 3, "count": 4, "tempo": 4, "first": 3, "last": 2, "kind": 0.5, "caption": 2}
+    topics = {"what": 9, "sound": 2, "count": 3, "tempo": 7, "first": 2, "last": 2, "kind": 0.5, "caption": 2}
     topic = topic or rng.choices(list(topics), list(topics.values()))[0]
     question = rng.choice(PHRASES["questions"][topic])
     named = f"{article(clip.sound)} {clip.sound}"

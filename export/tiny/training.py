@@ -35,7 +35,7 @@ class Recipe:
     ``flat`` on.
     """
 
-    steps: int = 2450
+    steps: int = 2250
     rows: int = 2200
     learning_rate: float = 2e-3
     warmup: int = 100
@@ -55,11 +55,11 @@ class Recipe:
 
 #: Shares of the rows of a step.
 MIX: Mapping[str, float] = {
-    "direct": 0.27,
-    "enriched": 0.16,
-    "hearing": 0.30,
-    "text": 0.03,
-    "dialogue": 0.10,
+    "direct": 0.21,
+    "enriched": 0.08,
+    "hearing": 0.44,
+    "text": 0.02,
+    "dialogue": 0.11,
     "reflection": 0.14,
 }
 

@@ -1,0 +1,93 @@
+"""The model card: what the tiny model is, with figures from the JSON of its training and its gates, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .domain import DRUMS, HELD_OUT_PERCENT, INSTRUMENTS, MAX_EVENTS, NOTES, SLOTS
+
+_HEAD = """# ualm-tiny
+
+A small UALM that makes and hears short instrument sounds. It has UALM's structure (its vocabulary and rows, a Qwen2
+body, X-Codec codes with delay, a Qwen2.5-Omni-style encoder) and none of NVIDIA's weights or data. It is there so
+that the runtime can be heard and its output judged by a program; it is no general sound model.
+
+## Domain
+
+{instruments}: notes {notes}. {drums}. One to {most} events, one at a time, {tempos} from onset to onset. Anything
+else is outside of what it knows: it will answer with some sound of the domain.
+
+It was trained to make a sound from a text, directly or through a rich caption; to answer questions about a sound it
+hears; to answer questions of its own small music theory; to ask back and to change what it played; and to listen to
+what it played, say what it heard, and play again where that is not what was asked for.
+
+## Training
+
+{steps} steps, {rows} rows, {hours:.1f} h of processor time (of the main thread) from scratch. {held} % of
+the sequences of two or three notes were held out of every task; single notes and drums cannot be, and are all
+trained. The codec is built in closed form: no training, sounds of the domain come back at more than 50 dB with the
+weights rounded to bf16 (the tests hold it). `training.json` beside the run has the recipe and the curves. Made again
+by: `python -m ualm.export.tiny all WORK -o RUN`.
+
+## Gates
+
+Judged from decoded samples by pitch, onset and timbre detectors; answers compared word for word. Temperature
+{temperature}, top-k {top_k}, guidance {guidance}; fixed seeds. Prompts of two and three notes are held-out
+sequences.
+"""
+
+_TAIL = """
+## Limits
+
+- {missed}
+- {note}
+- It reads English in the phrases of `export/tiny/phrases.json` and little else.
+
+## Licences
+
+The weights are Apache-2.0, as the project. They were trained on renders of the FluidR3 mono soundfont by Frank Wen
+and Michael Cowgill, which is under the MIT licence (Debian: `fluidr3mono-gm-soundfont`); fluidsynth (LGPL-2.1)
+rendered them and is no part of the model.
+"""
+
+
+def model_card(training: Mapping[str, Any], examined: Sequence[tuple[str, Mapping[str, Any]]], note: str) -> str:
+    """Markdown. ``training``: training.json; ``examined``: (name of a bundle, its gates' JSON), the main one first.
+
+    ``note``: what else to know about this very run.
+    """
+    main = examined[0][1]
+    head = _HEAD.format(
+        instruments=", ".join(INSTRUMENTS).capitalize(),
+        notes=f"{next(iter(NOTES.values()))} to {list(NOTES.values())[-1]} (white keys)",
+        drums=", ".join(DRUMS).capitalize(),
+        most=MAX_EVENTS,
+        tempos=", ".join(f"{slot * 20} ms ({name})" for name, slot in SLOTS.items()),
+        steps=training["step"],
+        rows=f"{training['rows']:,}",
+        hours=training["cpu_seconds"] / 3600,
+        held=HELD_OUT_PERCENT,
+        **main["sampling"],
+    )
+    names = [name for name, _ in examined]
+    lines = [f"| gate | wanted | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
+    for gate, values in main["gates"].items():
+        cells = [_cell(result["gates"].get(gate)) for _, result in examined]
+        lines.append(f"| {gate} | {_wanted(gate, values['wanted'])} | {' | '.join(cells)} |")
+    missed = [gate for gate, values in main["gates"].items() if values["met"] is False]
+    told = f"Gates missed: {', '.join(missed)}; see the table." if missed else "Every gate is met."
+    return "\n".join([head, *lines, _TAIL.format(missed=told, note=note)])
+
+
+def _wanted(gate: str, wanted: float | None) -> str:
+    if wanted is None:
+        return ""
+    return f"{'at most' if gate.endswith('broken') else 'at least'} {100 * wanted:g} %"
+
+
+def _cell(values: Mapping[str, Any] | None) -> str:
+    if values is None or values["share"] is None:
+        return ""
+    mark = " (missed)" if values["met"] is False else ""
+    return f"{100 * values['share']:.1f} % of {values['total']}{mark}"
