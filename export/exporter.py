@@ -7,8 +7,7 @@ import functools
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -46,6 +45,7 @@ from .encoder_afwhisper import plan_encoder as plan_afwhisper
 from .encoder_common import EncoderPart
 from .encoder_omni import plan_encoder as plan_omni
 from .fields import read_json
+from .forward import hidden_states
 from .golden import check_onnxruntime, tolerances, write_golden
 from .graph import Graph
 from .heads import HeadsPlan
@@ -129,8 +129,7 @@ def export_run(
             plan.calibrate(folder, examples, progress)
             clock.lap("calibrate")
         progress("golden vector", 0, 0)
-        with plan.body_as_stored(folder) as body:
-            write_golden(folder, manifest, MappedTensors(folder / WEIGHTS), body)
+        write_golden(folder, manifest, MappedTensors(folder / WEIGHTS), plan.body)
         clock.lap("golden vector")
         manifest = _with_files(manifest, folder, progress)
         clock.lap("hashes")
@@ -254,15 +253,9 @@ class _Plan:
             done += written
             progress("weights", done, total)
 
-    @contextmanager
-    def body_as_stored(self, folder: Path) -> Iterator[Path]:
-        """The standard dialect that multiplies in float32, for as long as it is needed."""
-        name = "body_as_stored.onnx"
-        self.backbone.graph("standard").save(folder, name)
-        try:
-            yield folder / name
-        finally:
-            (folder / name).unlink()
+    def body(self, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Hidden states of the body as it is stored, in float32."""
+        return hidden_states(self._stored, self.shape, sequences)
 
     def calibrate(self, folder: Path, calibration: CalibrationSet, progress: Progress) -> None:
         """Round the body anew on what the bundle in ``folder`` reads and says."""

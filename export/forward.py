@@ -39,7 +39,7 @@ def hidden_states(
 
     def product(name: str, rows: torch.Tensor) -> torch.Tensor:
         on_product(name, rows)
-        return rows @ torch.from_numpy(np.ascontiguousarray(read(name)))
+        return rows @ torch.from_numpy(np.require(read(name), requirements=("C", "W")))
 
     def norm(name: str, rows: torch.Tensor) -> torch.Tensor:
         scale = torch.rsqrt(rows.double().square().mean(-1, keepdim=True) + s.rms_norm_eps)

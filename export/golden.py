@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,10 @@ def check_onnxruntime() -> None:
         )
 
 
+#: Input embeddings float32 [n, H] of sequences -> their final-norm hidden states.
+Body = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+
+
 def golden_inputs(manifest: Manifest) -> dict[str, np.ndarray]:
     """A short prompt of text and audio rows, codes, and a third of a second of sound; the same for every export."""
     random = np.random.default_rng(20251012)
@@ -61,29 +65,27 @@ def golden_inputs(manifest: Manifest) -> dict[str, np.ndarray]:
     return {"rows": rows.astype(np.int32), "codes": codes, "sound": sound.astype(np.float32)}
 
 
-def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndarray], body: Path) -> None:
+def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndarray], body: Body) -> None:
     """Run every part once and write ``golden.safetensors``.
 
     Outputs: ``logits.modality`` [1, 5] after the prompt's last row (``assistant``); ``logits.audio`` and
     ``logits.text`` [2, n] of a segment's first step, conditional and null branch, the null branch computed densely;
     ``features``; ``pcm``.
 
-    The parts run unoptimised and unpacked: ONNX Runtime then reads the mapped weights in place, so that the export's
-    own memory stays small, and nothing but the graphs as written is computed. ``weights`` are the mapped tables,
-    ``body`` is the standard dialect that multiplies in float32.
+    ``body`` is the yardstick of ``forward`` on the weights as stored: it holds one matrix at a time, where ONNX Runtime
+    would widen all of them before the first product. The other parts run unoptimised and unpacked: it then reads the
+    mapped weights in place, and computes nothing but the graphs as written. ``weights`` are the mapped tables.
     """
     inputs = golden_inputs(manifest)
     run = functools.partial(_run_part, folder, manifest)
-    hidden_of = functools.partial(_prefill, body, manifest, weights["rope.inverse_frequencies"])
     prompt = _embed(weights["embedding"], inputs["rows"])
-    outputs = {"logits.modality": run("head.modality", {"hidden": hidden_of(prompt[None])})}
-    # all in one run: a body whose weights are widened as they are read pays for each run
     segments = ("audio", "text")
     markers = [_embed(weights["embedding"], manifest.vocabulary.special_row(MODALITIES[m])[None]) for m in segments]
     firsts = [np.concatenate([prefix, marker]) for marker in markers for prefix in (prompt, np.zeros_like(prompt))]
-    hidden = hidden_of(np.stack(firsts))
+    hidden = np.stack([states[-1] for states in body([prompt, *firsts])])
+    outputs = {"logits.modality": run("head.modality", {"hidden": hidden[:1]})}
     for index, modality in enumerate(segments):
-        outputs[f"logits.{modality}"] = run(f"head.{modality}", {"hidden": hidden[2 * index : 2 * index + 2]})
+        outputs[f"logits.{modality}"] = run(f"head.{modality}", {"hidden": hidden[1 + 2 * index : 3 + 2 * index]})
     table, bias = weights["codec.rvq_table"], weights["codec.rvq_bias"]
     latents = table[np.arange(STREAMS), inputs["codes"]].sum(axis=1, dtype=np.float32) + bias
     outputs["pcm"] = run("codec", {"latents": np.ascontiguousarray(latents.T[None])})[0]
@@ -99,23 +101,6 @@ def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndar
 
 def _embed(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return widen(table[rows]).sum(axis=1, dtype=np.float32)
-
-
-def _prefill(body: Path, manifest: Manifest, frequencies: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
-    """Hidden states float32 [B, H] behind the last of ``embeddings`` float32 [B, n, H]."""
-    model, (batch, rows) = manifest.model, embeddings.shape[:2]
-    angles = (np.arange(rows, dtype=np.float32)[:, None] * frequencies[None]).astype(np.float64)
-    mask = np.triu(np.full((rows, rows), -np.inf, np.float32), 1)
-    one_each = {"mask": mask[None], "cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
-    feeds = {
-        "embeddings": embeddings,
-        "write_index": np.zeros(batch, np.int64),
-        **{name: np.repeat(values[None], batch, axis=0) for name, values in one_each.items()},
-    }
-    cache = np.zeros((batch, model.kv_heads, rows, model.head_dim), np.float32)
-    for layer in range(model.layers):
-        feeds |= {f"past_key.{layer}": cache, f"past_value.{layer}": cache}
-    return run_as_written(body, feeds)
 
 
 def _run_part(folder: Path, manifest: Manifest, role: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
