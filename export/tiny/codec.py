@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +99,9 @@ def codec_config() -> XcodecConfig:
 
 def make_model() -> XcodecModel:
     torch.manual_seed(0)
-    return XcodecModel(codec_config()).eval()
+    model: XcodecModel = XcodecModel(codec_config())
+    model.train(False)
+    return model
 
 
 def _pair_gain() -> float:
@@ -167,7 +170,7 @@ def fill_decoder(model: XcodecModel, basis: torch.Tensor) -> None:
 def fill_codebooks(model: XcodecModel, codebooks: torch.Tensor) -> None:
     """``codebooks``: float32 [8, 1024, 320]."""
     for quantizer, values in zip(model.quantizer.quantizers, codebooks, strict=True):
-        codebook = quantizer.codebook
+        codebook: Any = quantizer.codebook
         codebook.embed.zero_()
         codebook.embed[:, :LATENT] = values
         codebook.embed_avg.copy_(codebook.embed)
@@ -256,7 +259,7 @@ def _fit_codebooks(latents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     target = latents.double()
     for first in range(STREAMS):
         free = codes[:, first:]
-        rest = target - sum(books[level][codes[:, level]] for level in range(STREAMS))  # type: ignore[operator]
+        rest = target - sum(books[level][codes[:, level]] for level in range(STREAMS))
         same = (free[:, None, :] == free[None, :, :]) & (free != 0)[:, None, :]
         gram = same.sum(2).double()
         ridge = 1e-6 * torch.eye(len(gram), dtype=torch.float64)

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...runtime.vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, STREAMS, Vocabulary
-from .domain import SLOTS, Clip, FrameBank, held_out, random_clip
+from .domain import DRUMS, INSTRUMENTS, SLOTS, Clip, FrameBank, held_out, random_clip
 from .language import (
-    DRUMS,
-    INSTRUMENTS,
     PHRASES,
     Wish,
     article,

@@ -109,7 +109,7 @@ class LossFunction:
             return torch.zeros(()), found
         mels = [torch.from_numpy(log_mel(normalized(sound.samples), SPEC, self._filters)) for _, sound in heard]
         features = self.network.hear(mels)
-        for (index, sound), part in zip(heard, features.split([s.rows for _, s in heard]), strict=True):
+        for (index, sound), part in zip(heard, torch.split(features, [s.rows for _, s in heard]), strict=True):
             found[index].append((sound.start, part))
         logits = self.network.probe(features).float()
         classes = torch.from_numpy(np.concatenate([s.classes for _, s in heard]))
@@ -233,9 +233,9 @@ class LossFunction:
             cells = self._cross_entropy(mixed, guided_targets)
             loss = loss + _mean(cells, cell_weights[use])
             _curve(curves, "guided", cells.detach(), cell_weights[use])
-            first = cell_weights[use][:, 0] >= 8
+            onsets = cell_weights[use][:, 0] >= 8
             right = (mixed.detach()[:, : self.vocabulary.codebook_size + 1].argmax(1) == guided_targets[:, 0]).float()
-            _curve(curves, "guided_onset_right", right[first], torch.ones(int(first.sum())))
+            _curve(curves, "guided_onset_right", right[onsets], torch.ones(int(onsets.sum())))
         return loss
 
     def _audio_curves(

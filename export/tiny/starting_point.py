@@ -9,6 +9,8 @@ everything.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
@@ -43,7 +45,7 @@ def _frame_features(bank: FrameBank, width: int, generator: np.random.Generator)
     """Features float64 [frames, width], entries of about 1: sound, note, place in the event, fade."""
     quarter = width // 4
 
-    def drawn(names: list[object]) -> dict[object, np.ndarray]:
+    def drawn(names: Iterable[object]) -> dict[object, np.ndarray]:
         return {name: generator.standard_normal(quarter) for name in names}
 
     labels = [label for label in bank.labels if label is not None]

@@ -98,7 +98,8 @@ class _Stop:
 
 
 def _optimizer(network: TinyUalm, recipe: Recipe) -> torch.optim.AdamW:
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         matrix = parameter.ndim >= 2 and not any(word in name for word in ("embed", "stream", "lm_head"))
         (decayed if matrix else free).append(parameter)
@@ -181,7 +182,7 @@ def _save(
     rows: int,
     recipe: Recipe,
 ) -> None:
-    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    state: dict[str, Any] = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
     state |= {"step": step, "cpu_seconds": active, "rows": rows, "recipe": asdict(recipe)}
     with replacing_file(folder / STATE) as temporary:
         torch.save(state, temporary)
