@@ -130,6 +130,7 @@ def _with_lines(prompts: list[str], read: Callable[[], str | None]) -> Iterator[
 
 def _followed(reasoning: Reasoning, shown: _Shown) -> tuple[ReasoningResult, float]:
     started = time.perf_counter()
+    reasoning._played = False
     try:
         for event in reasoning:
             shown.event(event)

@@ -85,8 +85,11 @@ class Reasoning:
         self._turns: list[ReasonedTurn] = []
         self._stages: list[Stage] = []
         self._verdicts: list[Verdict] = []
+        #: Rounds begun.
+        self._rounds = 0
         self._turn: Turn | None = None
         self._cancelled = self._begun = False
+        self._played = True
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -100,7 +103,8 @@ class Reasoning:
             self._turn.cancel()
 
     def result(self) -> ReasoningResult:
-        """Run to the end."""
+        """Run to the end. Nobody plays meanwhile: as in :meth:`Turn.segments`, equal runs give equal bits."""
+        self._played = False
         for event in self:
             if isinstance(event, ReasoningEnded):
                 return event.result
@@ -142,7 +146,7 @@ class Reasoning:
         request = filled(template.request, prompt=prompt)
         yield from self._take(_after(template.system, request), "caption", "sound", "text")
         if self._last_sound() is None:
-            play = filled(template.play, prompt=prompt, caption=self._written("caption") or prompt)
+            play = filled(template.play, prompt=prompt, caption=self._caption())
             yield from self._take([("user", play)], "caption", "sound", "audio")
 
     def _dialogue(self) -> Iterator[ReasoningEvent]:
@@ -162,9 +166,10 @@ class Reasoning:
 
     def _round(self, template: ReflectTemplate, number: int) -> Generator[ReasoningEvent, None, Verdict]:
         """Hear the last sound again; gives the verdict."""
+        self._rounds = number
         sound, first = self._last_sound(), len(self._stages)
         assert sound is not None  # a turn forced to sound makes one
-        words = {"prompt": self._said[0], "caption": self._written("caption") or self._said[0]}
+        words = {"prompt": self._said[0], "caption": self._caption()}
         verdict: Verdict | None = None
         check: list[Message] = [("user", sound), ("user", filled(template.check, **words))]
         for event in self._take(check, "review", "repair", "text"):
@@ -194,6 +199,7 @@ class Reasoning:
         text = replace(self._text, seed=(self._text.seed + number) % _SEEDS)
         said = tuple(content if isinstance(content, str) else self._named(content) for _, content in messages)
         self._turn = self.session.turn(messages, modality=modality, audio=audio, text=text)
+        self._turn._played = self._played
         if self._cancelled:
             self._turn.cancel()
         first, kind, began = len(self._stages), text_kind, 0.0
@@ -222,7 +228,7 @@ class Reasoning:
 
     def _listen_ahead(self, sound: Sound | None) -> None:
         """Begin to hear a sound that the next turn will hear."""
-        if self.mode == "reflect" and sound is not None and len(self._verdicts) < self.rounds:
+        if self.mode == "reflect" and sound is not None and self._rounds < self.rounds:
             with suppress(UalmError):  # whatever is wrong with it, the turn that hears it says so
                 self.session._model.listen(sound)
 
@@ -242,6 +248,11 @@ class Reasoning:
 
     def _written(self, kind: StageKind, first: int = 0) -> str:
         return " ".join(stage.text for stage in self._stages[first:] if stage.kind == kind and stage.text)
+
+    def _caption(self) -> str:
+        """The caption; the prompt where the model wrote none."""
+        written = self._written("caption")
+        return written if written.strip() else self._said[0]
 
     def _named(self, content: object) -> str:
         for stage in self._stages:

@@ -20,6 +20,8 @@ class _Section:
 
     #: Places that a field's text may have.
     places: ClassVar[Mapping[str, frozenset[str]]] = {}
+    #: Fields that may be None.
+    optional: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def from_json(cls, name: str, values: object) -> Any:
@@ -38,7 +40,7 @@ def _checked(section: type[_Section], name: str, key: str, value: object) -> obj
         if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) and each.strip() for each in value):
             raise ValueError(f"{name}.{key} = {value!r:.80} is not a list of texts")
         return tuple(value)
-    if value is None and default is None:
+    if value is None and key in section.optional:
         return None
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name}.{key} = {value!r:.80} is not a text")
@@ -58,6 +60,7 @@ class EnrichTemplate(_Section):
         "request": frozenset({"prompt"}),
         "play": frozenset({"prompt", "caption"}),
     }
+    optional: ClassVar[frozenset[str]] = frozenset({"system"})
     request: str = "{prompt}"
     play: str = "{caption}"
     system: str | None = None
@@ -68,6 +71,7 @@ class DialogueTemplate(_Section):
     """``system``: said before, by the system. ``request``: how each of the user's turns is said."""
 
     places: ClassVar[Mapping[str, frozenset[str]]] = {"request": frozenset({"prompt"})}
+    optional: ClassVar[frozenset[str]] = frozenset({"system"})
     request: str = "{prompt}"
     system: str | None = None
 
@@ -82,6 +86,7 @@ class ReflectTemplate(_Section):
         "check": frozenset({"prompt", "caption"}),
         "repair": frozenset({"prompt", "caption", "review"}),
     }
+    optional: ClassVar[frozenset[str]] = frozenset({"repair"})
     check: str = (
         'Listen to it. Say what you hear, then "it matches the request" or "it differs", and why: the request was '
         '"{prompt}".'

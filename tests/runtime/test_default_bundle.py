@@ -1,0 +1,107 @@
+"""Whoever names no bundle gets the model that comes with ualm, and is told so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.able import choosing_what_it_can
+from ualm.runtime import BundleError, InputError, Model, packaged
+from ualm.runtime.bundle import WEIGHTS
+
+Command = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ("--threads", 1, "--max-seconds", 0.05)
+
+
+@pytest.fixture
+def within(clean_environment: None, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A build of ualm that brings a model."""
+    folder = tmp_path / "within" / "tiny"
+    shutil.copytree(tiny_bundle, folder)
+    monkeypatch.setattr(packaged, "PACKAGED", folder)
+    return folder
+
+
+@pytest.fixture
+def able() -> Iterator[None]:
+    with choosing_what_it_can():
+        yield
+
+
+def test_open_without_a_name(within):
+    with Model.open(threads=1) as model:
+        assert model.bundle.folder == within
+
+
+def test_every_verb_takes_it_and_says_so_once(ualm: Command, within, able, tmp_path, monkeypatch):
+    import io
+
+    sound = tmp_path / "a.wav"
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    verbs = {
+        "generate": ("rain", "-o", sound, *SHORT),
+        "ask": (sound, "what is it?", "--threads", 1, "--max-tokens", 4),
+        "chat": (*SHORT, "--max-tokens", 4),
+        "reason": ("rain", "--max-tokens", 4, *SHORT),
+        "inspect": (),
+    }
+    for verb, arguments in verbs.items():
+        status, _, err = ualm(verb, *arguments)
+        assert status == 0, (verb, err)
+        assert err.count(str(within)) == 1 and "comes with ualm" in err, verb
+
+
+def test_the_answer_on_standard_output_stays_clean(ualm: Command, within, tmp_path):
+    status, out, _ = ualm("generate", "rain", "-o", tmp_path / "a.wav", "--json", *SHORT)
+    assert status == 0 and json.loads(out)["output"] == str(tmp_path / "a.wav")
+
+
+def test_a_bundle_that_is_named_goes_before(ualm: Command, within, tiny_bundle, monkeypatch):
+    for arguments in ((), (tiny_bundle,)):
+        if not arguments:
+            monkeypatch.setenv("UALM_BUNDLE", str(tiny_bundle))
+        status, out, err = ualm("inspect", *arguments, "--json")
+        assert (status, err) == (0, "") and json.loads(out)["bundle"] == str(tiny_bundle)
+        monkeypatch.delenv("UALM_BUNDLE", raising=False)
+
+
+def test_doctor_examines_it(ualm: Command, within):
+    status, out, _ = ualm("doctor", "--json")
+    about = json.loads(out)
+    assert status == 0 and about["bundle"]["folder"] == str(within) and about["bundle"]["hashes"] == "verified"
+
+
+def test_its_hashes_are_checked_as_of_any_bundle(within):
+    damaged = bytearray((within / WEIGHTS).read_bytes())
+    damaged[-1] ^= 1
+    (within / WEIGHTS).write_bytes(damaged)
+    with pytest.raises(BundleError, match="SHA-256"):
+        Model.open()
+
+
+def test_a_build_without_one_says_so(ualm: Command, clean_environment, tmp_path):
+    with pytest.raises(InputError, match="brings no model of its own"):
+        Model.open()
+    for verb in (("generate", "rain", "-o", tmp_path / "a.wav"), ("reason", "rain"), ("inspect",)):
+        status, out, err = ualm(*verb)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert "no bundle given" in err and "UALM_BUNDLE" in err and "no model of its own" in err
+    status, out, _ = ualm("doctor", "--json")
+    assert status == 0 and "bundle" not in json.loads(out)
+
+
+def test_it_lies_where_the_wheel_takes_files_from():
+    assert packaged.packaged_bundle() in (None, ROOT / "runtime" / "tiny")
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a checkout")
+    names = [
+        f"runtime/tiny/{name}" for name in ("manifest.json", "weights.safetensors", "codec.onnx", "tokenizer.json")
+    ]
+    ignored = subprocess.run(["git", "check-ignore", *names], cwd=ROOT, capture_output=True, text=True)
+    assert ignored.stdout == "", "what git ignores, the wheel leaves out"
