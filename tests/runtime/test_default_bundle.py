@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from support.able import choosing_what_it_can
+from support.sounds import make_sound
 from ualm.runtime import BundleError, InputError, Model, packaged
 from ualm.runtime.bundle import WEIGHTS
 
@@ -42,11 +44,12 @@ def test_open_without_a_name(within):
 def test_every_verb_takes_it_and_says_so_once(ualm: Command, within, able, tmp_path, monkeypatch):
     import io
 
-    sound = tmp_path / "a.wav"
+    heard = tmp_path / "heard.wav"
+    soundfile.write(heard, make_sound(0.1).T, 16000)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
     verbs = {
-        "generate": ("rain", "-o", sound, *SHORT),
-        "ask": (sound, "what is it?", "--threads", 1, "--max-tokens", 4),
+        "generate": ("rain", "-o", tmp_path / "a.wav", *SHORT),
+        "ask": (heard, "what is it?", "--threads", 1, "--max-tokens", 4),
         "chat": (*SHORT, "--max-tokens", 4),
         "reason": ("rain", "--max-tokens", 4, *SHORT),
         "inspect": (),
