@@ -418,3 +418,9 @@ def test_a_dialogue_reads_turns_from_standard_input(reason, monkeypatch):
 def test_the_command_refuses_in_one_line(reason, arguments, told):
     status, out, err = reason(*arguments)
     assert (status, out, err.count("\n")) == (1, "", 1) and told in err
+
+
+def test_the_documentation_shows_the_default_templates():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    shown = page.split("```json\n")[1].split("```")[0]
+    assert json.loads(shown) == Templates().to_json()
