@@ -59,7 +59,7 @@ def plan_codec(
     """Check the codec's tensors, plan the decoder's weights and tables in ``store``, and draw its graph.
 
     ``config`` is the parsed ``config.json`` of an ``XcodecModel``; fields left out take transformers' defaults.
-    ``dtype``: what the convolutions' weights are stored in; they are computed with in float32.
+    ``dtype``: what the table and the convolutions' weights are stored in; they are computed with in float32.
     Plans, besides the graph's weights, ``codec.rvq_table`` float32 [8, K, D] with
     ``table[n] = C_n @ fc2.weight.T`` and ``codec.rvq_bias`` float32 [D], so that a frame's latent is
     ``sum_n table[n, code_n] + bias``. Raises ExportError naming the field or tensor that does not fit.
@@ -158,7 +158,7 @@ class _Planner:
                 table[n] = self.source.read(name).astype(np.float64) @ fc2
             return table
 
-        self.store.add("codec.rvq_table", (streams, codebook_size, latent_size), make_table)
+        self.store.add("codec.rvq_table", (streams, codebook_size, latent_size), make_table, self.dtype)
         self.store.add("codec.rvq_bias", (latent_size,), lambda: self.source.read(bias))
 
     def plan_convolution(self, layer: Convolution) -> None:

@@ -86,7 +86,7 @@ def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndar
     outputs = {"logits.modality": run("head.modality", {"hidden": hidden[:1]})}
     for index, modality in enumerate(segments):
         outputs[f"logits.{modality}"] = run(f"head.{modality}", {"hidden": hidden[1 + 2 * index : 3 + 2 * index]})
-    table, bias = weights["codec.rvq_table"], weights["codec.rvq_bias"]
+    table, bias = widen(weights["codec.rvq_table"]), weights["codec.rvq_bias"]
     latents = table[np.arange(STREAMS), inputs["codes"]].sum(axis=1, dtype=np.float32) + bias
     outputs["pcm"] = run("codec", {"latents": np.ascontiguousarray(latents.T[None])})[0]
     spec = FeatureSpec.from_json(manifest.features)

@@ -12,6 +12,7 @@ import numpy as np
 from ..runtime.bundle import Bundle
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.hearing import FeatureSpec, Hearing
+from ..runtime.vocabulary import STREAMS
 from .agreement import compare, cosine, held_codes, hold_rows, probe_sound, signal_to_noise
 from .codec import CodecPart
 from .encoder_common import EncoderPart
@@ -40,13 +41,14 @@ def measure_quality(
     try:
         held = hold_rows(engine, bundle)
         engine.unload("backbone", "head")  # so that an export needs the memory of one part at a time
-        latents = engine.codes_to_latents(held_codes(held, vocabulary))
-        pcm = engine.decode_latents(latents)
+        codes = held_codes(held, vocabulary)
+        pcm = engine.decode_latents(engine.codes_to_latents(codes))
         spec = FeatureSpec.from_json(bundle.manifest.features)
         heard = Hearing(spec, bundle.table("encoder.mel_filters")).prepare(probe_sound(spec))
         features = engine.encode(heard.inputs)[: heard.rows]
     finally:
         engine.close()
+    latents = store.exact("codec.rvq_table")[np.arange(STREAMS), codes].sum(axis=1) + store.exact("codec.rvq_bias")
     with _in_float32(folder, plan_codec) as path:
         exact_pcm = run_as_written(path, {"latents": np.ascontiguousarray(latents.T[None])})[0]
     with _in_float32(folder, plan_encoder) as path:

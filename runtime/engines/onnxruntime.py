@@ -21,6 +21,7 @@ from .. import _native
 from ..bundle import Bundle
 from ..errors import ContextError, EngineError
 from ..sampling import AudioSampling, Mode, TextSampling
+from ..tensors import widen
 from ..vocabulary import MODALITIES, STREAMS
 from .base import Frames
 from .onnxruntime_codec import OnnxRuntimeCodecStream
@@ -62,7 +63,7 @@ class OnnxRuntimeEngine:
         self.session(self.body)
         self.vocabulary = bundle.manifest.vocabulary
         self.embedding = bundle.table("embedding")
-        self.rvq_table, self.rvq_bias = bundle.table("codec.rvq_table"), bundle.table("codec.rvq_bias")
+        self.rvq_table, self.rvq_bias = widen(bundle.table("codec.rvq_table")), bundle.table("codec.rvq_bias")
         self.null_keys, self.null_values = bundle.table("null.keys"), bundle.table("null.values")
         self.cos, self.sin = _rotary_tables(bundle.table("rope.inverse_frequencies"), max_context)
         self.model = model

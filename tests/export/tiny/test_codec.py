@@ -110,7 +110,7 @@ BUGS: dict[str, Bug] = {
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_broken_decoder_is_heard(bug: str, small: Small, bank: FrameBank, monkeypatch: pytest.MonkeyPatch) -> None:
     BUGS[bug](small[0].model, monkeypatch)
-    assert _snr(small, bank) < 25
+    assert _snr(small, bank) < 30
 
 
 def test_building_is_repeatable(small: Small, bank: FrameBank) -> None:
