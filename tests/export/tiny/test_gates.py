@@ -1,0 +1,59 @@
+"""How gates are counted, and how they stand in the model card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ualm.export.tiny.card import model_card
+from ualm.export.tiny.gates import WANTED, Tally
+
+TRAINING = {"step": 10, "rows": 20000, "cpu_seconds": 1800.0}
+
+
+def _tally(right: int, total: int) -> Tally:
+    tally = Tally()
+    for number in range(total):
+        tally.add(number < right, f"case {number}")
+    return tally
+
+
+def _examined(**gates: dict[str, Any]) -> dict[str, Any]:
+    sampling = {"temperature": 0.8, "top_k": 20, "guidance": 3.0}
+    return {"sampling": sampling, "gates": {name.replace("_", " "): values for name, values in gates.items()}}
+
+
+def test_a_gate_is_met_from_its_share_on() -> None:
+    assert WANTED["two notes"] == 0.92
+    assert _tally(92, 100).to_json("two notes")["met"] is True
+    assert _tally(91, 100).to_json("two notes")["met"] is False
+    assert _tally(1, 100).to_json("dialogue")["met"] is None
+    assert Tally().to_json("two notes")["met"] is None
+
+
+def test_what_is_broken_must_stay_below_its_share() -> None:
+    name = "reflection: right ones broken"
+    assert _tally(3, 100).to_json(name)["met"] is True
+    assert _tally(4, 100).to_json(name)["met"] is False
+
+
+def test_the_cases_that_went_wrong_are_told() -> None:
+    assert _tally(1, 3).to_json("drums")["wrong"] == ["case 1", "case 2"]
+    broken = Tally()
+    broken.add(True, "broke", wrong=True)
+    broken.add(False, "held", wrong=False)
+    assert broken.wrong == ["broke"] and broken.right == 1 and broken.total == 2
+
+
+def test_the_card_has_the_measured_figures_and_names_what_was_missed() -> None:
+    exact = _examined(drums=_tally(40, 40).to_json("drums"), two_notes=_tally(9, 10).to_json("two notes"))
+    narrow = _examined(drums=_tally(39, 40).to_json("drums"))
+    card = model_card(TRAINING, [("fp32", exact), ("int8", narrow)], "A note.")
+    assert "| drums | at least 95 % | 100.0 % of 40 | 97.5 % of 40 |" in card
+    assert "| two notes | at least 92 % | 90.0 % of 10 (missed) |  |" in card
+    assert "Gates missed: two notes" in card and "A note." in card
+    assert "10 steps, 20,000 rows, 0.5 h" in card and "MIT" in card
+
+
+def test_a_card_without_misses_says_so() -> None:
+    card = model_card(TRAINING, [("fp32", _examined(drums=_tally(40, 40).to_json("drums")))], "A note.")
+    assert "Every gate is met." in card
