@@ -35,7 +35,7 @@ class Recipe:
     ``flat`` on.
     """
 
-    steps: int = 2250
+    steps: int = 2500
     rows: int = 2200
     learning_rate: float = 2e-3
     warmup: int = 100
