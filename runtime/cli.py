@@ -102,7 +102,7 @@ def export(
     ] = None,
     prefill: Annotated[
         str | None,
-        typer.Option(help="int8: further weights to read long prompts with, about three times as fast as with int4."),
+        typer.Option(help="int8: further weights to read long prompts with, in whole-number products."),
     ] = None,
     calibrate: Annotated[
         Path | None,
