@@ -13,7 +13,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...runtime.vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, STREAMS, Vocabulary
-from .domain import DRUMS, INSTRUMENTS, SLOTS, Clip, FrameBank, held_out, random_clip
+from .detect import Judge
+from .domain import (
+    DRUMS,
+    HIT,
+    INSTRUMENTS,
+    LAST,
+    NOTES,
+    SLOTS,
+    TAIL,
+    Clip,
+    FrameBank,
+    held_out,
+    random_clip,
+    sounds,
+)
 from .language import (
     PHRASES,
     Wish,
@@ -75,8 +89,7 @@ class Studio:
     classes: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from .domain import sounds
-
+        self.judge = Judge()
         self.classes = {sound: index + 1 for index, sound in enumerate(sounds())}
         labels = self.bank.labels
         self._frame_class = np.array([0 if label is None else self.classes[label[0], label[1]] for label in labels])
@@ -235,7 +248,7 @@ def _enriched(w: Writer) -> None:
 
 
 def _hearing(w: Writer) -> None:
-    clip = random_clip(w.rng, counts=(0.4, 0.3, 0.3), drums=0.15)
+    clip = random_clip(w.rng, counts=(0.26, 0.32, 0.42), drums=0.15)
     question, answer = question_and_answer(clip, w.rng)
     w.user_sound(w.studio.bank.ids(clip), padded=True)
     w.user(worded(question, w.rng))
@@ -325,19 +338,20 @@ def _changed(clip: Clip, rng: random.Random) -> tuple[str, Clip]:
 
 def _reflection(w: Writer) -> None:
     rng = w.rng
-    if rng.random() < 0.35:
+    if rng.random() < 0.25:
         prompt, wish = loose_prompt(rng)
         prompt, wanted = worded(prompt, rng), _trained(lambda: wish.sample(rng))
         choice = 1.0
     else:
-        wanted, choice = random_clip(rng, counts=(0.45, 0.3, 0.25), drums=0.2), 0.0
+        wanted, choice = random_clip(rng, counts=(0.5, 0.25, 0.25), drums=0.3), 0.0
         prompt = worded(exact_prompt(wanted, rng), rng)
     w.user(prompt)
     w.says(rich_caption(wanted), choice=choice)
+    intended = w.studio.bank.ids(wanted)
     for _ in range(2):
         found, frames = _attempt(w.studio, wanted, rng)
-        right = found == wanted
-        w.plays(frames, learn=right)
+        # a try that strayed may pass as right, and is still not how the sound is made
+        w.plays(frames, learn=np.array_equal(frames, intended))
         w.user_sound(frames)
         w.user(PHRASES["reflection"]["check"])
         text, matches = review(found, wanted)
@@ -346,25 +360,26 @@ def _reflection(w: Writer) -> None:
             return
         if rng.random() < 0.8:
             break
-    w.plays(w.studio.bank.ids(wanted))
+    w.plays(intended)
 
 
 def _attempt(studio: Studio, wanted: Clip, rng: random.Random) -> tuple[Clip | None, np.ndarray]:
-    """A first try, half of them wrong: another note, count, tempo or sound, or a sound that is no clip at all."""
+    """A first try and what it is: right, another clip, or one that strayed from its sound, as bad sampling does."""
     ids = studio.bank.ids(wanted)
     draw = rng.random()
-    if draw < 0.5:
+    if draw < 0.42:
         return wanted, ids
-    if draw < 0.62:
-        return None, _garbled(studio, ids, rng)
+    if draw < 0.72:
+        frames = strayed(studio.bank, ids, rng)
+        found = studio.judge(studio.bank.frames[frames].reshape(-1)).clip
+        if found is None or not held_out(found):
+            return found, frames
     found = _trained(lambda: _mistaken(wanted, rng))
     return found, studio.bank.ids(found)
 
 
 def _mistaken(wanted: Clip, rng: random.Random) -> Clip:
     """Another clip, most often one that differs in one thing."""
-    from .domain import NOTES
-
     kinds = ["count", "sound", "any"]
     kinds += ["note"] * 4 if not wanted.is_drum else ["sound", "sound"]
     kinds += ["tempo"] if len(wanted.notes) > 1 else []
@@ -391,22 +406,44 @@ def _mistaken(wanted: Clip, rng: random.Random) -> Clip:
             return found
 
 
-def _garbled(studio: Studio, ids: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Frames that are no clip: a piece of another sound in the middle, or frames at random."""
-    ids = ids.copy()
-    length = rng.randint(4, min(16, len(ids) - 4))
-    start = rng.randrange(len(ids) - length - 2)
-    if rng.random() < 0.5:
-        other = studio.bank.ids(random_clip(rng))
-        at = rng.randrange(max(len(other) - length, 1))
-        piece = other[at : at + length]
-        # the same frames would be no mistake; a few off the grid are
-        if np.array_equal(piece, ids[start : start + len(piece)]) or len(piece) < 4:
-            piece = np.array([rng.randrange(1, len(studio.bank.frames)) for _ in range(length)])
-    else:
-        piece = np.array([rng.randrange(1, len(studio.bank.frames)) for _ in range(length)])
-    ids[start : start + len(piece)] = piece
-    return ids
+def strayed(bank: FrameBank, ids: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Frames int64 [T] of a sound that leaves its path one to four times, as bad sampling makes it do.
+
+    From there on it follows another sound from the same place in the event or from its beginning, starts an event
+    again, falls silent, or takes a few frames from anywhere; now and then it ends early. Every frame is one of the
+    domain: what bad sampling draws is as well, nearly always.
+    """
+    path = [bank.labels[number] for number in ids]
+    leaves = sorted(rng.randrange(len(path) - 2) for _ in range(rng.choice((1, 1, 2, 3, 4))))
+    for at in leaves:
+        kind = rng.choice(("sound", "sound", "note", "event", "again", "silence", "anywhere"))
+        length = rng.choice((rng.randint(1, 4), rng.randint(3, 12), len(path)))
+        if kind == "silence":
+            piece: list[tuple[str, int, int, bool] | None] = [None] * length
+        elif kind == "anywhere":
+            piece = [rng.choice(bank.labels) for _ in range(min(length, 6))]
+        else:
+            piece = _other_path(path[at], kind, length, rng)
+        path[at : at + len(piece)] = piece[: len(path) - at]
+    if rng.random() < 0.25:
+        path = path[: rng.randint(8, len(path))]
+    path[-TAIL:] = [None] * TAIL
+    return np.array([bank.number(label) for label in path])
+
+
+def _other_path(
+    label: tuple[str, int, int, bool] | None, kind: str, length: int, rng: random.Random
+) -> list[tuple[str, int, int, bool] | None]:
+    """Frames of the event that a stray leads into; it ends with the event."""
+    sound, note, position, _ = label or (*rng.choice(sounds()), 0, False)
+    if kind == "note" and note != HIT:
+        note = rng.choice(list(NOTES))
+    elif kind in ("sound", "event", "note"):
+        sound, other = rng.choice(sounds())
+        note = note if sound in INSTRUMENTS and note != HIT else other
+    if kind in ("event", "again"):
+        position = 0
+    return [(sound, note, place, False) for place in range(position, min(position + length, LAST - 1))]
 
 
 TASKS: dict[str, Callable[[Writer], None]] = {

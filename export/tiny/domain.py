@@ -159,6 +159,10 @@ class FrameIndex:
             self.labels += [(name, note, length - 1, True) for length in sorted({*SLOTS.values(), LAST})]
         self._numbers = {label: number for number, label in enumerate(self.labels)}
 
+    def number(self, label: tuple[str, int, int, bool] | None) -> int:
+        """The frame of a label."""
+        return self._numbers[label]
+
     def ids(self, clip: Clip) -> np.ndarray:
         """Frame numbers int64 [T] of a clip."""
         found: list[int] = []

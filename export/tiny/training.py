@@ -35,7 +35,7 @@ class Recipe:
     ``flat`` on.
     """
 
-    steps: int = 2500
+    steps: int = 3600
     rows: int = 2200
     learning_rate: float = 2e-3
     warmup: int = 100
@@ -57,10 +57,10 @@ class Recipe:
 MIX: Mapping[str, float] = {
     "direct": 0.21,
     "enriched": 0.08,
-    "hearing": 0.44,
+    "hearing": 0.42,
     "text": 0.02,
     "dialogue": 0.11,
-    "reflection": 0.14,
+    "reflection": 0.16,
 }
 
 

@@ -17,8 +17,9 @@ from ualm.export.tiny.conversations import (
     apply_change,
     changes,
     make_example,
+    strayed,
 )
-from ualm.export.tiny.domain import Clip, held_out, random_clip
+from ualm.export.tiny.domain import TAIL, Clip, held_out, random_clip
 from ualm.export.tiny.language import parse_description
 from ualm.runtime.chat import prompt_parts
 from ualm.runtime.sound import Sound
@@ -122,6 +123,19 @@ def test_about_half_of_the_first_tries_of_reflection_are_wrong_and_are_not_learn
         start = example.heard[0].start
         learnt += any(stop <= start for _, stop in example.sounds)
     assert 70 < learnt < 130
+
+
+def test_a_sound_that_strays_is_made_of_the_domains_frames_and_is_seldom_right(studio: Studio) -> None:
+    rng, right, other, unclear = random.Random(7), 0, 0, 0
+    for _ in range(100):
+        wanted = random_clip(rng)
+        ids = studio.bank.ids(wanted)
+        frames = strayed(studio.bank, ids, rng)
+        assert TAIL < len(frames) <= len(ids) and not frames[-TAIL:].any()
+        assert 0 <= frames.min() and frames.max() < len(studio.bank.frames)
+        found = studio.judge(studio.bank.frames[frames].reshape(-1)).clip
+        right, other, unclear = right + (found == wanted), other + (found not in (wanted, None)), unclear + (not found)
+    assert right < 25 and other > 0 and unclear > 50
 
 
 @pytest.mark.parametrize(
