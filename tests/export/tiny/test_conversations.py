@@ -132,7 +132,7 @@ def test_a_sound_that_strays_is_made_of_the_domains_frames_and_is_seldom_right(s
         ids = studio.bank.ids(wanted)
         frames = strayed(studio.bank, ids, rng)
         assert TAIL < len(frames) <= len(ids) and not frames[-TAIL:].any()
-        assert 0 <= frames.min() and frames.max() < len(studio.bank.frames)
+        assert frames.min() >= 0 and frames.max() < len(studio.bank.frames)
         found = studio.judge(studio.bank.frames[frames].reshape(-1)).clip
         right, other, unclear = right + (found == wanted), other + (found not in (wanted, None)), unclear + (not found)
     assert right < 25 and other > 0 and unclear > 50
