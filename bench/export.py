@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..runtime.bundle import WEIGHTS, Bundle
-from ..runtime.errors import ExportError, OutputError, UalmError
+from ..runtime.errors import ExportError, InputError, OutputError, UalmError
 from ..runtime.files import replacing_folder
 from .blocks import Progress, Samples
 from .environment import cores, current_load
@@ -55,10 +55,34 @@ class _Units(dict[str, str]):
         return self[kind]
 
 
+@dataclass(frozen=True)
+class Formats:
+    """The options of ``ualm export`` that a bundle's formats hang on; None: its default."""
+
+    precision: str = "fp32"
+    encoder_precision: str | None = None
+    codec_precision: str | None = None
+    prefill: str | None = None
+    calibrate: Path | None = None
+
+    def given(self) -> dict[str, str]:
+        """Value of each option that is given, by its name without dashes."""
+        return {name: str(value) for name, value in vars(self).items() if value is not None}
+
+    @property
+    def setting(self) -> dict[str, Setting]:
+        """As the report tells them; of a path, its last name."""
+        return {name: Path(value).name if name == "calibrate" else value for name, value in self.given().items()}
+
+    @property
+    def arguments(self) -> list[str]:
+        return [part for name, value in self.given().items() for part in (f"--{name.replace('_', '-')}", value)]
+
+
 class ExportedRun:
     """A training run, and the last bundle that was made of it."""
 
-    def __init__(self, run: Path, precision: str) -> None:
+    def __init__(self, run: Path, formats: Formats) -> None:
         try:
             from ..export.precision import Precision
             from ..export.run import find_run
@@ -66,9 +90,12 @@ class ExportedRun:
             raise UalmError(
                 f'export cannot be loaded ({error}); install it with: pip install "ualm[export]"'
             ) from error
-        Precision.of(precision)  # refused now, not when the machine has been measured
+        # refused now, not when the machine has been measured
+        Precision.of(formats.precision, formats.encoder_precision, formats.codec_precision, formats.prefill)
+        if formats.calibrate is not None and not formats.calibrate.exists():
+            raise InputError(f"--calibrate {formats.calibrate}: no such file or folder")
         self.files: RunFiles = find_run(run)
-        self.folder, self.precision = run, precision
+        self.folder, self.formats = run, formats
         self.made: Bundle | None = None
 
     @property
@@ -113,25 +140,26 @@ class Export:
 
 def measure_export(
     run: Path,
-    precision: str = "fp32",
+    formats: Formats | None = None,
     *,
     keep: Path | None = None,
     repeat: int | None = None,
     progress: Progress = lambda text: None,
 ) -> Report:
-    """Export ``run`` ``repeat`` times, once by default; the last bundle becomes the folder ``keep``, or is deleted.
+    """Export ``run`` in fp32 or ``formats``, ``repeat`` times, once by default; the last bundle becomes the folder ``keep``, or is deleted.
 
     Raises :class:`ExportError` with what the export says when it fails, and :class:`OutputError` for a ``keep`` that
     exists already or cannot be written; nothing stays behind then.
     """
     load_average = current_load()
     check_count("--repeat", repeat)
-    subject = ExportedRun(run, precision)
+    formats = formats or Formats()
+    subject = ExportedRun(run, formats)
     with _place(keep) as folder:
         return measure_subjects(
             Export(folder, keep),
             [subject],
-            [{"precision": precision}],
+            [formats.setting],
             threads=cores(),
             repeat=repeat,
             seed=0,  # what an export draws has seeds of its own
@@ -172,7 +200,7 @@ class _Exports:
         shutil.rmtree(self._bundle, ignore_errors=True)  # the last repetition's: the disk need not hold two
         cached = cached_fraction([self._subject.files.weights])
         command = [sys.executable, "-m", "ualm.export", str(self._subject.folder), "--output", str(self._bundle)]
-        command += ["--precision", self._subject.precision, "--accept-quality", "--json"]
+        command += [*self._subject.formats.arguments, "--accept-quality", "--json"]
         started = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             watcher = Watcher(process.pid, share=_LOOKING)

@@ -190,17 +190,23 @@ def load(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a UALM training run.")],
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8 or int4, as for `ualm export`.")] = "fp32",
+    encoder_precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8, likewise.")] = None,
+    codec_precision: Annotated[str | None, typer.Option(help="fp32 or fp16, likewise.")] = None,
+    prefill: Annotated[str | None, typer.Option(help="int8, likewise.")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="Prompts and sounds to round by, likewise.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Folder for the bundle, which is deleted otherwise.")] = None,
     repeat: RepeatOption = None,
     form: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
     """Time, memory and size of an export, stage by stage, and its agreement with fp32."""
-    _measured(
-        lambda progress: _bench("export").measure_export(run, precision, keep=keep, repeat=repeat, progress=progress),
-        form,
-        output,
-    )
+
+    def measure(progress: Callable[[str], None]) -> Any:
+        bench = _bench("export")
+        formats = bench.Formats(precision, encoder_precision, codec_precision, prefill, calibrate)
+        return bench.measure_export(run, formats, keep=keep, repeat=repeat, progress=progress)
+
+    _measured(measure, form, output)
 
 
 @app.command()

@@ -52,18 +52,20 @@ def test_an_export_tells_time_memory_sizes_and_agreement(
     ualm: Command, small_buffer: None, tiny_run: Run, tmp_path: Path, temporary: Path
 ) -> None:
     keep, file = tmp_path / "kept" / "bundle", tmp_path / "export.json"
-    options = ("--precision", "fp16", "--repeat", 2, "--keep", keep, "--output", file)
+    options = ("--precision", "fp16", "--codec-precision", "fp32", "--repeat", 2, "--keep", keep, "--output", file)
     status, table, err = ualm("bench", "export", tiny_run.folder, *options)
     assert (status, err) == (0, "") and "stage.agreement" in table
     (report,) = read_report(file)
     found = {each.figure: each for each in report.measurements}
-    assert {(each.scenario, each.settings["precision"]) for each in report.measurements} == {("export", "fp16")}
+    assert {each.scenario for each in report.measurements} == {"export"}
+    assert all(dict(m.settings) == {"precision": "fp16", "codec_precision": "fp32"} for m in report.measurements)
     assert {each.summary.n for each in report.measurements} == {2}
 
     kept = Bundle(keep, verify="always")
     subject = report.measurements[0].subject
     assert (subject.name, subject.engine, subject.digest) == (tiny_run.folder.name, "export", kept.digest)
     assert subject.precisions["backbone"] == "fp16" and subject.precisions["head.modality"] == "fp32"
+    assert subject.precisions["codec"] == "fp32" and subject.precisions["encoder"] == "fp16"
     assert sorted(path.name for path in keep.parent.iterdir()) == ["bundle"] and list(temporary.iterdir()) == []
 
     stages = [each for each in report.measurements if each.figure.startswith("stage.")]
@@ -198,6 +200,8 @@ def command_of(process: int) -> bytes:
     ("options", "pieces"),
     [
         (["--precision", "int3"], ["'int3'", "int4"]),
+        (["--encoder-precision", "int4"], ["'int4'", "int8"]),
+        (["--calibrate", "nowhere"], ["--calibrate nowhere: no such file"]),
         (["--repeat", "0"], ["--repeat 0"]),
         (["--keep", "full"], ["full: exists already and is not an empty folder"]),
         (["--output", "a.xml"], ["a.xml", "suffix"]),
