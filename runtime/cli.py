@@ -26,7 +26,6 @@ from .cli_common import (
     ThreadsOption,
     TopKOption,
     given,
-    in_bytes,
     live_bytes,
     live_rows,
     open_model,
@@ -87,13 +86,15 @@ def ask(
 @app.command()
 def export(
     run: Annotated[Path | None, typer.Argument(help="Folder of a UALM training run.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the bundle to make.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make.")] = None,
     config: Annotated[Path | None, typer.Option(help="train.yaml, where it is not in RUN.")] = None,
     weights: Annotated[Path | None, typer.Option(help="mp_rank_00_model_states.pt, likewise.")] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint to take; the newest by default.")] = None,
+    engine: Annotated[str, typer.Option(help="What the result is for: onnxruntime (a bundle).")] = "onnxruntime",
     precision: Annotated[
-        str, typer.Option(help="Format of the backbone and its heads: fp32, bf16, fp16, int8 or int4.")
-    ] = "fp32",
+        str | None,
+        typer.Option(help="Format of the backbone and its heads: fp32 (the default), bf16, fp16, int8 or int4."),
+    ] = None,
     encoder_precision: Annotated[
         str | None, typer.Option(help="Format of the encoder: fp32, fp16 or int8; what suits --precision by default.")
     ] = None,
@@ -118,46 +119,35 @@ def export(
     sound_channels: Annotated[int, typer.Option(help="Give their one channel so many times.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a training run into a bundle. Needs the export extra: pip install "ualm[export]"."""
+    """Turn a training run into a bundle, or into what another engine reads.
+
+    Needs the export extra: pip install "ualm[export]".
+    """
     if output is None:
         raise InputError("--output: name the folder of the bundle to make")
     try:
-        from ualm.export.exporter import export_run
+        from ualm.export.targets import Order, find_target
+
+        target = find_target(engine)
     except ImportError as error:
         raise UalmError(f'export cannot be loaded ({error}); install it with: pip install "ualm[export]"') from error
+    order = Order(
+        run=run,
+        output=output,
+        config=config,
+        weights=weights,
+        step=step,
+        precision=precision,
+        encoder_precision=encoder_precision,
+        codec_precision=codec_precision,
+        prefill=prefill,
+        calibrate=calibrate,
+        accept_quality=accept_quality,
+        post_codec=_resampling(sound_rate, sound_channels),
+    )
     with live_bytes() as progress:
-        made = export_run(
-            run,
-            output,
-            config=config,
-            weights=weights,
-            step=step,
-            precision=precision,
-            encoder_precision=encoder_precision,
-            codec_precision=codec_precision,
-            prefill_precision=prefill,
-            calibration=calibrate,
-            accept_quality=accept_quality,
-            post_codec=_resampling(sound_rate, sound_channels),
-            progress=progress,
-        )
-    result = {
-        "bundle": str(made.bundle),
-        "config": str(made.run.config),
-        "weights": str(made.run.weights),
-        "step": made.run.step,
-        "bytes": dict(made.sizes),
-        "seconds": {name: round(value, 3) for name, value in made.seconds.items()},
-        "quality": dict(made.quality),
-        "missed": list(made.missed),
-    }
-    lines = [f"{name:<26}{in_bytes(size):>16}" for name, size in made.sizes.items()]
-    lines += [f"{stage:<26}{seconds:>12.1f} s" for stage, seconds in made.seconds.items()]
-    for part, values in made.quality.items():
-        agreed = ", ".join(f"{name} {value}" for name, value in values.items() if not isinstance(value, list))
-        lines.append(f"{f'agreement, {part}':<26}  {agreed}")
-    lines += [f"below its gate, accepted: {clause}" for clause in made.missed]
-    report(as_json, result, "\n".join([*lines, f"{made.bundle}: exported"]))
+        made = target(order, progress)
+    report(as_json, made.result, "\n".join(made.lines))
 
 
 def _resampling(rate: int | None, channels: int) -> Callable[[CodecIdentity], PostCodecIdentity] | None:

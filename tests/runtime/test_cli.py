@@ -277,7 +277,7 @@ def test_export_errors_are_one_line(ualm, tiny_run, tmp_path):
 
 
 def test_export_says_what_to_install_where_its_libraries_are_missing(ualm, tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ualm.export.exporter", None)
+    monkeypatch.setitem(sys.modules, "ualm.export.target_bundle", None)
     assert_refused(ualm("export", tiny_run.folder, "-o", tmp_path / "bundle"), 'pip install "ualm[export]"')
 
 

@@ -1,0 +1,43 @@
+"""The target ``onnxruntime``: a bundle, which the runtime opens."""
+
+from __future__ import annotations
+
+from ..runtime.cli_common import in_bytes
+from .exporter import export_run
+from .targets import Made, Order, Progress
+
+
+def target(order: Order, progress: Progress) -> Made:
+    """Export a bundle; raises as :func:`export_run`."""
+    made = export_run(
+        order.run,
+        order.output,
+        config=order.config,
+        weights=order.weights,
+        step=order.step,
+        precision=order.precision or "fp32",
+        encoder_precision=order.encoder_precision,
+        codec_precision=order.codec_precision,
+        prefill_precision=order.prefill,
+        calibration=order.calibrate,
+        accept_quality=order.accept_quality,
+        post_codec=order.post_codec,
+        progress=progress,
+    )
+    result = {
+        "bundle": str(made.bundle),
+        "config": str(made.run.config),
+        "weights": str(made.run.weights),
+        "step": made.run.step,
+        "bytes": dict(made.sizes),
+        "seconds": {name: round(value, 3) for name, value in made.seconds.items()},
+        "quality": dict(made.quality),
+        "missed": list(made.missed),
+    }
+    lines = [f"{name:<26}{in_bytes(size):>16}" for name, size in made.sizes.items()]
+    lines += [f"{stage:<26}{seconds:>12.1f} s" for stage, seconds in made.seconds.items()]
+    for part, values in made.quality.items():
+        agreed = ", ".join(f"{name} {value}" for name, value in values.items() if not isinstance(value, list))
+        lines.append(f"{f'agreement, {part}':<26}  {agreed}")
+    lines += [f"below its gate, accepted: {clause}" for clause in made.missed]
+    return Made(result, (*lines, f"{made.bundle}: exported"))

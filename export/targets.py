@@ -1,0 +1,78 @@
+"""What `ualm export --engine` can make of a training run: a name for each, and the function that makes it.
+
+A target takes an :class:`Order` and gives what it :class:`Made`. Its module is imported when it is asked for, because
+each may need libraries of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..runtime.bundle import CodecIdentity, PostCodecIdentity
+from ..runtime.errors import InputError
+
+#: Called with a stage's name, the bytes done and the bytes in all (0: not known).
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for. A field that holds its default was not given."""
+
+    run: Path | None
+    output: Path
+    config: Path | None = None
+    weights: Path | None = None
+    step: int | None = None
+    precision: str | None = None
+    encoder_precision: str | None = None
+    codec_precision: str | None = None
+    prefill: str | None = None
+    calibrate: Path | None = None
+    accept_quality: bool = False
+    post_codec: Callable[[CodecIdentity], PostCodecIdentity] | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What there is to tell: an object for ``--json``, and lines for people."""
+
+    result: Mapping[str, Any]
+    lines: tuple[str, ...]
+
+
+Target = Callable[[Order, Progress], Made]
+
+#: Name of ``--engine`` -> module in this room, whose function ``target`` is a :data:`Target`.
+TARGETS: dict[str, str] = {
+    "onnxruntime": "target_bundle",
+}
+
+#: The options that say where a training run is, which every target takes.
+RUN_OPTIONS = ("run", "output", "config", "weights", "step")
+
+#: Field of an order -> how the command line spells it, where that is not ``--field-name``.
+_SPELLINGS = {"post_codec": "--sound-rate and --sound-channels"}
+
+
+def find_target(engine: str) -> Target:
+    """The function behind ``--engine``; :class:`InputError` for an unknown name, ``ImportError`` where a library is
+    missing."""
+    if engine not in TARGETS:
+        raise InputError(f"--engine {engine}: choose {', '.join(TARGETS)}")
+    return importlib.import_module(f"{__package__}.{TARGETS[engine]}").target
+
+
+def refuse_others(order: Order, engine: str, *taken: str) -> None:
+    """:class:`InputError` for an option that was given and that a target neither takes nor may ignore.
+
+    ``taken``: fields of the order that it takes beside :data:`RUN_OPTIONS`.
+    """
+    for field in fields(order):
+        if field.name not in (*RUN_OPTIONS, *taken) and getattr(order, field.name) != field.default:
+            option = _SPELLINGS.get(field.name, f"--{field.name.replace('_', '-')}")
+            raise InputError(f"{option}: does not apply to --engine {engine}; leave it out")
