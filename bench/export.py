@@ -146,7 +146,9 @@ def measure_export(
     repeat: int | None = None,
     progress: Progress = lambda text: None,
 ) -> Report:
-    """Export ``run`` in fp32 or ``formats``, ``repeat`` times, once by default; the last bundle becomes the folder ``keep``, or is deleted.
+    """Export ``run`` in fp32 or ``formats``, ``repeat`` times, once by default.
+
+    The last bundle becomes the folder ``keep``, or is deleted.
 
     Raises :class:`ExportError` with what the export says when it fails, and :class:`OutputError` for a ``keep`` that
     exists already or cannot be written; nothing stays behind then.

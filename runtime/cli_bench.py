@@ -210,6 +210,34 @@ def export(
 
 
 @app.command()
+def gates(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle of an ualm-tiny; the one that comes with ualm by default.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="The training run of BUNDLE.")] = None,
+    share: Annotated[float, typer.Option(help="Of the prompts, for a quick look.")] = 1.0,
+    engine: EngineOption = None,
+    threads: ThreadsOption = None,
+    seed: Annotated[int, typer.Option(help="Of the prompts and the draws.")] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
+) -> None:
+    """What ualm-tiny makes and says, judged by detectors of pitch, onset and timbre."""
+    if bundle is not None and run is None:
+        raise InputError(f"--run: name the training run that {bundle} was made of")
+    _check_writable(output)
+    bench, line = _bench("gates"), LiveLine()
+    try:
+        result = bench.judge_bundle(
+            bundle, run, share=share, seed=seed, threads=threads, engine=engine, progress=line.show
+        )
+    finally:
+        line.hide()
+    if output is not None:
+        bench.write_gates(result, output)
+    print_any(bench.gates_table(result) + "\n")
+
+
+@app.command()
 def show(
     results: Annotated[list[Path], typer.Argument(help="Files that --output wrote: .json, .jsonl or .csv.")],
     form: FormatOption = None,

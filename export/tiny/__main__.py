@@ -2,7 +2,7 @@
 
 Stages: ``data`` renders sounds, builds the codec and the tokenizer; ``train`` trains, from where it stopped; ``write``
 writes the training run; ``all`` is the three. ``ualm export RUN -o BUNDLE`` makes the bundle, whose gates
-``python -m ualm.export.tiny.examine RUN BUNDLE -o gates.json`` judges.
+``ualm bench gates BUNDLE --run RUN -o gates.json`` judges.
 """
 
 from __future__ import annotations

@@ -1,10 +1,17 @@
-"""The model card: what the tiny model is, with figures from the JSON of its training and its gates, and no others."""
+"""The model card: what the tiny model is, with figures from the JSON of its training and its gates, and no others.
+
+``python -m ualm.export.tiny.card RUN GATES.json ... -o MODEL_CARD.md``, the gates as ``ualm bench gates`` wrote them.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ...runtime.files import replacing_file
 from .domain import DRUMS, HELD_OUT_PERCENT, INSTRUMENTS, MAX_EVENTS, NOTES, SLOTS
 
 _HEAD = """# ualm-tiny
@@ -91,3 +98,21 @@ def _cell(values: Mapping[str, Any] | None) -> str:
         return ""
     mark = " (missed)" if values["met"] is False else ""
     return f"{100 * values['share']:.1f} % of {values['total']}{mark}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="ualm.export.tiny.card", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of the training run")
+    parser.add_argument("gates", type=Path, nargs="+", help="what ualm bench gates wrote, the main bundle's first")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    parser.add_argument("--note", default="Trained in one go.", help="what else to know about this very run")
+    arguments = parser.parse_args()
+    training = json.loads((arguments.run / "training.json").read_text(encoding="utf-8"))
+    examined = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.gates]
+    named = [(result["precisions"]["backbone"], result) for result in examined]
+    with replacing_file(arguments.output) as temporary:
+        temporary.write_text(model_card(training, named, arguments.note), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

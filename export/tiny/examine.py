@@ -1,77 +1,78 @@
-"""Judge the gates of a tiny bundle: ``python -m ualm.export.tiny.examine RUN BUNDLE -o gates.json``.
-
-RUN is the training run that the bundle was made from: the codes of the sounds to be heard lie there.
-"""
+"""The gates of a tiny bundle as one JSON value: which bundle, how it was asked, and every tally."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...runtime import AudioSampling, Model
-from ...runtime.errors import InputError, UalmError
-from ...runtime.files import replacing_file
-from .card import model_card
+from ...runtime.errors import InputError
+from .domain import FrameIndex
 from .gates import WORSE, Examiner
-from .run_folder import FRAMES
+
+#: Codes int16 [frames of the domain, 8], in the order of ``domain.FrameIndex``, of a run's codec, beside its weights.
+FRAMES = "frames.npy"
+#: The same of the codec of the model that comes with ualm.
+CODES = Path(__file__).with_name("codes.npz")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="ualm.export.tiny.examine", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of the training run")
-    parser.add_argument("bundle", type=Path, help="folder of its bundle")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--card", type=Path, help="write the model card, with these gates")
-    parser.add_argument("--note", default="Trained in one go.", help="what the card says about this very run")
-    parser.add_argument("--share", type=float, default=1.0, help="of the prompts, for a quick look")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+def codes_of(run: Path | None) -> np.ndarray:
+    """Codes int64 [frames of the domain, 8] of the codec of a training run; of the shipped model's without one."""
+    if run is None:
+        with np.load(CODES) as stored:
+            return stored["codes"].astype(np.int64)
+    path = run / FRAMES
     try:
-        _examine(arguments)
-    except UalmError as error:
-        sys.exit(f"examine: {error}")
+        codes = np.load(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give a folder that `python -m ualm.export.tiny write` made") from None
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read ({error}); write the run again") from error
+    expected = (len(FrameIndex().labels), 8)
+    if codes.shape != expected:
+        raise InputError(f"{path}: codes of shape {codes.shape}, not {expected}; the run is of another domain")
+    return codes.astype(np.int64)
 
 
-def _examine(arguments: argparse.Namespace) -> None:
-    frames = arguments.run / FRAMES
-    if not frames.is_file():
-        raise InputError(f"{frames}: no such file; give the folder that the write stage made")
-    if not 0 < arguments.share <= 1:
-        raise InputError(f"--share {arguments.share:g}: give a number above 0, at most 1")
+def examine(
+    bundle: Path | None,
+    codes: np.ndarray,
+    *,
+    share: float = 1.0,
+    seed: int = 0,
+    threads: int | None = 1,
+    engine: str | None = None,
+    progress: Callable[[str], None] = lambda part: None,
+) -> dict[str, Any]:
+    """Ask ``bundle`` (None: the one that comes with ualm) ``share`` of the prompts; judge what it makes and says."""
+    if not 0 < share <= 1:
+        raise InputError(f"--share {share:g}: give a number above 0, at most 1")
     started = time.perf_counter()
-    with Model.open(arguments.bundle, threads=arguments.threads) as model:
-        examiner = Examiner(model, np.load(frames).astype(np.int64), seed=arguments.seed, share=arguments.share)
-        gates = examiner.run(lambda name: print(f"{time.perf_counter() - started:6.1f} s  {name}", file=sys.stderr))
+    with Model.open(bundle, threads=threads, engine=engine) as model:
+        gates = Examiner(model, codes, seed=seed, share=share).run(progress)
         sampling = AudioSampling()
-        result = {
+        return {
             "bundle": model.identity,
             "source": dict(model.bundle.manifest.source),
             "precisions": {role: part["precision"] for role, part in model.bundle.manifest.parts.items()},
-            "seed": arguments.seed,
-            "share": arguments.share,
+            "seed": seed,
+            "share": share,
             "sampling": {"temperature": sampling.temperature, "top_k": sampling.top_k, "guidance": sampling.guidance},
             "worse_sampling": WORSE,
             "seconds": round(time.perf_counter() - started, 1),
             "gates": gates,
         }
-    with replacing_file(arguments.output) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if arguments.card is not None:
-        training = json.loads((arguments.run / "training.json").read_text(encoding="utf-8"))
-        precision = result["precisions"].get("backbone", "")
-        with replacing_file(arguments.card) as temporary:
-            temporary.write_text(model_card(training, [(precision, result)], arguments.note), encoding="utf-8")
+
+
+def table(gates: dict[str, Any]) -> str:
+    """The tallies, a line each."""
+    lines = []
     for name, gate in gates.items():
         share = "-" if gate["share"] is None else f"{100 * gate['share']:.1f} %"
         mark = {True: "met", False: "MISSED", None: ""}[gate["met"]]
-        print(f"{name:<45}{gate['right']:>5} of {gate['total']:<5}{share:>8}  {mark}")
-
-
-if __name__ == "__main__":
-    main()
+        lines.append(f"{name:<45}{gate['right']:>5} of {gate['total']:<5}{share:>8}  {mark}".rstrip())
+    return "\n".join(lines)

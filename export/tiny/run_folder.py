@@ -14,13 +14,14 @@ from tokenizers import Tokenizer
 from transformers import XcodecModel
 
 from ...runtime.files import replacing_folder
+from ..exporter import TEMPLATES_FILE
+from .examine import FRAMES
+from .language import PHRASES
 from .network import TinyShape, TinyUalm
 from .tokens import TEXT_SIZE
 
 CODEC_PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
 ENCODER_PREFIX = "multimodal_io_dict.continuous_audio.model.audio_tower."
-#: Codes int16 [frames of the domain, 8] of the codec, in the order of ``domain.FrameIndex``.
-FRAMES = "frames.npy"
 ADAPTOR_PREFIX = "adaptor.continuous_audio."
 
 
@@ -49,11 +50,24 @@ def write_run(
         _write_json(run / "encoder" / "config.json", omni)
         features = {"feature_size": 128, "chunk_length": 300, "sampling_rate": 16000}
         _write_json(run / "encoder" / "preprocessor_config.json", features)
+        _write_json(run / TEMPLATES_FILE, templates())
         (run / "train.yaml").write_text(yaml.safe_dump(_train_yaml(), sort_keys=False), encoding="utf-8")
         torch.save({"module": module_states(network, codec), "global_steps": step}, run / "mp_rank_00_model_states.pt")
         np.save(run / FRAMES, codes.astype(np.int16))
         for name, content in documents.items():
             (run / name).write_text(content, encoding="utf-8")
+
+
+def templates() -> dict[str, Any]:
+    """What the modes of reasoning say to this model (``runtime.templates``): the words it was trained with."""
+    reflection = PHRASES["reflection"]
+    agrees, differs = (_last_words(reflection[kind]) for kind in ("match", "differ"))
+    return {"reflect": {"check": reflection["check"], "agrees": [agrees], "differs": [differs]}}
+
+
+def _last_words(review: str) -> str:
+    """Of the pattern of a review the sentence that says whether the sound is right."""
+    return review.split(". ")[1].partition(":")[0].rstrip(".")
 
 
 def module_states(network: TinyUalm, codec: XcodecModel) -> dict[str, torch.Tensor]:
