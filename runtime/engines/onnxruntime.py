@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import mmap
 import threading
-import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Parts
 from typing import Any, Literal
@@ -25,6 +24,8 @@ from ..tensors import widen
 from ..vocabulary import MODALITIES, STREAMS
 from .base import Frames
 from .onnxruntime_codec import OnnxRuntimeCodecStream
+from .onnxruntime_io import BodyCall, Clock, HeadCall
+from .rotary import rotary_tables
 
 try:
     import onnxruntime as ort
@@ -65,7 +66,7 @@ class OnnxRuntimeEngine:
         self.embedding = bundle.table("embedding")
         self.rvq_table, self.rvq_bias = widen(bundle.table("codec.rvq_table")), bundle.table("codec.rvq_bias")
         self.null_keys, self.null_values = bundle.table("null.keys"), bundle.table("null.values")
-        self.cos, self.sin = _rotary_tables(bundle.table("rope.inverse_frequencies"), max_context)
+        self.cos, self.sin = rotary_tables(bundle.table("rope.inverse_frequencies"), max_context)
         self.model = model
 
     @property
@@ -177,11 +178,11 @@ class OnnxRuntimeSequence:
         self._null_rows = 0
         self._branches = 1
         self._hidden = np.zeros((1, model.hidden_size), np.float32)
-        self._steps: dict[int, _BodyCall] = {}
-        self._heads: dict[tuple[str, int], _Head] = {}
-        self._head: _Head | None = None
+        self._steps: dict[int, BodyCall] = {}
+        self._heads: dict[tuple[str, int], HeadCall] = {}
+        self._head: HeadCall | None = None
         self._running = False
-        self._clock = _Clock()
+        self._clock = Clock()
 
     @property
     def length(self) -> int:
@@ -197,7 +198,7 @@ class OnnxRuntimeSequence:
         for first in range(0, len(embeddings), PREFILL_ROWS):
             chunk = np.ascontiguousarray(embeddings[None, first : first + PREFILL_ROWS])
             role = self._engine.prefill_body(chunk.shape[1])
-            call = _BodyCall(self._engine, self._cache, self._clock, batch=1, rows=chunk.shape[1], role=role)
+            call = BodyCall(self._engine, self._cache, self._clock, batch=1, rows=chunk.shape[1], role=role)
             call.embeddings[:] = chunk
             call.run(self._length)
             self._hidden = call.hidden
@@ -275,7 +276,7 @@ class OnnxRuntimeSequence:
         step.embeddings[1:] = step.embeddings[0]
         key = (modality, self._branches)
         if key not in self._heads:
-            self._heads[key] = _Head(self._engine, modality, step.hidden, self._clock)
+            self._heads[key] = HeadCall(self._engine, modality, step.hidden, self._clock)
         self._head, self._running = self._heads[key], True
 
     def run_frames(self, count: int) -> Frames:
@@ -309,10 +310,10 @@ class OnnxRuntimeSequence:
             raise EngineError("logits: no segment has begun")
         return self._head.logits
 
-    def _step(self, branches: int) -> _BodyCall:
+    def _step(self, branches: int) -> BodyCall:
         if branches not in self._steps:
             role = self._engine.body
-            self._steps[branches] = _BodyCall(self._engine, self._cache, self._clock, batch=branches, rows=1, role=role)
+            self._steps[branches] = BodyCall(self._engine, self._cache, self._clock, batch=branches, rows=1, role=role)
         return self._steps[branches]
 
     def _fill_null_branch(self) -> None:
@@ -330,106 +331,6 @@ class OnnxRuntimeSequence:
         self._null_rows = last
 
 
-class _Clock:
-    """Adds up the seconds of its ``with`` blocks."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._since = 0.0
-
-    def __enter__(self) -> None:
-        self._since = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds += time.perf_counter() - self._since
-
-
-class _Binding:
-    """A session with its inputs and outputs bound to numpy memory, which it keeps alive; ``clock`` times its calls."""
-
-    def __init__(self, session: Any, role: str, clock: _Clock) -> None:
-        self._session, self._role, self._clock = session, role, clock
-        self._binding = session.io_binding()
-        self._kept: dict[str, np.ndarray] = {}
-
-    def input(self, name: str, array: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        self._kept[name] = array
-        self._binding.bind_input(name, "cpu", 0, array.dtype.type, shape or array.shape, array.ctypes.data)
-        return array
-
-    def output(self, name: str, array: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        self._kept[name] = array
-        self._binding.bind_output(name, "cpu", 0, array.dtype.type, shape or array.shape, array.ctypes.data)
-        return array
-
-    def __call__(self) -> None:
-        try:
-            with self._clock:
-                self._session.run_with_iobinding(self._binding)
-        except Exception as error:
-            raise EngineError(f"part {self._role}: ONNX Runtime failed ({error})") from error
-
-
-class _BodyCall:
-    """The transformer body for ``batch`` branches and ``rows`` new rows: fill ``embeddings``, run, read ``hidden``."""
-
-    def __init__(
-        self,
-        engine: OnnxRuntimeEngine,
-        cache: list[tuple[np.ndarray, np.ndarray]],
-        clock: _Clock,
-        *,
-        batch: int,
-        rows: int,
-        role: str,
-    ) -> None:
-        self._engine, self._rows, self._batch = engine, rows, batch
-        model = engine.model
-        bind = self._bind = _Binding(engine.session(role), role, clock)
-        self.embeddings = bind.input("embeddings", np.zeros((batch, rows, model.hidden_size), np.float32))
-        self.hidden = bind.output("hidden", np.zeros((batch, model.hidden_size), np.float32))
-        shape = (batch, model.kv_heads, engine.max_context, model.head_dim)
-        for layer, (keys, values) in enumerate(cache):
-            for name, array in (("key", keys), ("value", values)):
-                bind.input(f"past_{name}.{layer}", array, shape)
-                bind.output(f"present_{name}.{layer}", array, shape)
-        if engine.grouped:
-            self._last = bind.input("last_position", np.zeros(batch, np.int32))
-            self._total = bind.input("total_rows", np.zeros((), np.int32))
-            bind.input("cos", engine.cos)
-            bind.input("sin", engine.sin)
-        else:
-            self._index = bind.input("write_index", np.zeros(batch, np.int64))
-            self._rotary = [
-                bind.input(name, np.zeros((batch, rows, model.head_dim // 2), np.float32)) for name in ("cos", "sin")
-            ]
-
-    def run(self, held: int) -> None:
-        """Append the rows behind ``held`` rows and attend over all of them."""
-        if self._engine.grouped:
-            self._last[:] = held + self._rows - 1
-            self._total[...] = held + self._rows
-        else:
-            self._index[:] = held
-            rows = slice(held, held + self._rows)
-            self._rotary[0][:], self._rotary[1][:] = self._engine.cos[rows], self._engine.sin[rows]
-            mask = np.triu(np.full((self._rows, held + self._rows), -np.inf, np.float32), held + 1)
-            self._bind.input("mask", np.ascontiguousarray(np.broadcast_to(mask, (self._batch, 1, *mask.shape))))
-        self._bind()
-
-
-class _Head:
-    """An output head bound to the hidden state of a step."""
-
-    def __init__(self, engine: OnnxRuntimeEngine, modality: str, hidden: np.ndarray, clock: _Clock) -> None:
-        role = f"head.{modality}"
-        vocabulary = engine.vocabulary
-        size = vocabulary.text_size if modality == "text" else STREAMS * (vocabulary.codebook_size + 1)
-        self.run = _Binding(engine.session(role), role, clock)
-        self.run.input("hidden", hidden)
-        self.logits = self.run.output("logits", np.zeros((len(hidden), 2 + size), np.float32))
-
-
 def _reserve(shape: tuple[int, ...]) -> np.ndarray:
     """Zeros float32 of which only touched pages take memory.
 
@@ -441,12 +342,3 @@ def _reserve(shape: tuple[int, ...]) -> np.ndarray:
     memory = mmap.mmap(-1, math.prod(shape) * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, np.float32).reshape(shape)
-
-
-def _rotary_tables(inverse_frequencies: np.ndarray, positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of position x frequency, float32 [positions, head_dim / 2].
-
-    The product is rounded to float32 before the cosine, as transformers does; the cosine itself is taken in float64.
-    """
-    angles = (np.arange(positions, dtype=np.float32)[:, None] * inverse_frequencies[None]).astype(np.float64)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
