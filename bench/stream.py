@@ -8,13 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
-from ..runtime.bundle import Bundle
+import numpy as np
+
+from ..runtime.bundle import TOKENIZER, Bundle
+from ..runtime.chat import TextCodec, prompt_parts
 from ..runtime.chunks import ChunkProfile
+from ..runtime.engines import Engine
 from ..runtime.errors import EngineError, InputError
 from ..runtime.events import SegmentEnded, SoundChunk, TurnEnded
 from ..runtime.model import Model
 from ..runtime.sampling import SHORTEST_SOUND_ROWS, AudioSampling
-from ..runtime.vocabulary import STREAMS
+from ..runtime.vocabulary import ROLES, STREAMS
 from .blocks import Samples
 from .decode import sampling_of
 from .encode import check_seconds
@@ -35,7 +39,9 @@ class Stream:
     change arrive; "playable": 0.1 s of them are there; "sound": the segment is whole. "gap": between two chunks. A
     player that starts with the first chunk: "underruns", how often it runs dry; "stall", how long it is silent in all,
     which is also how much later it would have to start never to run dry. "preroll": the sound that the first chunk
-    advises to hold before playback begins.
+    advises to hold before playback begins. "direct": the rows and the one codec call that a first frame cannot do
+    without, of the same prompt and seed, straight from the engine, in turn with the sounds; "overhead": how much later
+    than that "first_sample" was.
     """
 
     seconds: tuple[float, ...] = (5.0,)
@@ -53,8 +59,10 @@ class Stream:
         "stall": "ms",
         "preroll": "ms",
         "sound": "ms",
+        "direct": "ms",
+        "overhead": "%",
     }
-    compared: ClassVar[Sequence[str]] = ("first_row", "first_sample", "playable", "sound")
+    compared: ClassVar[Sequence[str]] = ("first_row", "first_sample", "playable", "sound", "direct")
     default_repeat: ClassVar[int] = 12
 
     def settings(self, bundle: Bundle) -> Sequence[Mapping[str, Setting]]:
@@ -80,12 +88,15 @@ class Stream:
         sampling = replace(sampling, max_steps=_steps(subject.bundle, seconds))
         most = max(_steps(subject.bundle, each) for each in self.seconds)
         rows = most + len(self.text.encode()) + 16  # a token takes a byte or more; roles and markers come on top
-        return _Turns(Model(subject.bundle, subject.engine(rows), rows), self.text, sampling, self.profile)
+        engine = subject.engine(rows)
+        return _Turns(Model(subject.bundle, engine, rows), engine, self.text, sampling, self.profile)
 
 
 class _Turns:
-    def __init__(self, model: Model, text: str, sampling: AudioSampling, profile: str) -> None:
-        self._model, self._text, self._sampling, self._profile = model, text, sampling, profile
+    def __init__(self, model: Model, engine: Engine, text: str, sampling: AudioSampling, profile: str) -> None:
+        self._model, self._engine, self._profile = model, engine, profile
+        self._text, self._sampling = text, sampling
+        self._prompt = _prompt(model.bundle, text)
         self._turns = 0
         self._sound_seconds: list[float] = []
         self.block(1)
@@ -94,7 +105,14 @@ class _Turns:
     def block(self, count: int) -> Samples:
         figures: dict[str, list[float]] = {}
         for _ in range(count):
-            for figure, values in self._turn().items():
+            # with a seed of its own, the sound and the direct way take turns in being first
+            sampling = replace(self._sampling, seed=(self._sampling.seed + self._turns) % 2**64)
+            direct = self._direct(sampling) if self._turns % 2 else 0.0
+            found = self._turn(sampling)
+            direct = direct or self._direct(sampling)
+            self._turns += 1
+            overhead = 100 * (found["first_sample"][0] / (1000 * direct) - 1)
+            for figure, values in {**found, "direct": [1000 * direct], "overhead": [overhead]}.items():
                 figures.setdefault(figure, []).extend(values)
         return figures
 
@@ -106,10 +124,22 @@ class _Turns:
     def close(self) -> None:
         """Each turn's cache goes with its session."""
 
-    def _turn(self) -> Samples:
-        """One sound, with a seed of its own."""
-        sampling = replace(self._sampling, seed=(self._sampling.seed + self._turns) % 2**64)
-        self._turns += 1
+    def _direct(self, sampling: AudioSampling) -> float:
+        """Seconds from the prompt to the first samples, with nothing between the engine's calls."""
+        sequence, stream = self._engine.open_sequence(), self._engine.open_codec_stream()
+        codec = self._model.bundle.manifest.codec
+        started = time.perf_counter()
+        sequence.prefill(self._prompt)
+        sequence.begin_segment("audio", sampling, mode="fixed", segment=0)
+        # the first frame is certain when all frames that its last sample hangs on are there, a delay after their rows
+        needed = -(-(codec.hop_length + codec.lookahead) // codec.hop_length)
+        frames = sequence.run_frames(needed + STREAMS - 1)
+        latents = frames.latents[:needed] if frames.end is None else frames.latents
+        stream.decode(latents, last=frames.end is not None)
+        return time.perf_counter() - started
+
+    def _turn(self, sampling: AudioSampling) -> Samples:
+        """One sound."""
         session = self._model.session()
         arrivals: list[tuple[float, int]] = []
         first_row = whole = None
@@ -164,6 +194,14 @@ def heard(arrivals: Sequence[tuple[float, int]], rate: int) -> Heard:
             playable = arrival
         samples += count
     return Heard(playable, underruns, stall)
+
+
+def _prompt(bundle: Bundle, text: str) -> list[np.ndarray]:
+    """The rows of a user's text and of the answer's role, as a turn prefills them."""
+    vocabulary = bundle.manifest.vocabulary
+    encoded = TextCodec(bundle.path(TOKENIZER)).encode(text)
+    parts = prompt_parts([("user", "text", encoded)], vocabulary, lambda sound: np.empty((0, 0), np.float32))
+    return [*parts, vocabulary.special_row(ROLES["assistant"])[None]]
 
 
 def _steps(bundle: Bundle, seconds: float) -> int:

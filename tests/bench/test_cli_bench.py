@@ -94,7 +94,10 @@ def test_encode_and_codec_tell_the_real_time_factor(bench, tiny_bundle):
 
 def test_stream_tells_what_a_listener_waits_for(bench, tiny_bundle):
     found = figures(bench("stream", tiny_bundle, "--seconds", 0.15, "--repeat", 2))
-    assert list(found) == ["first_row", "first_sample", "playable", "gap", "underruns", "stall", "preroll", "sound"]
+    heard = ["first_row", "first_sample", "playable", "gap", "underruns", "stall", "preroll", "sound"]
+    assert list(found) == [*heard, "direct", "overhead"]
+    # the direct way draws only the rows that the first sample needs
+    assert 0 < found["direct"].summary.mean < found["sound"].summary.mean and found["overhead"].unit == "%"
     assert {found[name].summary.n for name in found if name != "gap"} == {2}
     for kind in ("min", "max"):
         waits = [getattr(found[name].summary, kind) for name in ("first_row", "first_sample", "playable", "sound")]
