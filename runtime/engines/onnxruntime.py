@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import threading
-from collections.abc import Mapping
 from collections.abc import Sequence as Parts
 from typing import Any, Literal
 
@@ -20,19 +18,13 @@ from .. import _native
 from ..bundle import Bundle
 from ..errors import ContextError, EngineError
 from ..sampling import AudioSampling, Mode, TextSampling
-from ..tensors import widen
 from ..vocabulary import MODALITIES, STREAMS
 from .base import Frames
+from .clock import Clock
 from .onnxruntime_codec import OnnxRuntimeCodecStream
-from .onnxruntime_io import BodyCall, Clock, HeadCall
+from .onnxruntime_io import BodyCall, HeadCall
+from .onnxruntime_parts import OnnxRuntimeParts
 from .rotary import rotary_tables
-
-try:
-    import onnxruntime as ort
-except ImportError as error:
-    raise EngineError(
-        f"engine onnxruntime cannot be loaded ({error}); install it with: pip install onnxruntime"
-    ) from error
 
 #: Rows prefilled at a time: bounds the attention scores held (heads x rows x context), at no measurable cost.
 PREFILL_ROWS = 256
@@ -43,31 +35,23 @@ BODIES = ("backbone.grouped", "backbone.float32", "backbone")
 _STOP, _LIMIT, _LATENT = _native.STOP, _native.LIMIT, _native.LATENT
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(OnnxRuntimeParts):
     """A bundle loaded into ONNX Runtime. Sequences of one engine may run on several threads at once."""
 
     name = "onnxruntime"
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, max_context: int) -> None:
-        self.bundle, self.max_context = bundle, max_context
-        self._threads = threads
-        self._sessions: dict[str, Any] = {}
-        self._lock = threading.Lock()
-        self._closed = False
-        model = bundle.manifest.model
+        super().__init__(bundle, threads=threads, max_context=max_context)
         parts = bundle.manifest.parts
         #: Role of the body: with ONNX Runtime's own attention operator where the head size allows it, else with the
         #: standard operators, in float32 either way.
         self.body = next(role for role in BODIES if role in parts)
         self._has_prefill_body = "backbone.prefill" in parts
-        self._encoder = "encoder.integer" if "encoder.integer" in parts else "encoder"
+        self.encoder_role = "encoder.integer" if "encoder.integer" in parts else "encoder"
         self.session(self.body)
-        self.vocabulary = bundle.manifest.vocabulary
         self.embedding = bundle.table("embedding")
-        self.rvq_table, self.rvq_bias = widen(bundle.table("codec.rvq_table")), bundle.table("codec.rvq_bias")
         self.null_keys, self.null_values = bundle.table("null.keys"), bundle.table("null.values")
         self.cos, self.sin = rotary_tables(bundle.table("rope.inverse_frequencies"), max_context)
-        self.model = model
 
     @property
     def grouped(self) -> bool:
@@ -78,76 +62,17 @@ class OnnxRuntimeEngine:
         """Role of the body that reads ``rows`` rows at once."""
         return "backbone.prefill" if self._has_prefill_body and rows >= PREFILL_BODY_ROWS else self.body
 
-    def session(self, role: str) -> Any:
-        """The session of a part, loaded when first asked for."""
-        with self._lock:
-            if self._closed:
-                raise EngineError("the model is closed; open it again")
-            if role not in self._sessions:
-                self._sessions[role] = self._load(role)
-            return self._sessions[role]
-
-    def _load(self, role: str) -> Any:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        # every part has threads of its own: left spinning after a call, they would take the cores from the next part
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        # block formats: multiply rows rounded to 8 bits, block by block (docs/precision.md has what that costs)
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
-        path = self.bundle.part(role)
-        try:
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # pybind11 raises several unrelated types here
-            raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error})") from error
-
-    def unload(self, *parts: str) -> None:
-        """Free the sessions of parts ("backbone", "head", "encoder", "codec"); they are loaded again when needed."""
-        with self._lock:
-            self._sessions = {role: s for role, s in self._sessions.items() if role.partition(".")[0] not in parts}
-
-    def run(self, role: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Run a part with one output."""
-        return self.run_all(role, inputs)[0]
-
-    def run_all(self, role: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Run a part; its outputs in order."""
-        try:
-            return self.session(role).run(None, dict(inputs))
-        except EngineError:
-            raise
-        except Exception as error:
-            raise EngineError(f"part {role}: ONNX Runtime failed ({error})") from error
-
     @property
     def bytes_per_row(self) -> int:
         model = self.model
         return 2 * 2 * model.layers * model.kv_heads * model.head_dim * np.dtype(np.float32).itemsize
 
     def open_sequence(self) -> OnnxRuntimeSequence:
-        if self._closed:
-            raise EngineError("the model is closed; open it again")
+        self.check_open()
         return OnnxRuntimeSequence(self)
-
-    def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        return self.run(self._encoder, inputs)
-
-    def decode_latents(self, latents: np.ndarray) -> np.ndarray:
-        return self.run("codec", {"latents": np.ascontiguousarray(latents.T[None])})[0]
 
     def open_codec_stream(self) -> OnnxRuntimeCodecStream:
         return OnnxRuntimeCodecStream(self)
-
-    def codes_to_latents(self, codes: np.ndarray) -> np.ndarray:
-        latents = np.empty((len(codes), len(self.rvq_bias)), np.float32)
-        _native.codes_to_latents(np.ascontiguousarray(codes, np.int32), self.rvq_table, self.rvq_bias, latents)
-        return latents
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._sessions.clear()
 
 
 class OnnxRuntimeSequence:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .onnxruntime import OnnxRuntimeEngine
+    from .onnxruntime_parts import OnnxRuntimeParts
 
 ROLE = "codec.stream"
 _NO, _YES = np.array([0], np.int64), np.array([1], np.int64)
@@ -16,7 +16,7 @@ _NO, _YES = np.array([0], np.int64), np.array([1], np.int64)
 class OnnxRuntimeCodecStream:
     """See :class:`base.CodecStream`. States are the graph's inputs ``left.*`` and, in the same order, its outputs."""
 
-    def __init__(self, engine: OnnxRuntimeEngine) -> None:
+    def __init__(self, engine: OnnxRuntimeParts) -> None:
         self._engine = engine
         inputs = [value for value in engine.session(ROLE).get_inputs() if value.name.startswith("left.")]
         self._shapes: dict[str, tuple[int, ...]] = {value.name: tuple(value.shape) for value in inputs}
