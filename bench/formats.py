@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from ..runtime.errors import InputError
-from .schema import NAME, VERSION, Comparison, Measurement, Report, Run, from_json, to_json
+from .schema import NAME, VERSION, Check, Comparison, Measurement, Report, Run, from_json, to_json
 
 Format = Literal["table", "json", "jsonl", "csv", "markdown"]
 #: What a file's name says about its format.
@@ -24,7 +24,7 @@ SUFFIXES: dict[str, Format] = {
 
 _MARK = {"schema": NAME, "version": VERSION}
 #: Kinds of lines in JSONL and CSV, with the class of each; a note is a string.
-_LINES: dict[str, type] = {"measurement": Measurement, "comparison": Comparison}
+_LINES: dict[str, type] = {"measurement": Measurement, "comparison": Comparison, "check": Check}
 
 
 def write_json(report: Report) -> str:
@@ -69,6 +69,7 @@ def _lines(report: Report) -> list[dict[str, Any]]:
     kinds: list[tuple[str, Sequence[object]]] = [
         ("measurement", report.measurements),
         ("comparison", report.comparisons),
+        ("check", report.checks),
         ("note", report.notes),
     ]
     return [{**common, "kind": kind, kind: to_json(each)} for kind, items in kinds for each in items]
@@ -102,7 +103,7 @@ def _gathered(lines: list[Any]) -> list[Report]:
     if not runs:
         raise ValueError("it holds no lines")
     return [
-        Report(run, tuple(found["measurement"]), tuple(found["comparison"]), tuple(found["note"]))
+        Report(run, *(tuple(found[kind]) for kind in ("measurement", "comparison", "note", "check")))
         for run, found in runs.values()
     ]
 

@@ -13,14 +13,16 @@ from rich.table import Table
 
 from ..runtime.errors import InputError
 from .formats import Format, write_csv, write_json, write_jsonl
-from .schema import Comparison, Measurement, Report, Setting, Subject
+from .schema import Check, Comparison, Measurement, Report, Run, Setting, Subject
 
 #: Wide enough for any of our tables.
 _WIDE = 1000
 
+_BANDWIDTHS = {"host": "read bandwidth", "device": "copy bandwidth on the GPU"}
 _PERCENTILES = ("p50", "p90", "p95", "p99", "min", "mean", "max")
+_MEASURED = ("subject", "figure", "RTF", "outside %", "GB/s", "of bandwidth", "times faster", "p")
 #: Columns that stay even where all rows have the same in them.
-_KEPT = (*_PERCENTILES, "subject", "figure", "RTF", "outside %", "GB/s", "of bandwidth", "times faster", "p", "verdict")
+_KEPT = (*_PERCENTILES, *_MEASURED, "stage", "check", "verdict")
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,31 @@ def _facts(report: Report) -> list[str]:
     others = "" if run.others_percent is None else f", others took {run.others_percent:.1f} % of the cores' time"
     versions = ", ".join(f"{name} {run.versions[name]}" for name in libraries if name in run.versions)
     about = {measured.subject.name: measured.subject for measured in report.measurements}
+    threads = f" with {bandwidth.threads} threads" if bandwidth.threads else ""
     return [
         f"{run.created}, commit {run.commit}, seed {run.seed}: {run.command}",
         f"{machine.cpu} ({machine.architecture}), {machine.cores} cores, {run.threads} threads"
         f"{memory}{governor}{load}{others}",
         f"ualm {run.versions.get('ualm', 'unknown')}, {versions}",
-        f"read bandwidth {bandwidth.best:.1f} GB/s (best of {bandwidth.passes} passes over "
-        f"{bandwidth.bytes / 2**20:.0f} MiB with {bandwidth.threads} threads, median {bandwidth.median:.1f})",
+        *_gpu(run),
+        f"{_BANDWIDTHS[bandwidth.memory]} {bandwidth.best:.1f} GB/s (best of {bandwidth.passes} passes over "
+        f"{bandwidth.bytes / 2**20:.0f} MiB{threads}, median {bandwidth.median:.1f})",
         *(_describe(subject) for subject in about.values()),
+    ]
+
+
+def _gpu(run: Run) -> list[str]:
+    if run.dry_run:
+        return ["DRY RUN: a rehearsal on the CPU; nothing here is a figure of a GPU"]
+    gpu = run.machine.gpu
+    if gpu is None:
+        return []
+    clocks = "".join(f", {name} {value} MHz" for name, value in gpu.clocks_mhz.items())
+    driver = "" if gpu.driver is None else f", driver {gpu.driver}"
+    cuda = "" if gpu.cuda is None else f", CUDA {gpu.cuda}"
+    return [
+        f"{gpu.name} (compute capability {gpu.compute_capability}), {gpu.multiprocessors} multiprocessors, "
+        f"{gpu.memory_bytes / 2**30:.0f} GiB{driver}{cuda}{clocks}"
     ]
 
 
@@ -130,7 +149,14 @@ def _grids(report: Report) -> list[_Grid]:
         found = [each for each in report.comparisons if each.scenario == scenario]
         title = f"{scenario}: {found[0].subject.name} against {found[0].other.name} ({found[0].test})"
         grids.append(_Grid.of(title, [_compared(each) for each in found]))
+    if report.checks:
+        grids.append(_Grid.of("checks", [_checked(each) for each in report.checks]))
     return grids
+
+
+def _checked(check: Check) -> dict[str, str]:
+    cells = {"stage": check.stage, "check": check.name, "verdict": check.verdict, "detail": check.detail}
+    return cells | {"seconds": f"{check.seconds:.1f}"}
 
 
 def _measured(measured: Measurement, several: bool) -> dict[str, str]:

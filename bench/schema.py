@@ -25,9 +25,11 @@ _Record = TypeVar("_Record")
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Read bandwidth of this machine in GB/s (1e9 bytes), measured in the run: passes over ``bytes`` of memory.
+    """Bandwidth of this machine in GB/s (1e9 bytes), measured in the run: passes over ``bytes`` of memory.
 
-    ``best`` is the limit that fractions are taken of; ``median`` shows how steady the machine was.
+    ``best`` is the limit that fractions are taken of; ``median`` shows how steady the machine was. ``memory``: "host",
+    read with ``threads`` threads; or "device", copied within a GPU's memory, where each byte counts twice, read and
+    written, and ``threads`` is 0.
     """
 
     threads: int
@@ -35,6 +37,24 @@ class Bandwidth:
     passes: int
     best: float
     median: float
+    memory: str = "host"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that a run used. None: the driver does not say.
+
+    ``driver``: its version, and ``cuda`` the newest CUDA that it serves. ``clocks_mhz``: of the processors and the
+    memory, at their highest.
+    """
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    multiprocessors: int
+    driver: str | None
+    cuda: str | None
+    clocks_mhz: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,7 @@ class Machine:
     governor: str | None
     memory_bytes: int | None
     load_average: float | None
+    gpu: Gpu | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,8 @@ class Run:
     """What all figures of a report have in common.
 
     ``commit``: of the checkout, or the version of the package. ``others_percent``: share of the processors' time that
-    went to other processes while it was measured; None where the system does not say.
+    went to other processes while it was measured; None where the system does not say. ``dry_run``: a rehearsal of what
+    is made for a GPU on a machine without one: its figures say nothing about any GPU.
     """
 
     created: str
@@ -67,6 +89,7 @@ class Run:
     machine: Machine
     bandwidth: Bandwidth
     others_percent: float | None
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,6 +162,20 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Something that holds or does not: ``verdict`` "pass", "fail" or "skipped"; ``detail`` says what was found or why.
+
+    ``seconds``: how long it took to find out.
+    """
+
+    stage: str
+    name: str
+    verdict: str
+    detail: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Report:
     """All of one run. ``notes``: what a reader of the figures must know, in sentences."""
 
@@ -146,6 +183,7 @@ class Report:
     measurements: tuple[Measurement, ...]
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
 
 
 def to_json(value: Any) -> Any:

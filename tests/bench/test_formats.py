@@ -16,7 +16,9 @@ from ualm.bench.formats import choose_format, read_report, write_csv, write_json
 from ualm.bench.report import render
 from ualm.bench.schema import (
     Bandwidth,
+    Check,
     Comparison,
+    Gpu,
     Machine,
     Measurement,
     Report,
@@ -80,6 +82,24 @@ def write(path, form, *reports):
 @pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
 def test_a_report_comes_back_as_it_was(tmp_path, form):
     assert read_report(write(tmp_path / f"a.{form}", form, report())) == [report()]
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+def test_a_gpu_and_what_was_checked_on_it_come_back_too(tmp_path, form):
+    gpu = Gpu("A GPU", "9.0", 80 << 30, 132, "580.65", "13.0", {"processors": 1980, "memory": 2619})
+    run = dataclasses.replace(
+        RUN, machine=dataclasses.replace(MACHINE, gpu=gpu), bandwidth=Bandwidth(0, 1 << 30, 9, 2500.0, 2480.5, "device")
+    )
+    made = report(run=run, checks=(Check("kernels", "audio rows", "pass", "4,096 rows are equal", 1.5),))
+    assert read_report(write(tmp_path / f"a.{form}", form, made)) == [made]
+    table = render([made], "table")
+    assert "A GPU (compute capability 9.0), 132 multiprocessors, 80 GiB, driver 580.65" in table
+    assert "copy bandwidth on the GPU 2500.0 GB/s" in table and "4,096 rows are equal" in table
+
+
+def test_a_dry_run_says_so_before_any_figure():
+    lines = render([report(run=dataclasses.replace(RUN, dry_run=True))], "table").splitlines()
+    assert any(line.startswith("DRY RUN") for line in lines[:5])
 
 
 ODD = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12) | st.sampled_from(
