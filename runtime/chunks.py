@@ -128,6 +128,15 @@ class Pacer:
             return steady is not None and ready >= steady
         return self._pace.row_seconds + self._pace.codec_seconds(ready + 1) > left
 
+    def rows_to_wait(self, ready: int) -> int:
+        """Rows, at least 1, to draw before :meth:`due` is worth asking again; ``ready`` < 0: so many are lacking."""
+        wanted = math.ceil(self._target)
+        rows = wanted - ready
+        if self._pace is not None and self._played_out is not None and self._pace.row_seconds:
+            left = self._played_out - self._clock() - self._pace.codec_seconds(wanted)
+            rows = min(rows, int(left / self._pace.row_seconds))
+        return max(rows, 1)
+
     def due_at_end(self, ready: int) -> bool:
         """All rows are there. Decode the ``ready`` frames by themselves, because one call for all would be late?"""
         if self._pace is None or self._played_out is None or ready < 1:

@@ -55,14 +55,14 @@ def turn(
     max_segments: int,
     audio: AudioSampling,
     text: TextSampling,
-    rows_a_call: int = ROWS_A_CALL,
+    rows_a_call: Callable[[], int] = lambda: ROWS_A_CALL,
 ) -> Iterator[Step]:
     """Answer ``prompt`` (rows and features, see ``chat.prompt_parts``), segment by segment.
 
     ``modality`` forces the first segment's only. ``mode`` "reference" repeats the whole prompt before each further
-    segment, as the published code does; "fixed" feeds only ``assistant``. ``rows_a_call`` rows are drawn between two
-    looks at the caller. The rows that close the last segment are not
-    in the cache yet: see :func:`closing_rows`.
+    segment, as the published code does; "fixed" feeds only ``assistant``. ``rows_a_call`` is asked how many
+    rows to draw until the caller gets a look again. The rows that close the last segment are not in the cache yet: see
+    :func:`closing_rows`.
     """
     assistant = vocabulary.special_row(ROLES["assistant"])[None]
     pending: list[np.ndarray] = list(prompt)
@@ -72,7 +72,7 @@ def turn(
         sequence.begin_segment(chosen, audio if chosen == "audio" else text, mode=mode, segment=segment)
         yield Began(chosen)
         while True:
-            frames = sequence.run_frames(rows_a_call)
+            frames = sequence.run_frames(rows_a_call())
             yield frames
             if frames.end is not None:
                 break

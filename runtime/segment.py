@@ -14,6 +14,7 @@ from .generate import Finish, Modality
 from .sound import Sound
 from .sound_decoder import SoundDecoder
 from .text_stream import TextStream
+from .vocabulary import STREAMS
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,13 @@ class SegmentBuilder:
             return self._keep(self._sound.push(frames.latents, ends=frames.end is not None))
         ids = frames.rows[: len(frames.rows) - (frames.end == "stop"), 0] - self._vocabulary.text_base
         return self._text.push(ids.tolist())
+
+    def rows_to_wait(self) -> int:
+        """Rows, at least 1, to draw at once before something can become certain; any token of a text can."""
+        if self.modality == "text":
+            return 1
+        delay = max(STREAMS - 1 - sum(map(len, self._rows)), 0)
+        return delay + self._sound.frames_to_wait()
 
     def rest(self) -> str | np.ndarray:
         """What was still held back when the last frames had come."""

@@ -53,10 +53,13 @@ class SoundDecoder:
         if len(frames):
             self._waiting.append(frames)
             self._frames += len(frames)
-        certain = self._frames * self._codec.hop_length - self._codec.lookahead - self._samples
-        ready = certain // self._codec.hop_length
+        ready = self._ready()
         due = self._pacer.due_at_end(ready) if ends else self._pacer.due(ready)
         return self._send(self._decode(last=False), ready) if due else self._nothing()
+
+    def frames_to_wait(self) -> int:
+        """Frames, at least 1, that can be pushed at once before a piece can be due."""
+        return self._pacer.rows_to_wait(self._ready())
 
     def push_codes(self, codes: np.ndarray) -> np.ndarray:
         """The same for codes, whole numbers [m, 8]; :class:`InputError` where they are none of this model's."""
@@ -79,6 +82,11 @@ class SoundDecoder:
     def preroll(self, frames: int) -> float:
         """Seconds of sound to hold before playback begins, if the sound has ``frames``; see :meth:`Pacer.preroll`."""
         return self._pacer.preroll(frames)
+
+    def _ready(self) -> int:
+        """Frames that are certain and wait; less than 0 where the codec still lacks some of its look-ahead."""
+        certain = self._frames * self._codec.hop_length - self._codec.lookahead - self._samples
+        return certain // self._codec.hop_length
 
     def _checked(self, latents: np.ndarray) -> np.ndarray:
         """A copy: the frames may wait for a while."""

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 QUEUE_EVENTS = 64
 #: Seconds between two looks at the cancel flag and the clock while the queue is full, or a sound is heard elsewhere.
 _POLL = 0.05
+#: Seconds of drawing between two looks at the caller, at most, where a row takes less.
+_CALL_SECONDS = 0.005
 #: Seconds in which a thread whose start was interrupted begins to run, if it does at all.
 _START_SECONDS = 1.0
 
@@ -203,7 +205,7 @@ class Turn:
             max_segments=session.limits.segments,
             audio=self._audio,
             text=self._text,
-            rows_a_call=1,
+            rows_a_call=lambda: self._rows_a_call(builder),
         )
         builder: SegmentBuilder | None = None
         finish: Finish = "eot"
@@ -237,6 +239,16 @@ class Turn:
         self._check(len(closing))
         session._sequence.prefill([closing])
         return finish
+
+    def _rows_a_call(self, builder: SegmentBuilder | None) -> int:
+        """As many rows as nobody waits for, in a time that a cancelling caller may: a call costs something as well."""
+        session, pace = self._session, self._session._model._pace
+        if builder is None or not pace.row_seconds:
+            return 1
+        rows = min(builder.rows_to_wait(), int(_CALL_SECONDS / pace.row_seconds))
+        if session.limits.memory is not None:
+            rows = min(rows, session.limits.memory // session._model._engine.bytes_per_row - session._sequence.length)
+        return max(rows, 1)
 
     def _hear(self, sound: Sound) -> np.ndarray:
         return self._session._model._listener.features(sound, lambda: self._check(0))

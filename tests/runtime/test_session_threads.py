@@ -910,4 +910,4 @@ def test_the_first_samples_come_with_the_first_row_that_decides_them(
     chunks = [event for event in turn if isinstance(event, SoundChunk)]
     assert len(chunks[0].samples) == (needed - 7) * codec.hop_length - codec.lookahead
     assert first * codec.hop_length <= len(chunks[0].samples) < (first + 1) * codec.hop_length
-    assert drawn[:needed] == list(range(1, needed + 1))  # row by row: the first chunk did not wait for a batch of rows
+    assert drawn[0] == 1 and needed in drawn  # several rows a call, and never past the one that was waited for

@@ -110,7 +110,7 @@ def test_an_engine_slower_than_real_time_tells_how_much_to_hold(
     real = OnnxRuntimeSequence.run_frames
 
     def slow(sequence: OnnxRuntimeSequence, count: int) -> Frames:
-        time.sleep(0.0025)
+        time.sleep(0.0025 * count)
         return real(sequence, count)
 
     monkeypatch.setattr(OnnxRuntimeSequence, "run_frames", slow)
