@@ -67,8 +67,11 @@ class SegmentBuilder:
         return self._text.push(ids.tolist())
 
     def rows_to_wait(self) -> int:
-        """Rows, at least 1, to draw at once before something can become certain; any token of a text can."""
-        if self.modality == "text":
+        """Rows, at least 1, to draw at once before something can become certain; any token of a text can.
+
+        The first row comes alone: how long it takes is told.
+        """
+        if self.modality == "text" or not self._rows:
             return 1
         delay = max(STREAMS - 1 - sum(map(len, self._rows)), 0)
         return delay + self._sound.frames_to_wait()
