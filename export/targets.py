@@ -50,6 +50,7 @@ Target = Callable[[Order, Progress], Made]
 #: Name of ``--engine`` -> module in this room, whose function ``target`` is a :data:`Target`.
 TARGETS: dict[str, str] = {
     "onnxruntime": "target_bundle",
+    "huggingface": "huggingface",
 }
 
 #: The options that say where a training run is, which every target takes.
