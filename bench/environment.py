@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import runtime
 from ..runtime.doctor import machine as describe_machine
 from ..runtime.doctor import versions as runtime_versions
-from .schema import Bandwidth, Machine, Run
+from .schema import Bandwidth, Gpu, Machine, Run
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -54,6 +54,8 @@ def describe_run(
     load_average: float | None,
     others_percent: float | None,
     peers: tuple[str, ...] = (),
+    gpu: Gpu | None = None,
+    dry_run: bool = False,
 ) -> Run:
     """The facts of this run. ``peers``: distributions beside the runtime's own whose versions count, torch for one."""
     return Run(
@@ -63,9 +65,10 @@ def describe_run(
         seed=seed,
         threads=threads,
         versions=runtime_versions() | {name: _version(name) for name in peers},
-        machine=_machine(load_average),
+        machine=_machine(load_average, gpu),
         bandwidth=bandwidth,
         others_percent=others_percent,
+        dry_run=dry_run,
     )
 
 
@@ -103,7 +106,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _machine(load_average: float | None) -> Machine:
+def _machine(load_average: float | None, gpu: Gpu | None) -> Machine:
     about = describe_machine()
     features = about["cpu_features"]
     return Machine(
@@ -114,6 +117,7 @@ def _machine(load_average: float | None) -> Machine:
         governor=_first_line(_GOVERNOR),
         memory_bytes=about["memory_bytes"],
         load_average=load_average,
+        gpu=gpu,
     )
 
 

@@ -10,7 +10,7 @@ from ..runtime.bundle import Bundle
 from .bandwidth import BandwidthMeter
 from .blocks import Measured, Progress, Samples, block_sizes, measure
 from .environment import OtherProcesses, cores, current_load, describe_run
-from .schema import Bandwidth, Comparison, Measurement, Report, Setting, Subject, Traffic
+from .schema import Bandwidth, Comparison, Gpu, Measurement, Report, Setting, Subject, Traffic
 from .statistics import TEST, Summary, compare, summarize
 from .subjects import AnySubject, PeerSubject, Request, open_subjects
 
@@ -56,6 +56,17 @@ class Measurable(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Meter(Protocol):
+    """Measures the bandwidth that figures are held against, before and after them."""
+
+    def measure(self) -> None: ...
+
+    @property
+    def result(self) -> Bandwidth:
+        """What all measurements so far say."""
+        ...
 
 
 _Kind = TypeVar("_Kind", contravariant=True)
@@ -114,17 +125,22 @@ def measure_subjects(
     load_average: float | None,
     libraries: tuple[str, ...],
     progress: Progress,
+    meter: Meter | None = None,
+    gpu: Gpu | None = None,
+    dry_run: bool = False,
 ) -> Report:
     """Measure every setting for one subject, or for two in turn, and close them.
 
     ``load_average``: what the machine was asked to do before anything was opened. ``libraries``: distributions beside
-    the runtime's own whose versions count.
+    the runtime's own whose versions count. ``meter``: None for that of the host's memory. ``gpu``, ``dry_run``: see
+    ``schema``.
     """
     repeat = repeat or scenario.default_repeat
-    meter, others = BandwidthMeter(threads), OtherProcesses()
+    others = OtherProcesses()
+    meter = BandwidthMeter(threads) if meter is None else meter
     done: list[tuple[list[Case], list[Measured]]] = []
     try:
-        progress("read bandwidth")
+        progress("bandwidth")
         meter.measure()
         for setting in settings:
             text = f"{scenario.name}: {', '.join(f'{name} {value}' for name, value in setting.items())}"
@@ -134,7 +150,7 @@ def measure_subjects(
             done.append((cases, measure([case.block for case in cases], repeat, text, progress)))
             for case in cases:
                 case.close()
-        progress("read bandwidth")
+        progress("bandwidth")
         meter.measure()
     finally:
         for subject in subjects:
@@ -161,6 +177,8 @@ def measure_subjects(
         load_average=load_average,
         others_percent=taken_by_others,
         peers=libraries,
+        gpu=gpu,
+        dry_run=dry_run,
     )
     return Report(run, tuple(measurements), tuple(comparisons), tuple(notes))
 

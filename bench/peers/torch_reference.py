@@ -40,12 +40,14 @@ _FRAMES_A_SECOND = 50
 class TorchReference:
     """The body, embedding table and head of a training run in ``dtype`` ("float32" or "bfloat16").
 
-    Sets torch's number of threads, which is the whole process's.
+    ``device``: torch's name of what computes, "cpu" or "cuda". Every frame's ids come to the host, as in the published
+    loop, which is also what makes its time whole. Sets torch's number of threads, which is the whole process's.
     """
 
-    def __init__(self, run: Path, dtype: str, *, threads: int) -> None:
+    def __init__(self, run: Path, dtype: str, *, threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(threads)
-        self.engine = f"torch {torch.__version__}"
+        self.engine = f"torch {torch.__version__}" + ("" if device == "cpu" else f", {device}")
+        self.device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
         files = find_run(run)
         recipe, checkpoint = read_recipe(files.config), Checkpoint(files.weights)
@@ -75,7 +77,8 @@ class TorchReference:
         names = [name for name in checkpoint if name.startswith("model.")]
         state = {name.removeprefix("model."): self._read(checkpoint, name) for name in names}
         self._body.load_state_dict(state, strict=True, assign=True)
-        self._body.rotary_emb = Qwen2RotaryEmbedding(config)  # its frequencies are no part of a state dict
+        # its frequencies are no part of a state dict
+        self._body.rotary_emb = Qwen2RotaryEmbedding(config).to(self.device)
         self._body.requires_grad_(False)
         self._body.train(False)
         self._embedding = state[EMBEDDING.removeprefix("model.")]
@@ -86,7 +89,7 @@ class TorchReference:
         self._masks = {modality: self._mask(modality) for modality in ("audio", "text")}
 
     def _read(self, checkpoint: Checkpoint, name: str) -> torch.Tensor:
-        return torch.from_numpy(checkpoint.read(name).copy()).to(self._dtype)
+        return torch.from_numpy(checkpoint.read(name).copy()).to(self.device, self._dtype)
 
     def _mask(self, modality: str) -> torch.Tensor:
         """Forbidden ids of each stream, bool [8, ids]."""
@@ -99,7 +102,7 @@ class TorchReference:
             mask[0, vocabulary.text_base : vocabulary.text_base + vocabulary.text_size] = False
             mask[1:, PAD] = False
         mask[0, [EOS, EOT]] = False
-        return mask
+        return mask.to(self.device)
 
     # ---- the algorithm ----
 
@@ -113,8 +116,9 @@ class TorchReference:
     def embed(self, part: np.ndarray) -> torch.Tensor:
         """Embeddings [1, n, H] of rows (integers [n, 8]), or features (float32 [n, H]) as they are."""
         if part.dtype == np.float32:
-            return torch.from_numpy(part)[None].to(self._dtype)
-        return torch.nn.functional.embedding(torch.from_numpy(part.astype(np.int64)), self._embedding).sum(1)[None]
+            return torch.from_numpy(part)[None].to(self.device, self._dtype)
+        ids = torch.from_numpy(part.astype(np.int64)).to(self.device)
+        return torch.nn.functional.embedding(ids, self._embedding).sum(1)[None]
 
     def prefill(self, parts: Sequence[np.ndarray]) -> tuple[Any, torch.Tensor]:
         """Take a prompt in: the cache, and the logits [8, ids] behind its last row."""
@@ -143,10 +147,10 @@ class TorchReference:
             logits = mine * sampling.guidance + null * (1 - sampling.guidance)
         logits = logits[0].masked_fill_(self._masks[modality], float("-inf"))
         if sampling.temperature == 0:
-            return logits.argmax(-1).numpy()
+            return logits.argmax(-1).cpu().numpy()
         values, ids = torch.topk(logits, sampling.top_k or logits.shape[-1])
         drawn = torch.multinomial(torch.softmax(values / sampling.temperature, -1), 1, generator=random)
-        return torch.gather(ids, -1, drawn)[:, 0].numpy()
+        return torch.gather(ids, -1, drawn)[:, 0].cpu().numpy()
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [B, 8, ids] of hidden states [B, H]."""
@@ -161,7 +165,7 @@ class TorchReference:
         cache, _ = self.prefill([*prompt, assistant])
         if sampling.guidance > 1:
             cache = self.with_null_branch(cache)
-        random = torch.Generator().manual_seed(sampling.seed)
+        random = self.generator(sampling.seed)
         row = self.marker(modality)
         rows: list[np.ndarray] = []
         while len(rows) < sampling.max_steps:
@@ -171,6 +175,15 @@ class TorchReference:
                 break
         return np.stack(rows)
 
+    def generator(self, seed: int) -> torch.Generator:
+        """Random numbers on the device."""
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was asked."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def marker(self, modality: Modality) -> np.ndarray:
         """The row that a segment begins with, int64 [8]."""
         return self.vocabulary.special_row(MODALITIES[modality]).astype(np.int64)
@@ -179,7 +192,7 @@ class TorchReference:
         """A cache that holds ``rows`` rows of noise."""
         cache, s = DynamicCache(), self._shape
         row = torch.randn(branches, s.kv_heads, 1, s.head_dim, generator=torch.Generator().manual_seed(0))
-        held = row.to(self._dtype).repeat(1, 1, rows, 1)
+        held = row.to(self.device, self._dtype).repeat(1, 1, rows, 1)
         for layer in range(s.layers):
             cache.update(held, held, layer)  # the first row that follows gives each layer memory of its own
         return cache
@@ -206,7 +219,7 @@ class _Decode:
     ) -> None:
         self._reference, self._context = reference, context
         self._modality, self._sampling = modality, sampling
-        self._random = torch.Generator().manual_seed(sampling.seed)
+        self._random = reference.generator(sampling.seed)
         self._begin()
         self.block(1)
 
@@ -249,10 +262,12 @@ class _Prefill:
         for _ in range(count):
             started = time.perf_counter()
             cache, _ = self._reference.prefill([self._prompt])
+            self._reference.synchronize()
             between = time.perf_counter()
             prefill.append(1000 * (between - started))
             if self._guided:
                 self._reference.with_null_branch(cache)
+                self._reference.synchronize()
                 begin.append(1000 * (time.perf_counter() - between))
         figures: dict[str, list[float]] = {"prefill": prefill, "row": [each / len(self._prompt) for each in prefill]}
         return figures | ({"begin": begin} if self._guided else {})
