@@ -1,8 +1,9 @@
 """The target ``huggingface``: a Qwen2ForCausalLM folder that speaks text, for transformers and what reads its folders.
 
-Carried: the body, the whole embedding table and the whole head, untied, with the model's own ids. What makes sound, or
-hears it, has no place in that architecture and stays behind: see docs/huggingface.md. Greedy text is that of the
-runtime with ``modality="text"``, token by token, where weights and arithmetic are float32.
+Carried: the body, the whole embedding table and the whole head, untied, with the model's own ids, and in a folder
+beside them what hears. What makes sound stays behind: the architecture has no place for eight streams, guidance or a
+codec. See docs/huggingface.md. Greedy text is that of the runtime with ``modality="text"``, token by token, where
+weights and arithmetic are float32.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..runtime.cli_common import in_bytes
 from ..runtime.files import replacing_folder
 from ..runtime.sampling import TextSampling
 from ..runtime.vocabulary import BOS, EOS, EOT, SPECIALS, STREAMS
+from .hf_listening import write_listening
 from .hf_tokenizer import PADDING, rebuilt_otherwise, write_hf_tokenizer
 from .stacked import Stacked, in_files, write_stacked
 from .targets import Made, Order, Progress, refuse_others
@@ -23,6 +25,8 @@ from .text_side import TextSide, read_text_side
 
 #: Bytes that a file of weights may have.
 SHARD = 4 * 10**9
+#: Folder of the encoder and the adaptor.
+LISTENING = "listening"
 #: What other engines must be told, for which no Hugging Face file has a field: see :func:`vocabulary_facts`.
 FACTS = "ualm_text.json"
 
@@ -38,8 +42,11 @@ def target(order: Order, progress: Progress) -> Made:
         _write_json(folder / "generation_config.json", generation_config(side))
         _write_json(folder / FACTS, vocabulary_facts(side))
         write_weights(side, folder, progress)
+        for _ in write_listening(side, folder / LISTENING):
+            progress("listening", 0, 0)
         replaced = rebuilt_otherwise(folder)
-        sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
     notes = ()
     if replaced:
         notes = (
@@ -62,7 +69,7 @@ def made(order: Order, side: TextSide, sizes: Mapping[str, int], engine: str, no
         "notes": list(notes),
     }
     lines = [f"{name:<34}{in_bytes(size):>16}" for name, size in sizes.items()]
-    return Made(result, (*lines, *notes, f"{order.output}: text side only, {side.dtype}, for {engine}"))
+    return Made(result, (*lines, *notes, f"{order.output}: no sound comes out of it; {side.dtype}, for {engine}"))
 
 
 def model_config(side: TextSide) -> dict[str, Any]:
@@ -115,6 +122,8 @@ def vocabulary_facts(side: TextSide) -> dict[str, Any]:
         "audio": [v.audio_base, v.audio_base + STREAMS * (v.codebook_size + 1)],
         "stop": [EOS, EOT],
         "suppress": [[span.start, span.stop] for span in side.suppressed],
+        # what the feature extractor is called with, for which preprocessor_config.json has no field
+        "normalize_sound": side.recipe.encoder_kind == "qwen2.5-omni",
         "step": side.files.step,
         "weights": side.files.weights.name,
     }
