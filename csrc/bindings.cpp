@@ -310,6 +310,7 @@ py::array_t<float> map_f32(const py::array_t<float, py::array::c_style>& values,
 PYBIND11_MODULE(_native, module) {
   using namespace py::literals;
   module.doc() = "The native parts of ualm: the CPU frame sampler and a read of memory. Shapes, dtypes and errors: _native.pyi.";
+  module.attr("CUDA_ARCHITECTURES") = UALM_CUDA_ARCHITECTURES;
   module.attr("STOP") = static_cast<int>(ualm::kStop);
   module.attr("LIMIT") = static_cast<int>(ualm::kLimit);
   module.attr("LATENT") = static_cast<int>(ualm::kLatent);

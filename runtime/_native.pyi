@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 _F32 = NDArray[np.float32]
 _I32 = NDArray[np.int32]
 
+CUDA_ARCHITECTURES: str
+"""What the module ``_cuda`` that was built beside this one holds code for, e.g. "80-real 90-real 90-virtual"; empty if
+none was built."""
 STOP: int
 """The row ended the segment: stream 0 is eos or eot."""
 LIMIT: int

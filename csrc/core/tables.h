@@ -37,6 +37,16 @@ UALM_HD inline void sum_embeddings(const T* table, int64_t width, const int32_t*
   }
 }
 
+// Number i of that sum, for a thread that keeps it in a register; the same additions in the same order.
+template <class T>
+UALM_HD inline float embedding_sum(const T* table, int64_t width, const int32_t* ids, int streams, int64_t i) {
+  float sum = 0.0f;
+  for (int stream = 0; stream < streams; ++stream) {
+    if (ids[stream] != 0) sum = add(sum, widen(table[ids[stream] * width + i]));
+  }
+  return sum;
+}
+
 // out[width] = bias + sum over streams of rvq_table[stream][codes[stream]], rvq_table [8, codebook_size, width].
 UALM_HD inline void sum_codes(const float* rvq_table, const float* rvq_bias, int64_t codebook_size, int64_t width,
                               const int32_t* codes, float* out, int64_t first, int64_t stride) {
@@ -44,6 +54,16 @@ UALM_HD inline void sum_codes(const float* rvq_table, const float* rvq_bias, int
   for (int stream = 0; stream < kStreams; ++stream) {
     add_row(out, rvq_table + (stream * codebook_size + codes[stream]) * width, width, first, stride);
   }
+}
+
+// Number i of that sum.
+UALM_HD inline float code_sum(const float* rvq_table, const float* rvq_bias, int64_t codebook_size, int64_t width,
+                              const int32_t* codes, int64_t i) {
+  float sum = rvq_bias[i];
+  for (int stream = 0; stream < kStreams; ++stream) {
+    sum = add(sum, rvq_table[(stream * codebook_size + codes[stream]) * width + i]);
+  }
+  return sum;
 }
 
 }  // namespace ualm
