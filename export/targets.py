@@ -51,6 +51,7 @@ Target = Callable[[Order, Progress], Made]
 TARGETS: dict[str, str] = {
     "onnxruntime": "target_bundle",
     "huggingface": "huggingface",
+    "tensorrt-llm": "tensorrt_llm",
 }
 
 #: The options that say where a training run is, which every target takes.
