@@ -18,6 +18,7 @@ from .cli_chat import chat
 from .cli_common import (
     BundleOption,
     ContextOption,
+    EngineOption,
     GuidanceOption,
     JsonOption,
     MaxTokensOption,
@@ -68,12 +69,13 @@ def ask(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     max_tokens: MaxTokensOption = None,
+    engine: EngineOption = None,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about a sound."""
-    with open_model(bundle, threads, max_context) as model:
+    with open_model(bundle, threads, max_context, engine) as model:
         options: dict[str, Any] = {"seed": seed}
         options |= given(guidance=guidance, temperature=temperature, top_k=top_k, max_steps=max_tokens)
         started = time.perf_counter()

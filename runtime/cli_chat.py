@@ -21,6 +21,7 @@ from .cli_chat_view import JsonView, TextView, View
 from .cli_common import (
     BundleOption,
     ContextOption,
+    EngineOption,
     GuidanceOption,
     MaxSecondsOption,
     SeedOption,
@@ -70,6 +71,7 @@ def chat(
     time_limit: Annotated[
         float | None, typer.Option("--time-limit", help="Seconds that a turn may take; it is taken back then.")
     ] = None,
+    engine: EngineOption = None,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every event as one JSON object a line.")] = False,
@@ -82,7 +84,7 @@ def chat(
     if modality not in (None, "audio", "text"):
         raise InputError(f"--modality {modality!r}: choose audio or text, or leave it out to let the model choose")
     view: View = JsonView() if as_json else TextView()
-    with open_model(bundle, threads, max_context) as model:
+    with open_model(bundle, threads, max_context, engine) as model:
         defaults = model.bundle.manifest.sampling
         sound_options = given(
             guidance=guidance,

@@ -43,6 +43,14 @@ PlotOption = Annotated[
     Path | None,
     typer.Option("--plot", help="Draw the sound's spectrogram: .png, .svg or .pdf; needs the extra ualm[plot]."),
 ]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        envvar="UALM_ENGINE",
+        help="tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime; by default the first that can run here.",
+    ),
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
 ContextOption = Annotated[int | None, typer.Option("--max-context", help="Rows that prompt and answer may take.")]
 
@@ -59,9 +67,9 @@ def named_or_packaged(bundle: Path | None) -> Path:
     return found
 
 
-def open_model(bundle: Path | None, threads: int | None, max_context: int | None) -> Model:
+def open_model(bundle: Path | None, threads: int | None, max_context: int | None, engine: str | None = None) -> Model:
     """The model of ``--bundle`` or ``UALM_BUNDLE``, or the one that comes with ualm."""
-    return Model.open(named_or_packaged(bundle), threads=threads, max_context=max_context)
+    return Model.open(named_or_packaged(bundle), engine=engine, threads=threads, max_context=max_context)
 
 
 def given(**options: Any) -> dict[str, Any]:

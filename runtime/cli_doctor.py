@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from .bundle import Bundle
-from .cli_common import JsonOption, LiveLine, in_bytes, report, table
-from .doctor import GOLDEN_CONTEXT, Check, check_golden, engines, machine, native_module, versions
-from .engines.base import open_engine
+from .cli_common import EngineOption, JsonOption, LiveLine, in_bytes, report, table
+from .doctor import GOLDEN_CONTEXT, Check, check_golden, engines, gpus, machine, native_module, versions
+from .engines.selection import choose
 from .errors import UalmError
 from .packaged import packaged_bundle
 
@@ -22,16 +22,18 @@ def doctor(
             envvar="UALM_BUNDLE", help="A bundle to verify and to compute with; by default the model within ualm."
         ),
     ] = None,
+    engine: EngineOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show versions, the CPU, and which engines can run here; check a bundle's hashes and golden vector.
 
-    The exit status is 1 if anything that is needed fails.
+    The golden vector is computed by the engine that is named, else by the best that can run. The exit status is 1 if
+    anything that is needed fails.
     """
     native = native_module()
     about: dict[str, Any] = {
         "versions": versions(),
-        "machine": machine(),
+        "machine": machine() | {"gpus": gpus()},
         "native_module": {"loads": native is None, "problem": native},
         "engines": {each.name: {"runs": each.runs, "reasons": list(each.reasons)} for each in engines()},
     }
@@ -40,7 +42,7 @@ def doctor(
         problems.append("no engine can run here")
     bundle = packaged_bundle() if bundle is None else bundle
     if bundle is not None:
-        about["bundle"] = _examine(bundle)
+        about["bundle"] = _examine(bundle, engine)
         problems += about["bundle"]["problems"]
     about["ok"] = not problems
     report(as_json, about, _plain(about))
@@ -48,17 +50,19 @@ def doctor(
         raise UalmError("; ".join(problems))
 
 
-def _examine(folder: Path) -> dict[str, Any]:
+def _examine(folder: Path, name: str | None) -> dict[str, Any]:
     """Hashes, then the golden vector; what fails is reported, not raised."""
     about: dict[str, Any] = {"folder": str(folder), "hashes": "failed", "engine": None, "checks": [], "problems": []}
+    about["passed_over"] = {}
     line = LiveLine()
     try:
         line.show(f"{folder}: checking the hashes")
         opened = Bundle(folder, verify="always")
         about["hashes"] = "verified"
         line.show(f"{folder}: computing the golden vector")
-        engine = open_engine(None, opened, threads=None, max_context=GOLDEN_CONTEXT)
-        about["engine"] = engine.name
+        chosen = choose(name, opened, threads=None, max_context=GOLDEN_CONTEXT)
+        engine = chosen.engine
+        about["engine"], about["passed_over"] = engine.name, dict(chosen.passed_over)
         try:
             checks = check_golden(opened, engine)
         finally:
@@ -91,6 +95,7 @@ def _plain(about: dict[str, Any]) -> str:
         ("cpu", f"{machine['cpu']} ({machine['architecture']})"),
         ("cpu features", features if isinstance(features, str) else " ".join(features) or "none that matters"),
         ("cores", machine["cores"]),
+        *(("gpu", gpu) for gpu in machine["gpus"]),
         ("memory", "unknown" if memory is None else in_bytes(memory).strip()),
     ]
     runs = [("native module", "yes" if native["loads"] else f"no: {native['problem']}")]
@@ -104,6 +109,8 @@ def _plain(about: dict[str, Any]) -> str:
     if "bundle" in about:
         bundle = about["bundle"]
         rows: list[tuple[str, ...]] = [("hashes", bundle["hashes"])]
+        rows += [] if bundle["engine"] is None else [("engine", bundle["engine"])]
+        rows += [("not", f"{name}: {why}") for name, why in bundle["passed_over"].items()]
         for check in bundle["checks"]:
             error = "" if check["error"] is None else f"{check['error']:.1e}"
             rows.append(

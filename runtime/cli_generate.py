@@ -15,6 +15,7 @@ from .chunks import ChunkProfile
 from .cli_common import (
     BundleOption,
     ContextOption,
+    EngineOption,
     GuidanceOption,
     JsonOption,
     LiveLine,
@@ -69,6 +70,7 @@ def generate(
         ),
     ] = False,
     plot: PlotOption = None,
+    engine: EngineOption = None,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
     as_json: JsonOption = False,
@@ -89,7 +91,7 @@ def generate(
     if plot is not None:
         check_plot(plot)
     ChunkProfile.named(profile)
-    with open_model(bundle, threads, max_context) as model:
+    with open_model(bundle, threads, max_context, engine) as model:
         codec = model.bundle.manifest.codec
         max_steps = steps_of(max_seconds, codec)
         if max_steps is not None and max_steps >= model.max_context:

@@ -16,6 +16,7 @@ from .cli_chat_view import CONTROLS
 from .cli_common import (
     BundleOption,
     ContextOption,
+    EngineOption,
     GuidanceOption,
     JsonOption,
     LiveLine,
@@ -81,6 +82,7 @@ def reason(
     text_temperature: TextTemperatureOption = None,
     max_tokens: MaxTokensOption = None,
     pcm16: Annotated[bool, typer.Option("--pcm16", help="16-bit samples, scaled down if a peak passes 1.0.")] = False,
+    engine: EngineOption = None,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
     as_json: JsonOption = False,
@@ -103,7 +105,7 @@ def reason(
         if len(prompts) > 1:
             raise InputError(f"{prompts[1]!r}: one PROMPT is expected; several are the turns of --mode dialogue")
         told = prompts[0]
-    with open_model(bundle, threads, max_context) as model:
+    with open_model(bundle, threads, max_context, engine) as model:
         manifest = model.bundle.manifest
         reasoning = model.reason(
             told,

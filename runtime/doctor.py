@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import sys
@@ -19,6 +17,8 @@ import numpy as np
 
 from .bundle import GOLDEN, Bundle
 from .engines.base import Engine
+from .engines.device_check import cuda_facts
+from .engines.selection import ENGINES, why_not
 from .errors import BundleError, EngineError, UalmError
 from .hearing import FeatureSpec, Hearing
 from .sampling import AudioSampling, TextSampling
@@ -35,13 +35,6 @@ _CPU_FEATURES = (
     *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
     *("neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
 )
-#: Engines, the module that each needs, and what installs it.
-_ENGINES = {
-    "onnxruntime": ("onnxruntime", "pip install onnxruntime"),
-    "tensorrt": ("tensorrt", 'pip install "ualm[tensorrt]"'),
-    "tensorrt-rtx": ("tensorrt_rtx", 'pip install "ualm[tensorrt-rtx]"'),
-    "cuda": ("cuda.bindings", 'pip install "ualm[cuda]"'),
-}
 
 
 @dataclass(frozen=True)
@@ -176,20 +169,19 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
 
 
 def engines() -> list[EngineReport]:
-    """Every engine that ualm has or plans, and whether it can run here."""
-    driver = _nvidia_driver()
-    reports = []
-    for name, (module, install) in _ENGINES.items():
-        reasons = []
-        if not _installed(module):
-            reasons.append(f"{module} is not installed ({install})")
-        if name == "onnxruntime":
-            reasons += [] if reasons else _loading_problem()
-        else:
-            reasons += [] if driver else ["no NVIDIA driver was found"]
-            reasons.append(f"ualm {_version('ualm')} has no such engine yet")
-        reports.append(EngineReport(name, not reasons, tuple(reasons)))
-    return reports
+    """Every engine in the order in which they are tried, and whether it can run here, whatever the bundle."""
+    found = {name: why_not(name) for name in ENGINES}
+    return [EngineReport(name, reason is None, () if reason is None else (reason,)) for name, reason in found.items()]
+
+
+def gpus() -> list[str]:
+    """The NVIDIA GPUs that CUDA shows, in words; none where this ualm was built without CUDA."""
+    facts = cuda_facts()
+    driver = "" if facts.driver is None else f", driver {facts.driver}"
+    return [
+        f"{gpu.name}, compute capability {gpu.sm // 10}.{gpu.sm % 10}, {gpu.total / 2**30:.1f} GiB{driver}"
+        for gpu in facts.gpus
+    ]
 
 
 def native_module() -> str | None:
@@ -201,35 +193,11 @@ def native_module() -> str | None:
     return None
 
 
-def _loading_problem() -> list[str]:
-    """Only loading shows whether a library's own libraries are there."""
-    try:
-        importlib.import_module("ualm.runtime.engines.onnxruntime")
-    except (EngineError, ImportError) as error:
-        return [str(error)]
-    return []
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a parent package is missing
-        return False
-
-
 def _version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _nvidia_driver() -> bool:
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def _cpu(cpuinfo: Path) -> tuple[str, list[str] | str]:

@@ -14,7 +14,6 @@ from typing import Literal, Protocol
 import numpy as np
 
 from ..bundle import Bundle
-from ..errors import EngineError
 from ..sampling import AudioSampling, Mode, TextSampling
 
 
@@ -141,9 +140,7 @@ class Engine(Protocol):
 
 
 def open_engine(name: str | None, bundle: Bundle, *, threads: int | None, max_context: int) -> Engine:
-    """Load ``bundle`` into the engine ``name`` (None: the best one that can run here)."""
-    if name in (None, "onnxruntime"):
-        from .onnxruntime import OnnxRuntimeEngine
+    """Load ``bundle`` into the engine ``name`` (None: the best one that can run here); see ``selection``."""
+    from .selection import choose
 
-        return OnnxRuntimeEngine(bundle, threads=threads, max_context=max_context)
-    raise EngineError(f"engine {name!r} is unknown; available: onnxruntime")
+    return choose(name, bundle, threads=threads, max_context=max_context).engine

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .onnxruntime_parts import OnnxRuntimeParts
 
 ROLE = "codec.stream"
-_NO, _YES = np.array([0], np.int64), np.array([1], np.int64)
+NO, YES = np.array([0], np.int64), np.array([1], np.int64)
 
 
 class OnnxRuntimeCodecStream:
@@ -27,7 +27,7 @@ class OnnxRuntimeCodecStream:
         self._begun = False
 
     def decode(self, latents: np.ndarray, *, last: bool) -> np.ndarray:
-        flags = {"first": _NO if self._begun else _YES, "last": _YES if last else _NO}
+        flags = {"first": NO if self._begun else YES, "last": YES if last else NO}
         columns = np.ascontiguousarray(latents.T[None], np.float32)
         pcm, *states = self._engine.run_all(ROLE, {"latents": columns, **flags, **self._states})
         if last:

@@ -17,6 +17,7 @@ import safetensors.numpy
 from support.golden import CHECKS
 from ualm.runtime import BundleError, EngineError, __version__, doctor
 from ualm.runtime.bundle import GOLDEN, WEIGHTS, Bundle
+from ualm.runtime.engines.device_check import CudaFacts, GpuFacts
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ualm.runtime.tensors import MappedTensors
 from ualm.runtime.vocabulary import ROLES
@@ -70,39 +71,35 @@ def test_without_a_bundle_it_tells_versions_machine_and_engines(run):
     assert about["machine"]["cores"] >= 1 and about["machine"]["memory_bytes"] > 2**28
     assert about["native_module"] == {"loads": True, "problem": None}
     assert about["engines"]["onnxruntime"] == {"runs": True, "reasons": []}
-    assert list(about["engines"]) == ["onnxruntime", "tensorrt", "tensorrt-rtx", "cuda"]
-    for name in ("tensorrt", "tensorrt-rtx", "cuda"):
+    assert list(about["engines"]) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime"]
+    for name in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"):
         assert not about["engines"][name]["runs"]
-        assert f"ualm {__version__} has no such engine yet" in about["engines"][name]["reasons"]
+        assert [len(reason) > 10 for reason in about["engines"][name]["reasons"]] == [True]
+    assert about["machine"]["gpus"] == []
 
 
 def test_as_text_it_tells_the_same(run):
     status, out, err = run()
     assert (status, err) == (0, "")
-    for piece in ("versions\n", "machine\n", "cpu features", "onnxruntime    yes", "no such engine yet"):
+    for piece in ("versions\n", "machine\n", "cpu features", "onnxruntime       yes", "onnxruntime-cuda  no: "):
         assert piece in out
 
 
-def test_reasons_say_what_is_missing(monkeypatch):
-    monkeypatch.setattr(doctor, "_installed", lambda module: module == "cuda.bindings")
-    monkeypatch.setattr(doctor, "_nvidia_driver", lambda: False)
-    found = {engine.name: engine for engine in doctor.engines()}
-    assert found["onnxruntime"].reasons == ("onnxruntime is not installed (pip install onnxruntime)",)
-    assert not found["onnxruntime"].runs
-    assert found["tensorrt"].reasons[0] == 'tensorrt is not installed (pip install "ualm[tensorrt]")'
-    assert "no NVIDIA driver was found" in found["tensorrt"].reasons
-    assert found["cuda"].reasons[0] == "no NVIDIA driver was found"
-    monkeypatch.setattr(doctor, "_nvidia_driver", lambda: True)
-    cuda = doctor.engines()[-1]
-    assert (cuda.runs, cuda.reasons) == (False, (f"ualm {__version__} has no such engine yet",))
+def test_the_gpus_that_cuda_shows_are_told(run, monkeypatch):
+    gpu = GpuFacts("A GPU", 89, 24 << 30, 20 << 30)
+    facts = CudaFacts(None, (80, 89), None, 13000, 13000, "580.65.06", (gpu,))
+    monkeypatch.setattr(doctor, "cuda_facts", lambda: facts)
+    told = "A GPU, compute capability 8.9, 24.0 GiB, driver 580.65.06"
+    assert json.loads(run("--json")[1])["machine"]["gpus"] == [told]
+    assert f"gpu           {told}" in run()[1]
 
 
 def test_it_fails_where_nothing_can_run(run, monkeypatch):
-    monkeypatch.setattr(doctor, "_loading_problem", lambda: ["engine onnxruntime cannot be loaded"])
+    monkeypatch.setattr(doctor, "why_not", lambda name: f"{name} cannot be loaded")
     status, out, err = run("--json")
     about = json.loads(out)
     assert (status, err) == (1, "ualm: no engine can run here\n")
-    assert not about["ok"] and about["engines"]["onnxruntime"]["reasons"] == ["engine onnxruntime cannot be loaded"]
+    assert not about["ok"] and about["engines"]["onnxruntime"]["reasons"] == ["onnxruntime cannot be loaded"]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +129,7 @@ def test_a_good_bundle_passes(run, tiny_bundle):
     assert (status, err) == (0, "")
     about = json.loads(out)["bundle"]
     assert (about["hashes"], about["engine"], about["problems"]) == ("verified", "onnxruntime", [])
+    assert list(about["passed_over"]) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"]
     assert [check["name"] for check in about["checks"]] == CHECKS
     assert all(check["passed"] and 0 <= check["error"] <= check["tolerance"] for check in about["checks"])
     status, out, err = run(tiny_bundle)
@@ -183,6 +181,14 @@ def test_a_part_that_cannot_be_loaded_fails_its_check_alone(run, copy):
     assert status == 1 and "encoder.onnx" in err and err.count("\n") == 1
     assert [name for name, check in checks.items() if not check["passed"]] == ["features"]
     assert "cannot load it" in checks["features"]["problem"]
+
+
+def test_an_engine_that_is_named_and_cannot_run_fails_with_the_reason(run, tiny_bundle):
+    status, out, err = run(tiny_bundle, "--engine", "onnxruntime-cuda", "--json")
+    assert status == 1 and err.startswith("ualm: engine onnxruntime-cuda cannot run here: ") and err.count("\n") == 1
+    assert json.loads(out)["bundle"]["engine"] is None
+    assert run(tiny_bundle, "--engine", "onnxruntime", "--json")[0] == 0
+    assert "available: tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime" in run(tiny_bundle, "--engine", "x")[2]
 
 
 def test_a_changed_byte_fails_the_hashes_and_nothing_is_computed(run, copy):

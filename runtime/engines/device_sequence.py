@@ -1,0 +1,215 @@
+"""One conversation on a device: the sequence protocol over a body, its cache and the frame loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Parts
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from .. import _native
+from ..errors import ContextError, EngineError
+from ..sampling import AudioSampling, Mode, TextSampling
+from ..vocabulary import CHOOSABLE, MODALITIES, STREAMS
+from .base import Frames
+from .clock import Clock
+from .device_body import DeviceStep
+from .device_loop import Flight, Frame, Outbox
+
+if TYPE_CHECKING:
+    from .device_model import DeviceModel
+
+
+class DeviceSequence:
+    """See :class:`base.Sequence`. Branch 0 is conditional, branch 1 the null branch.
+
+    What is launched ahead writes cache rows behind those that count; whatever comes next on the stream overwrites them.
+    """
+
+    def __init__(self, engine: DeviceModel) -> None:
+        self._engine, self._device = engine, engine.device
+        device, model = engine.device, engine.model
+        with engine.explained_memory():
+            self._cache = engine.body.open_cache()
+            self._chunk = device.allocate(engine.body.prefill_rows * model.hidden_size * 4)
+            self._ids = device.allocate(engine.body.prefill_rows * STREAMS * 4)
+            self._hidden = device.uploaded(np.zeros(model.hidden_size, np.float32))
+            self._choice = device.allocate(len(CHOOSABLE) * 4)
+            self._outbox = Outbox(device, len(engine.rvq_bias))
+            self._sampler = engine.open_sampler(self._outbox)
+        self._length = self._null_rows = 0
+        self._steps: dict[tuple[str, int], tuple[DeviceStep, Frame]] = {}
+        self._step: DeviceStep | None = None
+        self._branches, self._columns = 1, 0
+        self._flight: Flight | None = None
+        self._running = False
+        self._clock = Clock()
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def library_seconds(self) -> float:
+        """Waiting for the device counts: it is the library's work that is waited for."""
+        return self._clock.seconds
+
+    def prefill(self, parts: Parts[np.ndarray]) -> None:
+        rows = sum(map(len, parts))
+        self._reserve(rows)
+        self._running, body = False, self._engine.body
+        for pieces in _chunks(parts, body.prefill_rows):
+            count = sum(map(len, pieces))
+            with self._device.lock:
+                self._embed(pieces)
+                with self._clock:
+                    body.prefill(self._cache, self._chunk, count, self._length, self._hidden)
+            self._length += count
+
+    def _embed(self, pieces: list[np.ndarray]) -> None:
+        """Embeddings of a chunk's rows and features, one behind the other."""
+        at, width = 0, self._engine.model.hidden_size
+        for piece in pieces:
+            target = self._chunk.address + at * width * 4
+            if piece.dtype == np.float32:
+                self._device.upload(target, piece)
+            else:
+                ids = self._engine.checked_ids(piece)
+                address = self._ids.address + at * STREAMS * 4
+                self._device.upload(address, ids)
+                self._sampler.embed(address, len(ids), target, copies=1)
+            at += len(piece)
+
+    def _reserve(self, rows: int) -> None:
+        limit = self._engine.max_context
+        if self._length + rows > limit:
+            raise ContextError(
+                f"the conversation needs {self._length + rows} rows ({self._length} held + {rows} new), but "
+                f"max_context = {limit}; open the model with a larger max_context, or shorten the input"
+            )
+
+    def truncate(self, length: int) -> None:
+        if not 0 <= length <= self._length:
+            raise EngineError(f"truncate: {length} rows, but {self._length} are held")
+        self._length, self._null_rows = length, min(self._null_rows, length)
+        self._running = False
+
+    def fork(self) -> DeviceSequence:
+        other = DeviceSequence(self._engine)
+        with self._device.lock:
+            other._cache.copy_rows(self._cache, self._length)
+            self._device.copy(other._hidden.address, self._hidden.address, self._hidden.nbytes)
+        other._length = self._length
+        return other
+
+    def save(self) -> np.ndarray:
+        with self._device.lock:
+            return self._cache.save(self._length)
+
+    def restore(self, cache: np.ndarray) -> None:
+        model, rows = self._engine.model, cache.shape[3] if cache.ndim == 5 else 0
+        if cache.shape != (model.layers, 2, model.kv_heads, rows, model.head_dim) or cache.dtype != np.float32:
+            raise EngineError(f"restore: {cache.dtype} {list(cache.shape)} is not a cache of this model")
+        self.truncate(0)
+        self._reserve(rows)
+        with self._device.lock:
+            self._cache.restore(cache)
+        self._length = rows
+
+    def modality_logits(self) -> np.ndarray:
+        with self._device.lock, self._clock:
+            self._engine.body.modality_logits(self._hidden, self._choice)
+            return self._read(self._choice.address, (len(CHOOSABLE),))
+
+    def begin_segment(
+        self, modality: Literal["audio", "text"], sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
+    ) -> None:
+        device, sampler = self._device, self._sampler
+        self._branches = 2 if sampling.guidance > 1 else 1
+        with device.lock:
+            sampler.begin(modality, sampling, mode=mode, segment=segment)
+            if self._branches == 2:
+                # a later segment writes its rows behind these: they stay right for the next null branch
+                self._engine.fill_null_prefix(self._cache, self._null_rows, self._length)
+                self._null_rows = self._length
+            step, frame = self._frame(modality)
+            device.upload(self._ids.address, self._engine.vocabulary.special_row(MODALITIES[modality])[None])
+            sampler.embed(self._ids.address, 1, step.embeddings.address, copies=self._branches)
+            step.begin(self._length)
+        room = self._engine.max_context - self._length
+        self._flight = Flight(
+            device,
+            frame,
+            self._outbox,
+            self._clock,
+            start=self._length,
+            most=min(sampling.max_steps, room),
+            sound=modality == "audio",
+            ahead=self._engine.ahead,
+        )
+        self._step, self._columns, self._running = step, self._engine.columns(modality), True
+
+    def _frame(self, modality: Literal["audio", "text"]) -> tuple[DeviceStep, Frame]:
+        key = (modality, self._branches)
+        if key not in self._steps:
+            with self._engine.explained_memory():
+                step = self._engine.body.open_step(self._cache, modality, self._branches)
+            sample = self._sampler.bound(step, modality, self._branches, self._engine.columns(modality))
+            self._steps[key] = step, Frame(self._device, step, sample)
+        return self._steps[key]
+
+    def run_frames(self, count: int) -> Frames:
+        if self._flight is None or not self._running:
+            raise EngineError("run_frames: no segment is under way")
+        rows = np.empty((count, STREAMS), np.int32)
+        latents = np.empty((count, len(self._engine.rvq_bias)), np.float32)
+        drawn = complete = 0
+        end: Literal["stop", "limit"] | None = None
+        while drawn < count and end is None:
+            self._reserve(1)
+            self._length += 1  # the frame has fed its row, also where none could be drawn
+            got = self._flight.take(wanted=count - drawn)
+            rows[drawn] = got.row
+            drawn += 1
+            if got.latent is not None:
+                latents[complete] = got.latent
+                complete += 1
+            end = "stop" if got.flags & _native.STOP else "limit" if got.flags & _native.LIMIT else None
+        self._running = end is None
+        return Frames(rows[:drawn], latents[:complete], end)
+
+    @property
+    def logits(self) -> np.ndarray:
+        if self._step is None or self._flight is None:
+            raise EngineError("logits: no segment has begun")
+        if self._flight.in_flight:
+            raise EngineError(
+                f"logits: {self._flight.in_flight} frames are launched ahead, so those of the last row are gone; draw "
+                "one row in a segment's first call, or set the engine's ahead to 0"
+            )
+        with self._device.lock:
+            return self._read(self._step.logits.address, (self._branches, self._columns))
+
+    def _read(self, address: int, shape: tuple[int, ...]) -> np.ndarray:
+        values = np.empty(shape, np.float32)
+        self._device.download(values, address)
+        self._device.synchronize()
+        return values
+
+
+def _chunks(parts: Parts[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Rows of all parts in order, ``size`` at a time, each chunk as the pieces of parts that it is made of."""
+    chunk: list[np.ndarray] = []
+    room = size
+    for part in parts:
+        at = 0
+        while at < len(part):
+            piece = part[at : at + room]
+            chunk.append(piece)
+            at, room = at + len(piece), room - len(piece)
+            if not room:
+                yield chunk
+                chunk, room = [], size
+    if chunk:
+        yield chunk

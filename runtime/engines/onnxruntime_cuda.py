@@ -1,0 +1,149 @@
+"""The engine on NVIDIA GPUs through ONNX Runtime's CUDA provider: its parts in the device loop, on our memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnxruntime as ort
+
+from ..bundle import Bundle
+from ..errors import EngineError
+from .base import Sequence as EngineSequence
+from .device import Device, Number
+from .device_body import Modality
+from .device_cache import CacheShape
+from .device_check import cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
+from .device_codec import DeviceCodecStream
+from .device_head import FusedHead, fused_head
+from .device_model import DeviceModel, columns_of
+from .onnxruntime import PREFILL_ROWS
+from .onnxruntime_device import OnnxRuntimeBody, PositionTables
+from .onnxruntime_parts import OnnxRuntimeParts
+
+NAME = "onnxruntime-cuda"
+PROVIDER = "CUDAExecutionProvider"
+#: Parts that stand in the frame loop: none of their nodes may run on the CPU, and nothing waits for them.
+_LOOP = ("backbone", "head")
+_HEADS: tuple[Modality, ...] = ("audio", "text")
+
+
+class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
+    """A bundle in ONNX Runtime's CUDA provider. Sequences of one engine may run on several threads at once."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        *,
+        threads: int | None = None,
+        max_context: int,
+        fused_heads: bool = True,
+    ) -> None:
+        """``device``: on the host shim (``kind`` "cpu"), ONNX Runtime's CPU provider stands in for the other.
+
+        ``fused_heads``: our kernels for the heads that they can take; ONNX Runtime's otherwise.
+        """
+        super().__init__(bundle, threads=threads, max_context=max_context)
+        self.device = device
+        shape = cache_shape(bundle, max_context)
+        self.device_model = DeviceModel(device, bundle, shape)
+        columns = {modality: columns_of(self.vocabulary, modality) for modality in _HEADS}
+        with self.device_model.explained_memory():
+            heads = self._fused_heads(columns) if fused_heads else {}
+            tables = PositionTables(device, self.device_model.cos, self.device_model.sin)
+        self.device_model.body = OnnxRuntimeBody(
+            device,
+            self.session,
+            shape,
+            tables,
+            hidden_size=self.model.hidden_size,
+            columns=columns,
+            heads=heads,
+            run_options=_run_options(),
+        )
+        self.session("backbone")
+
+    def _fused_heads(self, columns: Mapping[Modality, int]) -> dict[Modality, FusedHead]:
+        found = {modality: fused_head(self.device, self.bundle, modality, columns[modality]) for modality in _HEADS}
+        return {modality: head for modality, head in found.items() if head is not None}
+
+    def providers(self, role: str) -> Sequence[Any]:
+        if self.device.kind == "cpu":
+            return super().providers(role)
+        stream = self.device.codec_stream if role.startswith("codec") else self.device.stream
+        options = {
+            "device_id": str(self.device.index),
+            "user_compute_stream": str(stream.handle),
+            "use_tf32": "0",  # float32 means float32, as at export
+            "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search at every new length would cost seconds
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+        return [(PROVIDER, options), "CPUExecutionProvider"]
+
+    def session_options(self, role: str) -> Any:
+        options = super().session_options(role)
+        if self.device.kind == "cuda" and role.startswith(_LOOP):
+            # a node that fell back to the CPU would copy to the host and back within every frame, in silence
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        return options
+
+    def _load(self, role: str) -> Any:
+        session = super()._load(role)
+        if self.device.kind == "cuda" and PROVIDER not in session.get_providers():
+            raise EngineError(
+                f"ONNX Runtime {ort.__version__} could not load its CUDA provider, most often for want of CUDA's or "
+                'cuDNN\'s libraries; install them with: pip install "onnxruntime-gpu[cuda,cudnn]"'
+            )
+        return session
+
+    @property
+    def bytes_per_row(self) -> int:
+        return self.device_model.shape.bytes_per_row
+
+    def open_sequence(self) -> EngineSequence:
+        self.check_open()
+        return self.device_model.open_sequence()
+
+    def open_codec_stream(self) -> DeviceCodecStream:
+        return DeviceCodecStream(self)
+
+
+def cache_shape(bundle: Bundle, max_context: int) -> CacheShape:
+    """The cache as the standard dialect of the body declares it: in the type that the body computes in."""
+    model = bundle.manifest.model
+    number: Number = bundle.manifest.parts["backbone"].get("compute", "float32")
+    return CacheShape(model.layers, model.kv_heads, model.head_dim, max_context, number)
+
+
+def _run_options() -> Any:
+    options = ort.RunOptions()
+    # the loop orders everything by its stream, and waits for the frames that it reads
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
+
+
+def why_not(bundle: Bundle | None, max_context: int) -> str | None:
+    """Why this engine cannot run here, or cannot hold ``bundle`` with ``max_context`` rows; None if it can."""
+    facts = cuda_facts()
+    problem = gpu_problem(facts)
+    if problem is not None:
+        return problem
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA's and cuDNN's libraries where they came as Python packages
+    if PROVIDER not in ort.get_available_providers():
+        return (
+            f"the onnxruntime that is installed ({ort.__version__}) has no CUDA provider; replace it: "
+            'pip uninstall onnxruntime, then pip install "onnxruntime-gpu[cuda,cudnn]"'
+        )
+    if bundle is None:
+        return None
+    need = memory_need(bundle, max_context, number=cache_shape(bundle, max_context).number, prefill_rows=PREFILL_ROWS)
+    return memory_problem(need, facts.gpus[0], bundle.manifest.precision)
+
+
+def open_engine(bundle: Bundle, *, threads: int | None, max_context: int) -> OnnxRuntimeCudaEngine:
+    """The engine on the first GPU."""
+    return OnnxRuntimeCudaEngine(bundle, Device(load_kernels()), threads=threads, max_context=max_context)
