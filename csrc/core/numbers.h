@@ -59,7 +59,7 @@ UALM_HD inline Float16 narrow<Float16>(float value) {
   if (bits < 0x38800000u) {  // below 2^-14: adding 0.5 leaves the subnormal's bits, rounded, at the end of the fraction
     return {static_cast<uint16_t>(sign | (bits_of(add(float_of(bits), 0.5f)) - bits_of(0.5f)))};
   }
-  return {static_cast<uint16_t>(sign | ((bits + 0xFFF + ((bits >> 13) & 1)) >> 13) - (112u << 10))};
+  return {static_cast<uint16_t>(sign | (((bits + 0xFFF + ((bits >> 13) & 1)) >> 13) - (112u << 10)))};
 #endif
 }
 

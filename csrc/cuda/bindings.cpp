@@ -125,14 +125,14 @@ HeadLaunch head_launch(Address hidden, int32_t sequences, int32_t branches, int3
 }
 
 void bind_frame(py::module_& module) {
-  py::class_<Layout>(module, "Layout")
+  py::class_<Layout>(module, "Layout", py::module_local())
       .def(py::init(&layout_of), py::kw_only(), "codebook_size"_a, "text_size"_a, "audio_base"_a, "text_base"_a);
-  py::class_<DeviceTables>(module, "Tables")
+  py::class_<DeviceTables>(module, "Tables", py::module_local())
       .def(py::init(&tables_of), py::kw_only(), "embedding"_a, "embedding_number"_a, "rvq"_a, "rvq_bias"_a, "vocabulary"_a,
            "hidden"_a, "latent"_a);
   module.def("begin_segment", &begin_segment, py::kw_only(), "state"_a, "progress"_a, "kind"_a, "temperature"_a, "top_k"_a,
              "top_p"_a, "guidance"_a, "max_steps"_a, "seed"_a, "segment"_a, "stream"_a);
-  py::class_<SampleLaunch>(module, "SampleLaunch")
+  py::class_<SampleLaunch>(module, "SampleLaunch", py::module_local())
       .def(py::init(&sample_launch), py::kw_only(), "states"_a, "logits"_a, "logits_stride"_a, "sequences"_a, "branches"_a,
            "text"_a, "layout"_a, "tables"_a, "embeddings"_a, "embedding_copies"_a, "rows"_a, "row_capacity"_a, "latents"_a,
            "latent_capacity"_a, "progress"_a)
@@ -143,7 +143,7 @@ void bind_frame(py::module_& module) {
         raise(launch_embed_rows(tables, pointer_of<int32_t>(rows), count, copies, pointer_of<float>(out), stream_of(stream)));
       },
       "tables"_a, py::kw_only(), "rows"_a, "count"_a, "copies"_a, "out"_a, "stream"_a);
-  py::class_<HeadLaunch>(module, "HeadLaunch")
+  py::class_<HeadLaunch>(module, "HeadLaunch", py::module_local())
       .def(py::init(&head_launch), py::kw_only(), "hidden"_a, "sequences"_a, "branches"_a, "inputs"_a, "columns"_a,
            "weights"_a, "number"_a, "weight_stride"_a, "scales"_a = 0, "scale_stride"_a = 0, "bias"_a = 0, "states"_a = 0,
            "logits"_a, "logits_stride"_a)
@@ -160,7 +160,7 @@ void bind_frame(py::module_& module) {
 }
 
 void bind_cache(py::module_& module) {
-  py::class_<CacheLayout>(module, "CacheLayout")
+  py::class_<CacheLayout>(module, "CacheLayout", py::module_local())
       .def(py::init([](int32_t number, int32_t layers, int32_t kv_heads, int32_t head_dim, int32_t capacity,
                        int64_t head_stride, int64_t position_stride) {
              const Number cache_number = static_cast<Number>(number);

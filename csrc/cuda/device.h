@@ -10,7 +10,7 @@
 #define UALM_LAUNCH(kernel, grid, block, stream, ...) \
   kernel<<<(grid), (block), 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 #else
-#define UALM_LAUNCH(kernel, grid, block, stream, ...) ualm_shim::launch(kernel, grid, block, __VA_ARGS__)
+#define UALM_LAUNCH(kernel, grid, block, stream, ...) ualm_shim::launch(kernel, grid, block, stream, __VA_ARGS__)
 #endif
 
 namespace ualm::cuda {
