@@ -238,6 +238,25 @@ def gates(
 
 
 @app.command()
+def plan(
+    bundle: BundleArgument,
+    device: Annotated[str | None, typer.Option(help="orin-nano, agx-orin, thor, rtx4090 or h100.")] = None,
+    context: ContextOption = "1024",
+    bandwidth: Annotated[float | None, typer.Option(help="GB/s of the memory, for another device.")] = None,
+    memory: Annotated[float | None, typer.Option(help="GiB of the memory, for another device.")] = None,
+    guidance: GuidanceOption = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """What a device could do at best: bytes a frame, time, memory, precisions that fit. Computed, not measured."""
+    chosen = _bench("formats").choose_format(form, output)
+    _check_writable(output)
+    target = _bench("devices").find_device(device, bandwidth, memory)
+    made = _bench("plan").make_plan(bundle, target, _numbers("--context", context, int), guidance)
+    _write(lambda kind: _bench("plan_report").render_plan(made, kind), chosen, output)
+
+
+@app.command()
 def show(
     results: Annotated[list[Path], typer.Argument(help="Files that --output wrote: .json, .jsonl or .csv.")],
     form: FormatOption = None,
@@ -272,13 +291,17 @@ def _measured(measure: Callable[[Callable[[str], None]], Any], form: str | None,
 
 def _deliver(reports: list[Any], form: str, output: Path | None) -> None:
     """Print in ``form``; with ``output``, write there and print the table."""
-    report = _bench("report")
+    _write(lambda kind: _bench("report").render(reports, kind), form, output)
+
+
+def _write(render: Callable[[str], str], form: str, output: Path | None) -> None:
+    """As :func:`_deliver`, what ``render`` makes in a format."""
     if output is not None:
-        text = report.render(reports, form)
+        text = render(form)
         with replacing_file(output) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
         form = "table"
-    print_any(report.render(reports, form))
+    print_any(render(form))
 
 
 def _bench(module: str) -> ModuleType:

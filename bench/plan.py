@@ -1,0 +1,243 @@
+"""What a bundle would need of a device, computed: no engine is opened and nothing is measured.
+
+A decode step reads every weight of the body and of the head once, whatever it computes, and the keys and values that
+are held of each branch of guidance: bytes / bandwidth is the least time that a frame can take. It is a bound. An engine
+reads at a part of the bandwidth, and computes, and calls; none can be faster.
+
+Other precisions than the bundle's own are computed from the shapes of its tensors, by the rules of docs/precision.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..runtime.bundle import WEIGHTS, Bundle
+from ..runtime.chunks import PROFILES
+from ..runtime.tensors import MappedTensors
+from .decode import check_rows, sampling_of
+from .devices import Device
+from .subjects import precisions_of
+from .traffic import weight_bytes
+
+#: Bytes of a weight of a matrix, without scales, in each format of docs/precision.md.
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5}
+#: Body -> head, encoder, codec: the policy of docs/precision.md.
+_POLICY = {
+    "fp32": ("fp32", "fp32", "fp32"),
+    "bf16": ("bf16", "fp16", "fp16"),
+    "fp16": ("fp16", "fp16", "fp16"),
+    "int8": ("int8", "int8", "fp16"),
+    "int4": ("int8", "int8", "fp16"),
+}
+#: Inputs that share a scale of two bytes, in int8 and int4.
+_BLOCK = 32
+#: Rows of a prompt that are taken in at once: their activations are the largest.
+PREFILL_ROWS = 512
+#: Bytes that a library, its context on the device and its scratch take: an assumption.
+LIBRARY = 512 * 2**20
+#: Frames that a codec call makes when a sound is under way: its weights are read once for all of them.
+CHUNK = PROFILES["first_sound"].most
+
+BOUND = "a bound, computed from the bundle and the device's data sheet, not a measurement: every engine is slower"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of weights, in one precision. ``tables``: embedding, codebooks, null branch and the text and modality
+    heads: what is held and hardly read."""
+
+    body: int
+    head: int
+    encoder: int
+    codec: int
+    tables: int
+
+    @property
+    def total(self) -> int:
+        return self.body + self.head + self.encoder + self.codec + self.tables
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One precision with one context. ``own``: the bundle has this precision.
+
+    ``body_bytes`` .. ``codec_bytes``: read for a frame. ``ms``: the least time of a frame; ``frames_per_second`` the
+    most of them. ``real_time_percent``: share of the bandwidth that the codec's frame rate takes. ``memory_bytes``:
+    weights, KV cache, workspace. ``real_time``: it fits, and the share is not above 100.
+    """
+
+    precision: str
+    own: bool
+    context: int
+    body_bytes: int
+    head_bytes: int
+    kv_bytes: int
+    codec_bytes: int
+    ms: float
+    frames_per_second: float
+    real_time_percent: float
+    weight_bytes: int
+    kv_memory_bytes: int
+    workspace_bytes: int
+    memory_bytes: int
+    fits: bool
+    real_time: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``branches``: 2 with guidance. ``frame_rate``: frames that a second of sound has. ``notes``: what to know."""
+
+    bundle: str
+    digest: str
+    device: Device
+    branches: int
+    frame_rate: float
+    bound: str
+    rows: tuple[PlanRow, ...]
+    notes: tuple[str, ...]
+
+
+def make_plan(folder: Path, device: Device, contexts: Sequence[int], guidance: float | None = None) -> Plan:
+    """The plan of a bundle for a device, with ``contexts`` rows held; ``guidance`` None: the bundle's own."""
+    bundle = Bundle(folder)
+    check_rows("--context", contexts, 1, bundle)
+    branches = 2 if sampling_of(bundle, "audio", guidance).guidance > 1 else 1
+    codec = bundle.manifest.codec
+    rate = codec.sample_rate / codec.hop_length
+    own = precisions_of(bundle)["backbone"]
+    shown = [name for name in _BYTES if name != {"fp16": "bf16"}.get(own, "fp16")]  # equal in bytes
+    shapes = _Shapes(bundle)
+    rows, notes = [], []
+    for precision in shown:
+        sizes = shapes.own() if precision == own else shapes.sizes(precision)
+        if sizes is None:
+            notes.append(f"{precision} cannot hold this model: its matrices are not whole blocks of {_BLOCK} inputs")
+            continue
+        for context in contexts:
+            rows.append(_row(shapes, sizes, precision, precision == own, context, branches, rate, device))
+    taken = f"{device.reserve_gib:g} GiB of the memory are taken as the system's"
+    notes += [
+        f"{taken}, and {LIBRARY / 2**20:.0f} MiB of the workspace as the library's: assumptions",
+        f"the workspace holds the activations of {PREFILL_ROWS} rows; the codec's weights are read once for {CHUNK} frames",
+        "computing, launching and the speed of the codec and the encoder are not counted",
+    ]
+    return Plan(folder.resolve().name, bundle.digest, device, branches, rate, BOUND, tuple(rows), tuple(notes))
+
+
+def _row(
+    shapes: _Shapes,
+    sizes: Sizes,
+    precision: str,
+    own: bool,
+    context: int,
+    branches: int,
+    rate: float,
+    device: Device,
+) -> PlanRow:
+    held = branches * context * shapes.row_bytes(precision)
+    read = sizes.body, sizes.head, held, round(sizes.codec / CHUNK)
+    seconds = sum(read) / (device.bandwidth * 1e9)
+    share = 100 * rate * seconds
+    workspace = LIBRARY + shapes.activations
+    memory = sizes.total + held + workspace
+    fits = memory <= (device.memory_gib - device.reserve_gib) * 2**30
+    return PlanRow(
+        precision,
+        own,
+        context,
+        *read,
+        ms=1000 * seconds,
+        frames_per_second=1 / seconds,
+        real_time_percent=share,
+        weight_bytes=sizes.total,
+        kv_memory_bytes=held,
+        workspace_bytes=workspace,
+        memory_bytes=memory,
+        fits=fits,
+        real_time=fits and share <= 100,
+    )
+
+
+class _Shapes:
+    """The tensors of a bundle, as numbers of weights."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._tensors = MappedTensors(bundle.path(WEIGHTS))
+
+    def row_bytes(self, precision: str) -> int:
+        """Keys and values of a row of one branch, as the graph for GPUs has them."""
+        model = self._bundle.manifest.model
+        return 2 * model.layers * model.kv_heads * model.head_dim * (4 if precision == "fp32" else 2)
+
+    @property
+    def activations(self) -> int:
+        """Bytes, in float32, of the widest part of a layer over a prompt: residual, norm, qkv and the gated pair."""
+        hidden = self._bundle.manifest.model.hidden_size
+        widths = [self._columns(f"backbone.0.{name}") for name in ("qkv", "gate_up")]
+        return 4 * PREFILL_ROWS * (2 * hidden + sum(widths))
+
+    def own(self) -> Sizes:
+        """As the bundle has it."""
+        read = {role: weight_bytes(self._bundle, role) for role in ("backbone", "head.audio", "encoder", "codec")}
+        return Sizes(*read.values(), tables=self._tables(precisions_of(self._bundle)["head.text"]))
+
+    def sizes(self, precision: str) -> Sizes | None:
+        """As an export to ``precision`` would have it; None where that would refuse."""
+        head, encoder, codec = _POLICY[precision]
+        if precision in ("int8", "int4"):
+            matrices = [name for name in self._named("backbone.", "head.") if self._is_matrix(name)]
+            even = precision != "int4" or all(
+                self._columns(name) % 2 == 0 for name in matrices if name.startswith("backbone.")
+            )
+            if not even or any(self._inputs(name) % _BLOCK for name in matrices):
+                return None
+        return Sizes(
+            body=sum(self._bytes(name, precision) for name in self._named("backbone.")),
+            head=sum(self._bytes(name, head) for name in self._named("head.audio")),
+            encoder=sum(self._bytes(name, encoder, column=True) for name in self._encoder()),
+            codec=sum(self._bytes(name, codec) for name in self._named("codec.") if "rvq" not in name),
+            tables=self._tables(head),
+        )
+
+    def _tables(self, head: str) -> int:
+        plain = [name for name in self._tensors if name.startswith(("embedding", "null.", "codec.rvq"))]
+        text = sum(self._bytes(name, head) for name in self._named("head.text"))
+        return sum(self._tensors[name].nbytes for name in [*plain, "head.modality"]) + text
+
+    def _named(self, *prefixes: str) -> Iterator[str]:
+        """Tensors by prefix; scales belong to their matrix."""
+        return (name for name in self._tensors if name.startswith(prefixes) and not name.endswith(".scale"))
+
+    def _encoder(self) -> Iterator[str]:
+        return (name for name in self._named("encoder.") if name != "encoder.mel_filters")
+
+    def _is_matrix(self, name: str) -> bool:
+        """Whether a precision narrows a tensor: matrices, and convolutions of the codec."""
+        shape = self._tensors[name].shape
+        if name.startswith("codec."):
+            return name.endswith(".weight")
+        return len(shape) == 2 and name not in ("head.modality", "encoder.positions", "encoder.embed_positions.weight")
+
+    def _columns(self, name: str) -> int:
+        """Outputs of a matrix; a byte holds two of int4."""
+        tensor = self._tensors[name]
+        return tensor.shape[1] * (2 if tensor.dtype.name == "uint8" else 1)
+
+    def _inputs(self, name: str) -> int:
+        return self._tensors[name].shape[0]
+
+    def _bytes(self, name: str, precision: str, *, column: bool = False) -> int:
+        """``column``: int8 has one scale an output, as the encoder's."""
+        tensor = self._tensors[name]
+        if not self._is_matrix(name):
+            return math.prod(tensor.shape) * 4
+        if tensor.ndim != 2:
+            return round(math.prod(tensor.shape) * _BYTES[precision])
+        inputs, outputs = self._inputs(name), self._columns(name)
+        scales = 0 if _BYTES[precision] > 1 else outputs * (1 if column else inputs // _BLOCK)
+        return round(inputs * outputs * _BYTES[precision]) + 2 * scales
