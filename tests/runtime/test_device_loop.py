@@ -1,0 +1,241 @@
+"""The device loop against the CPU engine: every row, latent and cached number, bit for bit, from the same logits."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.device import cpu_engine, device_engine, spoil_embedding
+from support.runs import make_run
+from ualm.export.exporter import export_run
+from ualm.runtime import AudioSampling, ContextError, EngineError, TextSampling
+from ualm.runtime.bundle import Bundle
+from ualm.runtime.engines.base import Engine, Frames, Sequence
+from ualm.runtime.engines.device_loop import RING
+
+Pair = tuple[Engine, Engine]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A model whose sounds and texts end by themselves now and then."""
+    folder = tmp_path_factory.mktemp("device")
+    run = make_run(folder / "run", lean={"pad": -1.0, "eos": 0.5, "eot": 0.5})
+    export_run(run.folder, folder / "bundle")
+    return Bundle(folder / "bundle", verify="never")
+
+
+@pytest.fixture(scope="module")
+def engines(bundle: Bundle) -> Iterator[Pair]:
+    """The CPU engine, and the device loop."""
+    pair = cpu_engine(bundle), device_engine(bundle)
+    yield pair
+    for engine in pair:
+        engine.close()
+
+
+def options_of(modality: str, **changes: Any) -> AudioSampling | TextSampling:
+    kind: Any = AudioSampling if modality == "audio" else TextSampling
+    return kind(**({"temperature": 1.0, "top_k": None, "guidance": 3.0, "max_steps": 40} | changes))
+
+
+def begun(engine: Engine, modality: str = "audio", mode: str = "fixed", prompt: int = 12, **changes: Any) -> Sequence:
+    sequence = engine.open_sequence()
+    vocabulary = engine.bundle.manifest.vocabulary  # type: ignore[attr-defined]
+    random = np.random.default_rng(prompt)
+    features = random.standard_normal((5, engine.bundle.manifest.model.hidden_size), np.float32)  # type: ignore[attr-defined]
+    rows = vocabulary.text_rows(random.integers(1, vocabulary.text_size, prompt).tolist())
+    sequence.prefill([rows[:3], features, rows[3:]])
+    sequence.begin_segment(modality, options_of(modality, **changes), mode=mode, segment=0)  # type: ignore[arg-type]
+    return sequence
+
+
+def drawn(sequence: Sequence, sizes: Iterator[int] | None = None) -> Frames:
+    """A segment to its end, in calls of ``sizes`` rows."""
+    sizes = itertools.repeat(3) if sizes is None else sizes
+    got = []
+    while not got or got[-1].end is None:
+        got.append(sequence.run_frames(next(sizes)))
+    return Frames(
+        np.concatenate([each.rows for each in got]), np.concatenate([each.latents for each in got]), got[-1].end
+    )
+
+
+def assert_same(mine: Frames, other: Frames) -> None:
+    assert mine.end == other.end and mine.rows.dtype == other.rows.dtype == np.int32
+    np.testing.assert_array_equal(mine.rows, other.rows)
+    np.testing.assert_array_equal(mine.latents.view(np.int32), other.latents.view(np.int32))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(("modality", "mode"), [("audio", "fixed"), ("audio", "reference"), ("text", "fixed")])
+def test_rows_latents_logits_and_cache_are_those_of_the_cpu(
+    engines: Pair, modality: str, mode: str, guidance: float, seed: int
+) -> None:
+    pair = [begun(engine, modality, mode, guidance=guidance, seed=seed) for engine in engines]
+    first = [sequence.run_frames(1) for sequence in pair]
+    assert_same(*first)
+    np.testing.assert_array_equal(pair[0].logits, pair[1].logits)
+    if first[0].end is None:
+        assert_same(*(drawn(sequence) for sequence in pair))
+    assert pair[0].length == pair[1].length
+    np.testing.assert_array_equal(pair[0].save(), pair[1].save())
+
+
+def test_the_cases_are_ended_by_stops_and_by_limits(engines: Pair) -> None:
+    ends = {drawn(begun(engines[0], modality, seed=seed)).end for modality in ("audio", "text") for seed in range(6)}
+    assert ends == {"stop", "limit"}
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2, 1), (7,), (100,), (1, 9, 30)])
+def test_how_many_rows_a_call_asks_for_changes_nothing(engines: Pair, sizes: tuple[int, ...]) -> None:
+    for seed in range(3):
+        expected = drawn(begun(engines[0], seed=seed))
+        assert_same(drawn(begun(engines[1], seed=seed), itertools.cycle(sizes)), expected)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, RING - 2, 1000])
+def test_how_far_frames_are_launched_ahead_changes_nothing(bundle: Bundle, engines: Pair, ahead: int) -> None:
+    engine = device_engine(bundle)
+    engine.device_model.ahead = ahead
+    for modality, seed in itertools.product(("audio", "text"), range(3)):
+        assert_same(drawn(begun(engine, modality, seed=seed)), drawn(begun(engines[0], modality, seed=seed)))
+
+
+def test_frames_behind_a_stop_are_launched_and_leave_no_trace(engines: Pair) -> None:
+    """The stop is known only when its frame has passed: what was launched behind it must not count."""
+    sequences = []
+    for engine in engines:
+        sequence = begun(engine, "text", guidance=2.0, seed=3, max_steps=100)
+        first = drawn(sequence, itertools.repeat(5))
+        assert first.end == "stop"
+        sequence.prefill([first.rows[-1:]])
+        sequence.begin_segment("audio", options_of("audio", seed=4), mode="fixed", segment=1)
+        sequences.append((first, drawn(sequence), sequence))
+    (first, second, mine), (other_first, other_second, other) = sequences
+    assert_same(other_first, first)
+    assert_same(other_second, second)
+    np.testing.assert_array_equal(other.save(), mine.save())
+
+
+def test_launching_ends_at_the_context_and_the_error_is_the_cpus(bundle: Bundle, engines: Pair) -> None:
+    long = next(seed for seed in range(99) if len(drawn(begun(engines[0], prompt=25, seed=seed)).rows) > 15)
+    messages = []
+    for engine in (cpu_engine(bundle, 40), device_engine(bundle, 40)):
+        sequence = begun(engine, prompt=25, seed=long)
+        rows = sequence.run_frames(4).rows
+        with pytest.raises(ContextError, match="max_context = 40") as error:
+            sequence.run_frames(50)
+        assert sequence.length == 40
+        messages.append((str(error.value), rows.tolist()))
+        with pytest.raises(ContextError, match="41 rows"):
+            engine.open_sequence().prefill([np.zeros((41, 8), np.int32)])
+    assert messages[0] == messages[1]
+
+
+def test_truncate_fork_save_and_restore_are_those_of_the_cpu(engines: Pair) -> None:
+    results = []
+    for engine in engines:
+        sequence = begun(engine, seed=7)
+        sequence.run_frames(9)
+        sequence.truncate(11)  # frames are under way on the device
+        with pytest.raises(EngineError, match="no segment is under way"):
+            sequence.run_frames(1)
+        other = sequence.fork()
+        third = engine.open_sequence()
+        third.restore(sequence.save())
+        frames = []
+        for number, each in enumerate((sequence, other, third)):
+            assert each.length == 11
+            each.begin_segment("audio", options_of("audio", seed=8 + number), mode="fixed", segment=2)
+            frames.append(drawn(each))
+        results.append((frames, [each.save() for each in (sequence, other, third)]))
+    for mine, theirs in zip(*(frames for frames, _ in results), strict=True):
+        assert_same(theirs, mine)
+    for mine, theirs in zip(*(caches for _, caches in results), strict=True):
+        np.testing.assert_array_equal(theirs, mine)
+
+
+def test_a_fork_goes_its_own_way_and_knows_what_comes_next(engines: Pair) -> None:
+    _, engine = engines
+    vocabulary = engine.bundle.manifest.vocabulary  # type: ignore[attr-defined]
+    sequence = engine.open_sequence()
+    sequence.prefill([vocabulary.text_rows([5, 6, 7])])
+    other = sequence.fork()
+    np.testing.assert_array_equal(other.modality_logits(), sequence.modality_logits())
+    before = other.save()
+    sequence.prefill([vocabulary.text_rows([8, 9])])
+    np.testing.assert_array_equal(other.save(), before)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((1, 2, 2, 3, 8), np.float32), ((2, 2, 2, 3, 8), np.float64), ((3,), None)]
+)
+def test_what_is_no_cache_of_this_model_is_refused(engines: Pair, shape: tuple[int, ...], dtype: Any) -> None:
+    for engine in engines:
+        with pytest.raises(EngineError, match="is not a cache of this model"):
+            engine.open_sequence().restore(np.zeros(shape, dtype or np.float32))
+        with pytest.raises(EngineError, match="truncate: 1 rows, but 0 are held"):
+            engine.open_sequence().truncate(1)
+
+
+def test_logits_that_cannot_be_sampled_are_the_cpus_error_at_the_same_row(bundle: Bundle, tmp_path: Path) -> None:
+    """A code whose embedding is NaN: all is well until it is drawn."""
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "spoilt"))
+    vocabulary = bundle.manifest.vocabulary
+    row = begun(cpu_engine(bundle), seed=5).run_frames(6).rows[5]
+    assert row[0] > vocabulary.audio_base
+    spoil_embedding(folder, int(row[0]))
+    found = []
+    for engine in (cpu_engine(Bundle(folder, verify="never")), device_engine(Bundle(folder, verify="never"))):
+        sequence = begun(engine, seed=5)
+        rows = sequence.run_frames(2).rows.tolist()
+        with pytest.raises(EngineError, match=r"NaN among the candidates of row [2-6], stream 0") as error:
+            sequence.run_frames(30)
+        found.append((rows, str(error.value), sequence.length))
+        sequence.truncate(5)  # and the sequence is good again
+        sequence.begin_segment("text", options_of("text", seed=1), mode="fixed", segment=0)
+        found[-1] += (drawn(sequence).rows.tolist(),)
+    assert found[0] == found[1]
+
+
+def test_logits_are_refused_where_frames_behind_them_have_run(engines: Pair) -> None:
+    sequence = begun(engines[1], seed=2)
+    sequence.run_frames(2)
+    with pytest.raises(EngineError, match="3 frames are launched ahead"):
+        _ = sequence.logits
+    with pytest.raises(EngineError, match="no segment has begun"):
+        _ = engines[1].open_sequence().logits
+
+
+def test_sequences_of_several_threads_do_not_mix(engines: Pair) -> None:
+    expected = [drawn(begun(engines[0], seed=seed)) for seed in range(4)]
+    found: dict[int, Frames] = {}
+
+    def work(seed: int) -> None:
+        found[seed] = drawn(begun(engines[1], seed=seed), itertools.repeat(1))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, frames in enumerate(expected):
+        assert_same(found[seed], frames)
+
+
+def test_a_prompt_longer_than_one_call_takes_is_cut_where_the_cpu_cuts_it(bundle: Bundle) -> None:
+    pair = [engine.open_sequence() for engine in (cpu_engine(bundle, 600), device_engine(bundle, 600))]
+    rows = bundle.manifest.vocabulary.text_rows([1 + i % 50 for i in range(530)])
+    for sequence in pair:
+        sequence.prefill([rows[:100], rows[100:]])
+    np.testing.assert_array_equal(pair[0].save(), pair[1].save())
+    np.testing.assert_array_equal(pair[0].modality_logits(), pair[1].modality_logits())
