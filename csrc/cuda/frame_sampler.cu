@@ -16,7 +16,8 @@ struct RowMemory {
   int32_t latent_slot;  // -1: no frame became complete
   int32_t embedded_streams;
   int32_t flags;
-  int last;
+  int last;  // this block arrived last
+  int good;  // and no stream's logits were faulty
 };
 
 __device__ Progress progress_of(int32_t rows, int32_t flags, int32_t fault, int32_t stream) {
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleArgs args)
       memory.ids[i] = arrived.drawn[i];
       if (arrived.stream_faults[i] != 0) bad = i;
     }
-    memory.last = bad == kStreams;
+    memory.good = bad == kStreams;
     if (bad != kStreams) {
       state.fault = arrived.stream_faults[bad];
       state.fault_stream = bad;
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleArgs args)
     }
   }
   __syncthreads();
-  if (!memory.last) return;
+  if (!memory.good) return;
 
   const DeviceTables& tables = args.tables;
   float* const embedding = args.embeddings + int64_t{sequence} * args.embedding_copies * tables.hidden;
