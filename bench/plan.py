@@ -122,7 +122,8 @@ def make_plan(folder: Path, device: Device, contexts: Sequence[int], guidance: f
     taken = f"{device.reserve_gib:g} GiB of the memory are taken as the system's"
     notes += [
         f"{taken}, and {LIBRARY / 2**20:.0f} MiB of the workspace as the library's: assumptions",
-        f"the workspace holds the activations of {PREFILL_ROWS} rows; the codec's weights are read once for {CHUNK} frames",
+        f"the workspace holds the activations of {PREFILL_ROWS} rows",
+        f"the codec's weights are read once for {CHUNK} frames",
         "computing, launching and the speed of the codec and the encoder are not counted",
     ]
     return Plan(folder.resolve().name, bundle.digest, device, branches, rate, BOUND, tuple(rows), tuple(notes))
@@ -184,7 +185,7 @@ class _Shapes:
     def own(self) -> Sizes:
         """As the bundle has it."""
         read = {role: weight_bytes(self._bundle, role) for role in ("backbone", "head.audio", "encoder", "codec")}
-        return Sizes(*read.values(), tables=self._tables(precisions_of(self._bundle)["head.text"]))
+        return Sizes(*read.values(), tables=self._tables(*(self._precision(role) for role in ("head.text", "codec"))))
 
     def sizes(self, precision: str) -> Sizes | None:
         """As an export to ``precision`` would have it; None where that would refuse."""
@@ -201,13 +202,16 @@ class _Shapes:
             head=sum(self._bytes(name, head) for name in self._named("head.audio")),
             encoder=sum(self._bytes(name, encoder, column=True) for name in self._encoder()),
             codec=sum(self._bytes(name, codec) for name in self._named("codec.") if "rvq" not in name),
-            tables=self._tables(head),
+            tables=self._tables(head, codec),
         )
 
-    def _tables(self, head: str) -> int:
-        plain = [name for name in self._tensors if name.startswith(("embedding", "null.", "codec.rvq"))]
+    def _tables(self, head: str, codec: str) -> int:
+        plain = sum(self._tensors[name].nbytes for name in ("embedding", "null.keys", "null.values", "head.modality"))
         text = sum(self._bytes(name, head) for name in self._named("head.text"))
-        return sum(self._tensors[name].nbytes for name in [*plain, "head.modality"]) + text
+        return plain + text + sum(self._bytes(name, codec) for name in self._named("codec.rvq"))
+
+    def _precision(self, role: str) -> str:
+        return precisions_of(self._bundle)[role]
 
     def _named(self, *prefixes: str) -> Iterator[str]:
         """Tensors by prefix; scales belong to their matrix."""
@@ -220,7 +224,7 @@ class _Shapes:
         """Whether a precision narrows a tensor: matrices, and convolutions of the codec."""
         shape = self._tensors[name].shape
         if name.startswith("codec."):
-            return name.endswith(".weight")
+            return name.endswith((".weight", "rvq_table"))
         return len(shape) == 2 and name not in ("head.modality", "encoder.positions", "encoder.embed_positions.weight")
 
     def _columns(self, name: str) -> int:
