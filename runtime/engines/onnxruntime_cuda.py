@@ -23,8 +23,8 @@ from .onnxruntime_parts import OnnxRuntimeParts
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
-#: Parts that stand in the frame loop: none of their nodes may run on the CPU, and nothing waits for them.
-_LOOP = ("backbone", "head")
+#: Parts that stand in the frame loop: none of their nodes may run on the CPU.
+_LOOP = ("backbone", "head.audio", "head.text")
 _HEADS: tuple[Modality, ...] = ("audio", "text")
 
 
@@ -48,6 +48,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
         """
         super().__init__(bundle, threads=threads, max_context=max_context)
         self.device = device
+        self.session("head.modality")  # a small part first: it shows whether the provider can be loaded at all
         shape = cache_shape(bundle, max_context)
         self.device_model = DeviceModel(device, bundle, shape)
         columns = {modality: columns_of(self.vocabulary, modality) for modality in _HEADS}
@@ -81,17 +82,25 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
             "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search at every new length would cost seconds
             "arena_extend_strategy": "kSameAsRequested",
         }
-        return [(PROVIDER, options), "CPUExecutionProvider"]
+        return [(PROVIDER, options)] if role in _LOOP else [(PROVIDER, options), "CPUExecutionProvider"]
 
     def session_options(self, role: str) -> Any:
         options = super().session_options(role)
-        if self.device.kind == "cuda" and role.startswith(_LOOP):
+        if self.device.kind == "cuda" and role in _LOOP:
             # a node that fell back to the CPU would copy to the host and back within every frame, in silence
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         return options
 
     def _load(self, role: str) -> Any:
-        session = super()._load(role)
+        try:
+            session = super()._load(role)
+        except EngineError as error:
+            if "fallback to CPU EP" not in str(error):
+                raise
+            raise EngineError(
+                f"{self.bundle.part(role)}: ONNX Runtime {ort.__version__} has no CUDA kernel for some of its nodes, "
+                f"which would copy to the host within every frame; use a newer onnxruntime-gpu ({error})"
+            ) from error
         if self.device.kind == "cuda" and PROVIDER not in session.get_providers():
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} could not load its CUDA provider, most often for want of CUDA's or "

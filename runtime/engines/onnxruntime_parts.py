@@ -67,8 +67,10 @@ class OnnxRuntimeParts:
 
     def _load(self, role: str) -> Any:
         path = self.bundle.part(role)
+        options, providers = self.session_options(role), self.providers(role)
         try:
-            return ort.InferenceSession(str(path), self.session_options(role), providers=self.providers(role))
+            # enable_fallback: a provider that fails is an error, not a line on standard output and another provider
+            return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:  # pybind11 raises several unrelated types here
             raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error})") from error
 
