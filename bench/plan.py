@@ -184,8 +184,13 @@ class _Shapes:
 
     def own(self) -> Sizes:
         """As the bundle has it."""
-        read = {role: weight_bytes(self._bundle, role) for role in ("backbone", "head.audio", "encoder", "codec")}
-        return Sizes(*read.values(), tables=self._tables(*(self._precision(role) for role in ("head.text", "codec"))))
+        return Sizes(
+            body=weight_bytes(self._bundle, "backbone"),
+            head=weight_bytes(self._bundle, "head.audio"),
+            encoder=weight_bytes(self._bundle, "encoder"),
+            codec=weight_bytes(self._bundle, "codec"),
+            tables=self._tables(self._precision("head.text"), self._precision("codec")),
+        )
 
     def sizes(self, precision: str) -> Sizes | None:
         """As an export to ``precision`` would have it; None where that would refuse."""

@@ -30,8 +30,8 @@ def render_plan(plan: Plan, form: Format) -> str:
     cells = [_cells(row, plan.frame_rate) for row in plan.rows]
     grid = [list(cells[0]), *(list(row.values()) for row in cells)] if cells else []
     if form == "markdown":
-        head, *rows = grid or [[""]]
-        table = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+        head, *body = grid or [[""]]
+        table = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
         return "\n\n".join(["\n".join(f"- {line}" for line in _facts(plan)), table, *_notes(plan)]) + "\n"
     widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))] if grid else []
     rows = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in grid]

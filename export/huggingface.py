@@ -47,7 +47,7 @@ def target(order: Order, progress: Progress) -> Made:
         replaced = rebuilt_otherwise(folder)
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
-    notes = ()
+    notes: tuple[str, ...] = ()
     if replaced:
         notes = (
             f"this run's {' and '.join(replaced)} differ from Qwen's, which AutoTokenizer of transformers 5 takes: "

@@ -126,7 +126,7 @@ def check_checkpoint(folder: Path) -> None:
     """
     path = folder / "config.json"
     fields = Fields(path, read_json(path))
-    for name, wanted in (
+    for name, value in (
         ("architecture", "Qwen2ForCausalLM"),
         ("qwen_type", "qwen2"),
         ("hidden_act", "silu"),
@@ -135,7 +135,7 @@ def check_checkpoint(folder: Path) -> None:
         ("mlp_bias", False),
         ("tie_word_embeddings", False),
     ):
-        fields.expect(name, wanted, None, f"{wanted!r} is expected")
+        fields.expect(name, value, None, f"{value!r} is expected")
     for name in ("world_size", "tp_size", "pp_size"):
         fields.section("mapping").expect(name, 1, None, "one GPU holds the whole model")
     fields.section("quantization").expect("quant_algo", None, None, "weights are plain numbers")

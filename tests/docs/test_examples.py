@@ -67,6 +67,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     export_run(run.folder, tmp_path / "work" / "bundle")
     for name, (seconds, rate, channels) in SOUNDS.items():
         soundfile.write(tmp_path / "work" / name, make_sound(seconds, rate, channels).T, rate)
+    (tmp_path / "work" / "exp").mkdir()
+    (tmp_path / "work" / "exp" / "my_run").symlink_to(run.folder)
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield tmp_path / "work"
