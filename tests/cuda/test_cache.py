@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cuda.harness import address
+from support.cuda_pairs import address
 
 
 def pointers(arrays: list[np.ndarray]) -> np.ndarray:
@@ -81,7 +81,9 @@ def test_half_precision_rounds_as_numpy_rounds(cuda):
         [
             (rng.normal(size=4000) * 10.0 ** rng.integers(-9, 6, size=4000)).astype(np.float32),
             np.float32([0, -0.0, 65504, 65519.996, 65520, -65520, 2.0**-24, 2.0**-25, 3 * 2.0**-26, np.inf, -np.inf]),
-            (np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64) * (1 + 2.0**-11)).astype(np.float32),
+            (np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64) * (1 + 2.0**-11)).astype(
+                np.float32
+            ),
         ]
     )
     values = values[: len(values) // 2 * 2]
@@ -181,7 +183,11 @@ def test_latents_leave_the_ring_in_order(cuda, capacity, latent, frames_last):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"count": 5}, "no more frames than its capacity"), ({"first": -1}, "must not be negative"), ({"ring": 0}, "null")],
+    [
+        ({"count": 5}, "no more frames than its capacity"),
+        ({"first": -1}, "must not be negative"),
+        ({"ring": 0}, "null"),
+    ],
 )
 def test_a_gather_that_cannot_be_is_refused(cuda, change, message):
     good = {"ring": 8, "capacity": 4, "latent": 2, "first": 0, "count": 1, "frames_last": True, "out": 8, "stream": 0}

@@ -7,8 +7,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from cuda.harness import Kernel, Pair, address
 from native.sampler_model import Options, Tables
+from support.cuda_pairs import Kernel, Pair, address
 from ualm.export.quantize import quantize
 
 WARPS, BLOCK = 16, 32
@@ -80,9 +80,7 @@ FORMATS = ["float32", "float16", "bfloat16", "int8"]
 @pytest.mark.parametrize(
     ("inputs", "columns", "sequences"), [(32, 1, 1), (64, 63, 3), (96, 65, 2), (1536, 129, 1), (544, 200, 5)]
 )
-def test_logits_are_those_of_float64_within_the_rounding_of_float32(
-    cuda, name, inputs, columns, sequences, branches
-):
+def test_logits_are_those_of_float64_within_the_rounding_of_float32(cuda, name, inputs, columns, sequences, branches):
     rng = np.random.default_rng(inputs + columns)
     weights = Weights(cuda, rng, inputs, columns, name)
     hidden = rng.normal(size=(sequences, branches, inputs)).astype(np.float32)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cuda.harness import LIMIT, STOP, Kernel, Pair, run_pairs
 from native.sampler_model import Options, Tables
+from support.cuda_pairs import LIMIT, STOP, Kernel, Pair, run_pairs
 
 # Below and above a warp, a block of 128 and what the fast way keeps; odd ones among them.
 SIZES = [1, 5, 37, 129, 300]
@@ -110,7 +110,9 @@ TRUE_SIZE = Tables.random(np.random.default_rng(0), 1024, text_size=4999, hidden
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.5, -3e38])
-@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (20, 1.0), (20, 0.5), (200, 1.0), (300, 0.5), (0, 0.3), (0, 1.0)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(1, 1.0), (20, 1.0), (20, 0.5), (200, 1.0), (300, 0.5), (0, 0.3), (0, 1.0)]
+)
 def test_when_all_candidates_tie_the_lower_ids_are_kept(cuda, value, top_k, top_p):
     """More ties than the fast way has room for: the cut runs through equal logits."""
     tables = TRUE_SIZE
@@ -231,9 +233,7 @@ def test_rows_are_embedded_as_the_cpu_embeds_them(cuda, copies):
     rows = rng.integers(0, len(tables.embedding), size=(13, 8)).astype(np.int32)
     rows[3, 1:] = 0
     out = np.full((13, copies, tables.embedding.shape[1]), np.nan, np.float32)
-    cuda.embed_rows(
-        kernel.tables, rows=rows.ctypes.data, count=13, copies=copies, out=out.ctypes.data, stream=0
-    )
+    cuda.embed_rows(kernel.tables, rows=rows.ctypes.data, count=13, copies=copies, out=out.ctypes.data, stream=0)
     expected = np.empty((13, tables.embedding.shape[1]), np.float32)
     Pair(tables, Options("text"), kernel, 0).native.sampler.embed(rows, expected)
     np.testing.assert_array_equal(out, np.repeat(expected[:, None], copies, axis=1))

@@ -1,4 +1,4 @@
-"""The sampler kernel of the host shim beside the CPU's sampler: the same logits in, every output compared bit for bit."""
+"""The sampler kernel under the host shim beside the CPU's sampler: the same logits in, outputs compared bit for bit."""
 
 from __future__ import annotations
 
