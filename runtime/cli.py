@@ -92,10 +92,12 @@ def export(
     config: Annotated[Path | None, typer.Option(help="train.yaml, where it is not in RUN.")] = None,
     weights: Annotated[Path | None, typer.Option(help="mp_rank_00_model_states.pt, likewise.")] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint to take; the newest by default.")] = None,
-    engine: Annotated[str, typer.Option(help="What the result is for: onnxruntime (a bundle).")] = "onnxruntime",
+    engine: Annotated[
+        str, typer.Option(help="What it is for: onnxruntime (a bundle); huggingface, tensorrt-llm (text out only).")
+    ] = "onnxruntime",
     precision: Annotated[
         str | None,
-        typer.Option(help="Format of the backbone and its heads: fp32 (the default), bf16, fp16, int8 or int4."),
+        typer.Option(help="Format of the backbone and its heads: fp32 (a bundle's default), bf16, fp16, int8 or int4."),
     ] = None,
     encoder_precision: Annotated[
         str | None, typer.Option(help="Format of the encoder: fp32, fp16 or int8; what suits --precision by default.")
