@@ -35,13 +35,13 @@ class Recipe:
     ``flat`` on.
     """
 
-    steps: int = 3600
+    steps: int = 3000
     rows: int = 2200
     learning_rate: float = 2e-3
     warmup: int = 100
     flat: float = 0.45
     floor: float = 0.02
-    plain: float = 0.3
+    plain: float = 0.36
     null: float = 0.08
     guided: float = 0.5
     weight_decay: float = 0.05
