@@ -77,9 +77,12 @@ class BundleSubject:
         wanted = max(rows, min(DEFAULT_CONTEXT, limit))
         if self._engine is None or self._engine[1] < wanted:
             self.close()
-            opened = open_engine(self._request.engine, self.bundle, threads=self._request.threads, max_context=wanted)
-            self._engine = opened, wanted
+            self._engine = self.open(wanted), wanted
         return self._engine[0]
+
+    def open(self, max_context: int) -> Engine:
+        """The engine that the request names, loaded."""
+        return open_engine(self._request.engine, self.bundle, threads=self._request.threads, max_context=max_context)
 
     @property
     def command_options(self) -> tuple[str, str]:
@@ -100,14 +103,15 @@ class BundleSubject:
 class PeerSubject:
     """The published algorithm in torch, with the weights of a training run."""
 
-    def __init__(self, name: str, run: Path, threads: int) -> None:
+    def __init__(self, name: str, run: Path, threads: int, device: str = "cpu") -> None:
+        """``device``: torch's name of what computes."""
         try:
             from .peers.torch_reference import TorchReference
         except ImportError as error:
             raise UalmError(
                 f'--versus {name} cannot be loaded ({error}); install it with: pip install "ualm[export]"'
             ) from error
-        self.reference: TorchReference = TorchReference(run, PEERS[name], threads=threads)
+        self.reference: TorchReference = TorchReference(run, PEERS[name], threads=threads, device=device)
         self.about = Subject(name, self.reference.engine, None, {"all": name.removeprefix("reference-")})
 
     def close(self) -> None:

@@ -54,11 +54,6 @@ class DeviceBody(Protocol):
     #: Rows that one call of :meth:`prefill` takes at most.
     prefill_rows: int
 
-    @property
-    def library_seconds(self) -> float:
-        """Seconds that the host spent in calls of the inference library."""
-        ...
-
     def open_cache(self) -> DeviceCache:
         """The KV cache of one conversation, empty."""
         ...

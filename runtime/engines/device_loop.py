@@ -141,7 +141,7 @@ class Flight:
 
     def _launch(self, until: int) -> None:
         while self._launched < until:
-            with self._device.lock:
+            with self._device.lock, self._clock:
                 self._frame.enqueue(self._start + self._launched)
                 self._events[self._launched % len(self._events)].record()
             self._launched += 1

@@ -18,7 +18,6 @@ import numpy as np
 
 from ..errors import EngineError
 from ..vocabulary import CHOOSABLE
-from .clock import Clock
 from .device import Buffer, Device, Number
 from .device_body import DeviceStep, Modality
 from .device_cache import CacheShape, DeviceCache
@@ -128,11 +127,6 @@ class OnnxRuntimeBody:
         self.hidden_size, self.run_options = hidden_size, run_options
         self._columns, self._heads = columns, heads
         self._scratch = device.allocate(0)
-        self._clock = Clock()
-
-    @property
-    def library_seconds(self) -> float:
-        return self._clock.seconds
 
     def scratch(self, values: np.ndarray) -> int:
         """Address of a copy of ``values``, good for what is put on the stream before the next such call."""
@@ -145,16 +139,13 @@ class OnnxRuntimeBody:
         return DeviceCache(self.device, self.shape)
 
     def prefill(self, cache: DeviceCache, embeddings: Buffer, rows: int, held: int, hidden: Buffer) -> None:
-        call = BodyBinding(self, cache, embeddings, hidden, branches=1, rows=rows)
-        with self._clock:
-            call.run(held)
+        BodyBinding(self, cache, embeddings, hidden, branches=1, rows=rows).run(held)
 
     def modality_logits(self, hidden: Buffer, out: Buffer) -> None:
         head = DeviceBinding(self.sessions("head.modality"), "head.modality", self.device, self.run_options)
         head.input("hidden", hidden.address, (1, self.hidden_size))
         head.output("logits", out.address, (1, len(CHOOSABLE)))
-        with self._clock:
-            head()
+        head()
 
     def open_step(self, cache: DeviceCache, modality: Modality, branches: int) -> DeviceStep:
         return OnnxRuntimeStep(self, cache, modality, branches, self._columns[modality], self._heads.get(modality))

@@ -1,0 +1,210 @@
+"""The acceptance run for a GPU, rehearsed: every stage on the kernels' host shim, and what goes wrong is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.cuda_shim import load_shim
+from ualm.bench.formats import read_report
+from ualm.bench.gpu_acceptance import __main__ as acceptance
+from ualm.bench.gpu_acceptance import kernels, limits, machine
+from ualm.bench.gpu_acceptance.findings import WHOLE, Findings, Skip
+from ualm.bench.schema import Report
+from ualm.runtime import EngineError
+from ualm.runtime.engines.device import Device
+
+Run = Callable[..., tuple[str | int | None, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command as a rehearsal; gives what it exits with, and its standard output."""
+    shim = load_shim().__file__
+
+    def call(*arguments: object) -> tuple[str | int | None, str]:
+        status: str | int | None = None
+        try:
+            acceptance.main(["--dry-run", "--shim", str(shim), "--out", str(tmp_path), *map(str, arguments)])
+        except SystemExit as stop:
+            status = stop.code
+        return status, capsys.readouterr().out
+
+    return call
+
+
+def kept(folder: Path) -> Report:
+    (report,) = read_report(folder / WHOLE)
+    return report
+
+
+def verdicts(report: Report, stage: str) -> dict[str, str]:
+    return {check.name: check.verdict for check in report.checks if check.stage == stage}
+
+
+def test_every_stage_is_rehearsed_and_the_result_says_that_it_is_a_rehearsal(
+    run: Run, tmp_path: Path, tiny_bundle: Path
+) -> None:
+    stages = ["environment", "limits", "kernels", "tensorrt-rtx", "loop"]
+    status, out = run("--stage", *stages, "--bundle", tiny_bundle)
+    assert status is None
+    report = kept(tmp_path)
+    assert report.run.dry_run and report.run.machine.gpu is None and report.run.bandwidth.memory == "host"
+    assert [check.stage for check in report.checks] == sorted(
+        (check.stage for check in report.checks), key=list(acceptance.STAGES).index
+    )
+    assert not [check for check in report.checks if check.verdict == "fail"]
+    assert verdicts(report, "environment")["GPU"] == "skipped"
+    assert set(verdicts(report, "kernels").values()) == {"pass"} and len(verdicts(report, "kernels")) == 9
+    assert list(verdicts(report, "tensorrt-rtx").values()) == ["skipped", "pass", "pass"]
+    assert set(verdicts(report, "loop").values()) == {"pass"}
+    measured = {(each.scenario, each.figure) for each in report.measurements}
+    assert {("launch", "graph, device"), ("decode", "frame"), ("stream", "first_sample")} <= measured
+    assert all("rehearsal" in each.subject.engine or "shim" in each.subject.engine for each in report.measurements)
+    assert "DRY RUN" in out and str(tmp_path / WHOLE) in out
+    assert "GPU 0" not in out and json.loads((tmp_path / WHOLE).read_text())["run"]["dry_run"] is True
+
+
+@pytest.mark.full
+def test_shapes_are_made_once_and_measured_against_torch(run: Run, tmp_path: Path) -> None:
+    status, _ = run("--stage", "loop-1.5b")
+    assert status is None
+    (check,) = kept(tmp_path).checks
+    assert check.verdict == "skipped" and "run the stage make-1.5b first" in check.detail
+    assert run("--stage", "make-1.5b", "loop-1.5b")[0] is None
+    report = kept(tmp_path)
+    assert set(verdicts(report, "make-1.5b").values()) == set(verdicts(report, "loop-1.5b").values()) == {"pass"}
+    (comparison,) = report.comparisons
+    assert (comparison.figure, comparison.other.name) == ("frame", "reference-fp32")
+    before = (tmp_path / "work" / "bundle_tiny_fp32" / "manifest.json").stat().st_mtime_ns
+    assert run("--stage", "make-1.5b")[0] is None
+    assert (tmp_path / "work" / "bundle_tiny_fp32" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_stages_of_several_calls_add_up(run: Run, tmp_path: Path) -> None:
+    assert run("--stage", "limits")[0] is None
+    assert run("--stage", "environment")[0] is None
+    assert [check.stage for check in kept(tmp_path).checks][-1] == "limits"
+    assert sorted(path.name for path in tmp_path.glob("stage_*")) == ["stage_environment.json", "stage_limits.json"]
+
+
+def test_a_failed_check_is_kept_and_the_command_fails(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(ground: object) -> Findings:
+        found = Findings("kernels")
+        found.check("one", lambda: "all is well")
+        found.check("two", lambda: (_ for _ in ()).throw(AssertionError("row 3:\nother bits")))
+        with found.checking("three"):
+            raise Skip("not here")
+        return found
+
+    monkeypatch.setitem(acceptance.STAGES, "kernels", broken)
+    monkeypatch.setitem(
+        acceptance.STAGES, "limits", lambda ground: (_ for _ in ()).throw(EngineError("no memory is left"))
+    )
+    status, out = run("--stage", "kernels", "limits")
+    assert status == "gpu_acceptance: a check failed"
+    found = [(check.name, check.verdict, check.detail) for check in kept(tmp_path).checks]
+    assert found == [
+        ("the stage as a whole", "fail", "no memory is left"),
+        ("one", "pass", "all is well"),
+        ("two", "fail", "row 3: other bits"),
+        ("three", "skipped", "not here"),
+    ]
+    assert "other bits" in out
+
+
+def test_what_does_not_fit_the_time_is_named(run: Run) -> None:
+    status, out = run("--stage", "limits", "environment", "--minutes", 0)
+    assert status is None
+    assert "0 minutes are over; go on with: --stage limits environment" in out
+
+
+def test_a_rehearsal_and_a_gpu_are_not_mixed(run: Run, tmp_path: Path) -> None:
+    assert run("--stage", "limits")[0] is None
+    path = tmp_path / "stage_limits.json"
+    document = json.loads(path.read_text())
+    document["run"]["dry_run"] = False
+    path.write_text(json.dumps(document))
+    status, _ = run("--stage", "environment")
+    assert "was made on a GPU, this run was not; give another --out" in str(status)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--shim", "x"], "--shim: only --dry-run"),
+        ([], "no NVIDIA driver was found|built without CUDA kernels"),
+        (["--dry-run"], "--shim None: no such file"),
+        (["--dry-run", "--shim", __file__], "no Python module|--shim"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=said):
+        acceptance.main(["--out", str(tmp_path / "out"), *arguments])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_kernel_that_draws_otherwise_is_found_out() -> None:
+    """The comparison itself: tables that differ from the CPU's in one number, or another seed, must fail."""
+    tables = kernels.Tables(Device(load_shim(), kind="cpu"), kernels.Shape(16, 41, 24, 12), 0)
+    trial = kernels.Trial("audio", "fixed", 3.0, 0.8, 20, 1.0)
+    assert kernels.same_as_cpu(tables, trial, 1) > 8
+    tables.rvq[:, :, 3] += np.float32(1e-6)
+    with pytest.raises(AssertionError, match="row 7: the latent differs"):
+        kernels.same_as_cpu(tables, trial, 1)
+    tables.embedding[:] ^= 1
+    with pytest.raises(AssertionError, match="row 0: the next embedding differs"):
+        kernels.same_as_cpu(tables, trial, 1)
+
+
+@pytest.mark.parametrize("kind", ["NaN", "+inf", "all -inf", "ties", "mostly -inf", "stops"])
+def test_the_trials_are_what_they_say(kind: str) -> None:
+    trial = kernels.Trial("audio", "fixed", 1.0, 0.8, 20, 1.0, logits=kind)
+    values = np.stack(list(kernels._logits(trial, (1, 1, 138), np.random.default_rng(0))))
+    found = {
+        "NaN": np.isnan(values).any(),
+        "+inf": np.isposinf(values).any(),
+        "all -inf": np.isneginf(values[9]).all(),
+        "ties": len(np.unique(values)) < 40,
+        "mostly -inf": 0.5 < np.isneginf(values).mean() < 1,
+        "stops": values[..., :3].mean() > 1,
+    }
+    assert found[kind]
+
+
+def test_copies_are_counted_twice() -> None:
+    meter = limits.CopyMeter(Device(load_shim(), kind="cpu"), nbytes=1 << 20)
+    meter.measure()
+    result = meter.result
+    assert (result.memory, result.bytes, result.passes, result.threads) == ("device", 1 << 20, limits.COPIES, 0)
+    assert result.best >= result.median > 0
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "said"),
+    [
+        (-11, "", "the process ended with status -11"),
+        (0, '{"reached": "build", "problem": "the engine does not load on this GPU"}', "does not load.*after: build"),
+        (0, '{"reached": "run", "bytes": 9, "library": "1.7", "worst": 0.5}', "off by 5.0e-01"),
+        (0, '{"reached": "run", "bytes": 9, "library": "1.7", "worst": 1e-4}', None),
+    ],
+)
+def test_a_tensorrt_engine_that_crashes_or_errs_is_told(
+    code: int, output: str, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = subprocess.CompletedProcess([], code, output, "some words of the library")
+    monkeypatch.setattr(machine.subprocess, "run", lambda *arguments, **options: done)
+    if said is None:
+        assert "loads and runs" in machine._try("8.0", build_only=False)
+    else:
+        with pytest.raises(AssertionError, match=said):
+            machine._try("8.0", build_only=False)
