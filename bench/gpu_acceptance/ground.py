@@ -61,12 +61,16 @@ class Ground:
 
     def _shim(self) -> ModuleType:
         if self.shim is None or not self.shim.is_file():
-            raise InputError(f"--shim {self.shim}: no such file; tests/cuda builds one, name it")
+            raise InputError(f"--shim {self.shim}: no such file; docs/gpu.md says how to build one")
+        # a name of its own, which is the tests': pybind11 gives a process one module of a name, whatever its file
         spec = importlib.util.spec_from_file_location("ualm_cuda_shim._cuda", self.shim)
-        if spec is None or spec.loader is None:
-            raise InputError(f"--shim {self.shim}: no Python module; tests/cuda builds one, name it")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            if spec is None or spec.loader is None:
+                raise ImportError("no Python module")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        except ImportError as error:
+            raise InputError(f"--shim {self.shim}: {error}; docs/gpu.md says how to build one") from error
         return module
 
     @cached_property

@@ -142,7 +142,8 @@ def test_a_rehearsal_and_a_gpu_are_not_mixed(run: Run, tmp_path: Path) -> None:
         (["--shim", "x"], "--shim: only --dry-run"),
         ([], "no NVIDIA driver was found|built without CUDA kernels"),
         (["--dry-run"], "--shim None: no such file"),
-        (["--dry-run", "--shim", __file__], "no Python module|--shim"),
+        (["--dry-run", "--shim", str(Path(__file__).with_name("__init__.txt"))], "no such file"),
+        (["--dry-run", "--shim", str(Path(__file__).parents[2] / "LICENSE")], "no Python module; docs/gpu.md"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -64,12 +64,12 @@ def compile_all(sources: list[Path], flags: list[str], link: list[str], name: st
 
 
 def load_shim() -> ModuleType:
-    """The module, under the name that it has where CUDA is, but not put in its place."""
+    """The module, under a name of its own: pybind11 gives a process one module of a name, whatever its file."""
     flags = ["-fPIC", "-fvisibility=hidden", '-DUALM_CUDA_ARCHITECTURES="host shim"']
     flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     name = "_cuda" + importlib.machinery.EXTENSION_SUFFIXES[0]
     path = compile_all([*KERNELS, *BINDINGS, *STAND_IN], flags, ["-shared"], name)
-    spec = importlib.util.spec_from_file_location("ualm.runtime._cuda", path)
+    spec = importlib.util.spec_from_file_location("ualm_cuda_shim._cuda", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
