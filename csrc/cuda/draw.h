@@ -125,13 +125,17 @@ __device__ inline Found search(ColumnRange range, uint32_t low, uint32_t high, d
       for (int i = 0; i < kPivots; ++i) sums.above[i] += mine.rank >= pivots[i] ? mine.weight : 0;
     }
     sums = reduce_block(sums, memory.sums);
+    bool reached = false;  // no early exit, so that the loop unrolls and the pivots stay in registers
+#pragma unroll
     for (int i = kPivots - 1; i >= 0; --i) {
-      if (static_cast<double>(sums.above[i]) >= enough) {
+      if (reached) continue;
+      reached = static_cast<double>(sums.above[i]) >= enough;
+      if (reached) {
         low = pivots[i];
-        break;
+      } else {
+        high = pivots[i];
+        above = sums.above[i];
       }
-      high = pivots[i];
-      above = sums.above[i];
     }
   }
   return {low, above};

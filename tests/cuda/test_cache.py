@@ -89,7 +89,7 @@ def test_half_precision_rounds_as_numpy_rounds(cuda):
     values = values[: len(values) // 2 * 2]
     zeros, one = np.zeros_like(values), np.ones((1, len(values) // 2), np.float32)
     for number in ("FLOAT16", "BFLOAT16"):
-        keys, cache = np.zeros((2, len(values)), np.uint16), None
+        keys = np.zeros((2, len(values)), np.uint16)
         cache = cuda.CacheLayout(
             number=getattr(cuda, number),
             layers=1,
@@ -186,7 +186,7 @@ def test_latents_leave_the_ring_in_order(cuda, capacity, latent, frames_last):
     [
         ({"count": 5}, "no more frames than its capacity"),
         ({"first": -1}, "must not be negative"),
-        ({"ring": 0}, "null"),
+        ({"out": 0}, "null"),
     ],
 )
 def test_a_gather_that_cannot_be_is_refused(cuda, change, message):

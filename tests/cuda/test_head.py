@@ -48,7 +48,7 @@ def run(
     states: np.ndarray | None = None,
     logits: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Logits [sequences, rows, columns + 3] of ``hidden`` [sequences, branches, inputs]; NaN where nothing was written."""
+    """Logits [sequences, rows, columns + 3] of ``hidden`` [sequences, branches, inputs]; NaN where none was written."""
     sequences, branches, inputs = hidden.shape
     if logits is None:
         shape = (sequences, 1 if states is not None else branches, weights.columns + 3)
@@ -105,8 +105,11 @@ def test_inputs_need_not_be_whole_blocks_where_there_are_no_scales(cuda, name, i
 
 
 def in_order(weights: Weights, hidden: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """The documented additions one by one. A fused multiply-add of float32 is done in float64, where the product is exact;
-    rounding twice differs from rounding once about once in 2^29 times."""
+    """The documented additions one by one.
+
+    A fused multiply-add of float32 is done in float64, where the product is exact; rounding twice differs from rounding
+    once about once in 2^29 times.
+    """
     warps = np.zeros((WARPS, len(bias)), np.float32)
     for block in range(len(hidden) // BLOCK):
         local = np.zeros(len(bias))

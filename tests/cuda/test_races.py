@@ -1,4 +1,4 @@
-"""Whatever two threads of a block touch is ordered by a barrier: ThreadSanitizer watches blocks run with real threads."""
+"""What two threads of a block touch is ordered by a barrier: ThreadSanitizer watches blocks run with real threads."""
 
 from __future__ import annotations
 
