@@ -9,7 +9,7 @@ import typer
 
 from .bundle import Bundle
 from .cli_common import EngineOption, JsonOption, LiveLine, in_bytes, report, table
-from .doctor import GOLDEN_CONTEXT, Check, check_golden, engines, gpus, machine, native_module, versions
+from .doctor import GOLDEN_CONTEXT, Check, check_golden, cuda_build, engines, gpus, machine, native_module, versions
 from .engines.selection import choose
 from .errors import UalmError
 from .packaged import packaged_bundle
@@ -34,7 +34,7 @@ def doctor(
     about: dict[str, Any] = {
         "versions": versions(),
         "machine": machine() | {"gpus": gpus()},
-        "native_module": {"loads": native is None, "problem": native},
+        "native_module": {"loads": native is None, "problem": native, "cuda_architectures": cuda_build()},
         "engines": {each.name: {"runs": each.runs, "reasons": list(each.reasons)} for each in engines()},
     }
     problems = [] if native is None else [f"the native module cannot be loaded: {native}"]
@@ -99,6 +99,7 @@ def _plain(about: dict[str, Any]) -> str:
         ("memory", "unknown" if memory is None else in_bytes(memory).strip()),
     ]
     runs = [("native module", "yes" if native["loads"] else f"no: {native['problem']}")]
+    runs.append(("cuda kernels", native["cuda_architectures"] or "not in this build (it found no nvcc)"))
     for name, engine in about["engines"].items():
         runs.append((name, "yes" if engine["runs"] else f"no: {'; '.join(engine['reasons'])}"))
     sections = [

@@ -184,6 +184,14 @@ def gpus() -> list[str]:
     ]
 
 
+def cuda_build() -> str:
+    """What this build of ualm holds CUDA kernels for, e.g. "80-real 90-real 90-virtual"; empty if it holds none."""
+    try:
+        return str(importlib.import_module("ualm.runtime._native").CUDA_ARCHITECTURES)
+    except ImportError:
+        return ""
+
+
 def native_module() -> str | None:
     """None if the compiled module loads, else why it does not."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 import safetensors.numpy
 
 from support.golden import CHECKS
-from ualm.runtime import BundleError, EngineError, __version__, doctor
+from ualm.runtime import BundleError, EngineError, __version__, _native, doctor
 from ualm.runtime.bundle import GOLDEN, WEIGHTS, Bundle
 from ualm.runtime.engines.device_check import CudaFacts, GpuFacts
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -69,6 +70,9 @@ def test_without_a_bundle_it_tells_versions_machine_and_engines(run):
     assert about["versions"]["ualm"] == __version__ and about["versions"]["numpy"] == np.__version__
     assert all(value not in ("", "unknown", "not installed") for value in about["versions"].values())
     assert about["machine"]["cores"] >= 1 and about["machine"]["memory_bytes"] > 2**28
+    architectures = about["native_module"].pop("cuda_architectures")
+    assert architectures == _native.CUDA_ARCHITECTURES
+    assert (importlib.util.find_spec("ualm.runtime._cuda") is not None) == bool(architectures)
     assert about["native_module"] == {"loads": True, "problem": None}
     assert about["engines"]["onnxruntime"] == {"runs": True, "reasons": []}
     assert list(about["engines"]) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime"]
