@@ -10,6 +10,7 @@ from ..runtime.bundle import Bundle
 from .bandwidth import BandwidthMeter
 from .blocks import Measured, Progress, Samples, block_sizes, measure
 from .environment import OtherProcesses, cores, current_load, describe_run
+from .gpu import CopyMeter, describe_gpu, gpu_of
 from .schema import Bandwidth, Comparison, Gpu, Measurement, Report, Setting, Subject, Traffic
 from .statistics import TEST, Summary, compare, summarize
 from .subjects import AnySubject, PeerSubject, Request, open_subjects
@@ -101,6 +102,7 @@ def run_scenario(scenario: BundleScenario, request: Request, progress: Progress 
     load_average = current_load()
     threads = request.threads or cores()
     mine, other = open_subjects(request, threads)
+    device = gpu_of(request.engine, mine.bundle, 1)
     return measure_subjects(
         scenario,
         [mine] if other is None else [mine, other],
@@ -111,6 +113,8 @@ def run_scenario(scenario: BundleScenario, request: Request, progress: Progress 
         load_average=load_average,
         libraries=("torch", "transformers") if isinstance(other, PeerSubject) else (),
         progress=progress,
+        meter=None if device is None else CopyMeter(device),
+        gpu=None if device is None else describe_gpu(device),
     )
 
 

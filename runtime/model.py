@@ -71,8 +71,9 @@ class Model:
         """Open a bundle folder; None for the model that comes with ualm.
 
         ``engine``: None for the best that can run here, or a name ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda",
-        "onnxruntime"; see ``engines.selection``). ``threads``: CPU threads, None for all cores. ``max_context``: rows that one conversation may hold (prompt and answer; a row is 20 ms of spoken
-        sound, 40 ms of heard sound, or a text token), None for the smaller of 16384 and the model's limit.
+        "onnxruntime"; see ``engines.selection``). ``threads``: CPU threads, None for all cores. ``max_context``: rows
+        that one conversation may hold (prompt and answer; a row is 20 ms of spoken sound, 40 ms of heard sound, or a
+        text token), None for the smaller of 16384 and the model's limit.
         ``verify``: check file hashes at the "first" load (and after a change), "always" or "never".
 
         Raises :class:`InputError`, :class:`BundleError` or :class:`EngineError`.

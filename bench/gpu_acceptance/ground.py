@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,17 +12,17 @@ from types import ModuleType
 from ...runtime.bundle import Bundle
 from ...runtime.engines.base import Engine
 from ...runtime.engines.device import Device
-from ...runtime.engines.device_check import CudaFacts, cuda_facts, driver_version, gpu_problem, load_kernels
-from ...runtime.engines.onnxruntime_cuda import NAME, OnnxRuntimeCudaEngine, open_engine
-from ...runtime.engines.selection import why_not
+from ...runtime.engines.device_check import CudaFacts, cuda_facts, gpu_problem, load_kernels
+from ...runtime.engines.onnxruntime_cuda import NAME, OnnxRuntimeCudaEngine
+from ...runtime.engines.selection import ENGINES, choose, why_not
 from ...runtime.errors import EngineError, InputError
 from ...runtime.packaged import default_bundle
 from ..bandwidth import BandwidthMeter
 from ..environment import cores
+from ..gpu import CopyMeter, describe_gpu
 from ..scenario import Meter
 from ..schema import Gpu, Subject
 from ..subjects import BundleSubject, Request, precisions_of
-from .limits import CopyMeter
 
 #: What a rehearsal reads, to have a figure where a GPU's copy bandwidth would stand.
 _REHEARSAL_BYTES = 16 << 20
@@ -87,63 +86,49 @@ class Ground:
         """The GPU as a result describes it; None in a dry run."""
         if self.dry_run:
             return None
-        about = self.device.cuda.device_properties(self.device.index)
-        cuda = self.facts.driver_cuda
-        return Gpu(
-            name=about["name"],
-            compute_capability="{}.{}".format(*about["capability"]),
-            memory_bytes=about["memory_bytes"],
-            multiprocessors=about["multiprocessors"],
-            driver=driver_version(),
-            cuda=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
-            clocks_mhz=_clocks(),
-        )
+        return describe_gpu(self.device)
 
     @cached_property
     def bundle(self) -> Bundle:
         return Bundle(default_bundle() if self.bundle_folder is None else self.bundle_folder)
 
-    def engine(self, bundle: Bundle, max_context: int) -> OnnxRuntimeCudaEngine:
-        """The engine under test; in a dry run with ONNX Runtime's CPU provider in place of the other."""
+    def engines(self, bundle: Bundle, max_context: int) -> list[str]:
+        """Engines on the GPU that can open ``bundle``; :class:`EngineError` with all reasons if none can."""
+        if self.dry_run:
+            return [NAME]
+        reasons = {name: why_not(name, bundle, max_context) for name in ENGINES if name != "onnxruntime"}
+        found = [name for name, reason in reasons.items() if reason is None]
+        if not found:
+            raise EngineError("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+        return found
+
+    def engine(self, name: str, bundle: Bundle, max_context: int) -> Engine:
+        """An engine under test; in a dry run with ONNX Runtime's CPU provider in place of the other."""
         if self.dry_run:
             return OnnxRuntimeCudaEngine(bundle, self.device, max_context=max_context)
-        problem = why_not(NAME, bundle, max_context)
-        if problem is not None:
-            raise EngineError(problem)
-        return open_engine(bundle, threads=None, max_context=max_context)
+        return choose(name, bundle, threads=None, max_context=max_context).engine
 
     @property
     def torch_device(self) -> str:
         """torch's name of the same device."""
         return "cpu" if self.dry_run else "cuda"
 
-    def subject(self, folder: Path) -> DeviceSubject:
-        """A bundle that scenarios measure on this ground."""
-        return DeviceSubject(folder, self)
+    def subject(self, name: str, folder: Path) -> DeviceSubject:
+        """A bundle that scenarios measure on this ground, in the engine ``name``."""
+        return DeviceSubject(folder, self, name)
 
 
 class DeviceSubject(BundleSubject):
     """A bundle in the engine under test."""
 
-    def __init__(self, folder: Path, ground: Ground) -> None:
+    def __init__(self, folder: Path, ground: Ground, engine: str) -> None:
         super().__init__(folder, Request(folder, seed=ground.seed), folder.resolve().name)
-        self._ground = ground
+        self._ground, self._name_of_engine = ground, engine
 
     def open(self, max_context: int) -> Engine:
-        return self._ground.engine(self.bundle, max_context)
+        return self._ground.engine(self._name_of_engine, self.bundle, max_context)
 
     @cached_property
     def about(self) -> Subject:
-        engine = "device loop on the CPU, a rehearsal" if self._ground.dry_run else NAME
+        engine = "device loop on the CPU, a rehearsal" if self._ground.dry_run else self._name_of_engine
         return Subject(self.bundle.folder.name, engine, self.bundle.digest, precisions_of(self.bundle))
-
-
-def _clocks() -> dict[str, int]:
-    """Highest clocks in MHz, by nvidia-smi; empty where it does not say."""
-    query = ["nvidia-smi", "--query-gpu=clocks.max.sm,clocks.max.mem", "--format=csv,noheader,nounits", "-i", "0"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
-        processors, memory = (int(part) for part in said.split(","))
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return {}
-    return {"processors": processors, "memory": memory}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...runtime import _native
-from ...runtime.engines.device import Device, Number, number_code
+from ...runtime.engines.device import NUMBER_BYTES, Device, Number, number_code
 from ...runtime.engines.device_cache import CacheShape, DeviceCache, narrow
 from ...runtime.engines.device_head import BLOCK, FusedHead
 from ...runtime.engines.device_sampler import fill_null_prefix
@@ -18,52 +17,12 @@ from ...runtime.engines.rotary import rotary_tables
 from ...runtime.tensors import widen
 from ...runtime.vocabulary import STREAMS
 from .findings import Findings
+from .trials import ROWS, Shape, Trial, draw_logits, edge_trials, true_trials
 
 if TYPE_CHECKING:
     from .ground import Ground
 
-#: Rows of a trial, which a drain fits into with room on both sides.
-_ROWS = 24
 _FAULTS = {0: None, 1: "NaN among", 2: "+inf among", 3: "nothing but -inf among"}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a trial's vocabulary and tables."""
-
-    codebook: int
-    text: int
-    hidden: int
-    latent: int
-
-    @property
-    def audio_base(self) -> int:
-        return 256 + self.text
-
-    @property
-    def vocabulary(self) -> int:
-        return self.audio_base + STREAMS * (self.codebook + 1)
-
-    def columns(self, modality: str) -> int:
-        return 2 + (self.text if modality == "text" else STREAMS * (self.codebook + 1))
-
-
-@dataclass(frozen=True)
-class Trial:
-    """How the sampler is tried: a modality, sampling options, and what the logits are like."""
-
-    modality: str
-    mode: str
-    guidance: float
-    temperature: float
-    top_k: int
-    top_p: float
-    logits: str = "normal"
-    sequences: int = 1
-
-    @property
-    def branches(self) -> int:
-        return 2 if self.guidance > 1 else 1
 
 
 class Tables:
@@ -114,40 +73,15 @@ def check_kernels(ground: Ground) -> Findings:
         tables = Tables(device, shape, ground.seed)
         with found.checking(f"rows, embeddings, latents, stops: {name}") as said:
             rows = 0
-            for number, trial in enumerate(trials):
-                ground.progress(f"kernels: {name}, {number + 1}/{len(trials)}")
-                rows += same_as_cpu(tables, trial, ground.seed + number)
+            for index, trial in enumerate(trials):
+                ground.progress(f"kernels: {name}, {index + 1}/{len(trials)}")
+                rows += same_as_cpu(tables, trial, ground.seed + index)
             said.append(f"{len(trials)} trials, {rows} rows are equal bit for bit")
-    for number in ("float32", "float16", "bfloat16", "int8"):
-        found.check(f"head, {number}", lambda number=number: _head(device, number, large, ground.seed))  # type: ignore[misc]
-    for stored in ("float32", "float16", "bfloat16"):
-        found.check(f"null prefix, {stored}", lambda stored=stored: _null_prefix(device, stored, ground.seed))  # type: ignore[misc]
+    for stored in ("float32", "float16", "bfloat16", "int8"):
+        found.check(f"head, {stored}", partial(_head, device, stored, large, ground.seed))
+    for number in NUMBER_BYTES:
+        found.check(f"null prefix, {number}", partial(_null_prefix, device, number, ground.seed))
     return found
-
-
-def edge_trials(short: bool) -> list[Trial]:
-    """Every edge of the sampler's options, and logits that are hard to order; ``short``: a seventh of them."""
-    base = Trial("audio", "fixed", 3.0, 0.8, 20, 1.0)
-    modalities = [base, replace(base, mode="reference"), replace(base, modality="text"), replace(base, guidance=1.0)]
-    options = [
-        {"temperature": 0.0},
-        *({"top_k": k} for k in (1, 2, 19, 20, 21, 0)),
-        *({"top_p": p, "top_k": 0} for p in (1e-9, 0.5, 0.9, 1.0 - 1e-12)),
-        {"temperature": 1e-6},
-        {"temperature": 50.0, "top_k": 0},
-    ]
-    logits = ("normal", "ties", "equal", "mostly -inf", "huge", "NaN", "+inf", "all -inf", "stops")
-    trials = [replace(each, **changes) for each, changes in itertools.product(modalities, options)]  # type: ignore[arg-type]
-    trials += [replace(each, logits=kind) for each, kind in itertools.product(modalities, logits)]
-    trials += [replace(each, sequences=count) for each, count in itertools.product(modalities, (3, 64))]
-    return [trial for trial in trials if trial.sequences < 64][::7] if short else trials
-
-
-def true_trials(short: bool) -> list[Trial]:
-    """The sizes of UALM with the published sampling options."""
-    base = Trial("audio", "fixed", 3.0, 0.8, 20, 1.0)
-    trials = [base, replace(base, modality="text"), replace(base, top_k=0, top_p=0.95), replace(base, temperature=0.0)]
-    return trials[:2] if short else [*trials, replace(base, sequences=64), replace(base, modality="text", sequences=8)]
 
 
 def same_as_cpu(tables: Tables, trial: Trial, seed: int) -> int:
@@ -158,8 +92,8 @@ def same_as_cpu(tables: Tables, trial: Trial, seed: int) -> int:
     states = device.allocate(count * cuda.STATE_BYTES)
     logits = device.allocate(count * branches * columns * 4)
     embeddings = device.uploaded(np.zeros((count, 2, shape.hidden), np.float32))
-    rows = device.pinned((count, _ROWS, STREAMS), np.int32)
-    latents = device.pinned((count, _ROWS, shape.latent), np.float32)
+    rows = device.pinned((count, ROWS, STREAMS), np.int32)
+    latents = device.pinned((count, ROWS, shape.latent), np.float32)
     progress = device.pinned((count,), np.uint64)
     launch = cuda.SampleLaunch(
         states=states.address,
@@ -173,9 +107,9 @@ def same_as_cpu(tables: Tables, trial: Trial, seed: int) -> int:
         embeddings=embeddings.address,
         embedding_copies=2,
         rows=rows.address,
-        row_capacity=_ROWS,
+        row_capacity=ROWS,
         latents=0 if text else latents.address,
-        latent_capacity=_ROWS,
+        latent_capacity=ROWS,
         progress=progress.address,
     )
     samplers = [tables.cpu_sampler() for _ in range(count)]
@@ -185,7 +119,7 @@ def same_as_cpu(tables: Tables, trial: Trial, seed: int) -> int:
             "top_k": trial.top_k,
             "top_p": trial.top_p,
             "guidance": trial.guidance,
-            "max_steps": _ROWS - index % 3,
+            "max_steps": ROWS - index % 3,
             "seed": seed + index,
             "segment": index,
         }
@@ -195,7 +129,7 @@ def same_as_cpu(tables: Tables, trial: Trial, seed: int) -> int:
         sampler.begin_text(**options) if text else sampler.begin_audio(mode=trial.mode, **options)
     alive, compared = [True] * count, 0
     mine = np.empty((count, 2, shape.hidden), np.float32)
-    for values in _logits(trial, (count, branches, columns), np.random.default_rng(seed)):
+    for values in draw_logits(trial, (count, branches, columns), np.random.default_rng(seed)):
         device.upload(logits.address, values)
         launch(stream)
         device.download(mine, embeddings.address)
@@ -239,31 +173,6 @@ def _compare_row(
         frame = latents[row - STREAMS + 1]
         assert (frame.view(np.int32) == latent.view(np.int32)).all(), f"row {row}: the latent differs"
     return not expected & (_native.STOP | _native.LIMIT)
-
-
-def _logits(trial: Trial, shape: tuple[int, ...], random: np.random.Generator) -> Iterator[np.ndarray]:
-    for row in range(_ROWS):
-        values = random.standard_normal(shape, np.float32) * np.float32(3)
-        kind = trial.logits
-        if kind == "ties":
-            values = np.round(values)
-        elif kind == "equal":
-            values[...] = 1.5
-        elif kind == "mostly -inf":
-            values[random.random(shape) < 0.95] = -np.inf
-            values[..., ::5] = np.float32(0.25)
-        elif kind == "huge":
-            values *= np.float32(1e30)
-        elif kind == "stops":
-            values[..., :3] += np.float32(2)
-        elif row == 9:
-            if kind == "NaN":
-                values[..., -3] = np.nan
-            elif kind == "+inf":
-                values[..., -5] = np.inf
-            elif kind == "all -inf":
-                values[...] = -np.inf
-        yield np.ascontiguousarray(values)
 
 
 def _head(device: Device, number: str, shape: Shape, seed: int) -> str:

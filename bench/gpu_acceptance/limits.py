@@ -6,45 +6,16 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ...runtime.engines.device import Device
-from ..schema import Bandwidth, Measurement, Subject
+from ..schema import Measurement, Subject
 from ..statistics import summarize
 from .findings import Findings
 
 if TYPE_CHECKING:
     from .ground import Ground
 
-#: Bytes of a copy, far beyond any cache of a GPU, and copies a measurement.
-COPY_BYTES, COPIES = 1 << 30, 12
 #: Launches of a batch, and batches.
 _LAUNCHES, _BATCHES = 200, 30
-
-
-class CopyMeter:
-    """Copies one buffer into another on the device, timed by its own clock; see ``scenario.Meter``."""
-
-    def __init__(self, device: Device, *, nbytes: int = COPY_BYTES) -> None:
-        free, _ = device.memory()
-        self._device, self._bytes = device, min(nbytes, free // 4)
-        self._rates: list[float] = []
-
-    def measure(self) -> None:
-        device, size = self._device, self._bytes
-        source, target = device.allocate(size), device.allocate(size)
-        marks = [device.event(timed=True) for _ in range(2)]
-        for each in range(COPIES + 1):
-            marks[0].record()
-            device.copy(target.address, source.address, size)
-            marks[1].record()
-            marks[1].wait()
-            if each:  # the first meets memory that was never touched
-                self._rates.append(2 * size / max(marks[1].since(marks[0]), 1e-6) / 1e6)
-
-    @property
-    def result(self) -> Bandwidth:
-        return Bandwidth(0, self._bytes, len(self._rates), max(self._rates), float(np.median(self._rates)), "device")
 
 
 def measure_limits(ground: Ground) -> Findings:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...runtime.bundle import Bundle
 from ...runtime.doctor import GOLDEN_CONTEXT, check_golden
 from ...runtime.engines.base import Engine
-from ...runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from ...runtime.sampling import AudioSampling, TextSampling
 from ..decode import Decode
 from ..environment import cores, current_load
@@ -30,15 +29,16 @@ _CONTEXT = 256
 def check_loop(ground: Ground) -> Findings:
     """The stage: the bundle that comes with ualm, or the one that was named."""
     found = Findings("loop")
-    check_bundle(ground, found, ground.bundle)
-    measure_bundle(ground, found, ground.bundle.folder, contexts=(64,) if ground.dry_run else (256, 1024))
+    for name in ground.engines(ground.bundle, _CONTEXT):
+        check_bundle(ground, found, name, ground.bundle)
+        measure_bundle(ground, found, name, ground.bundle.folder, contexts=(64,) if ground.dry_run else (256, 1024))
     return found
 
 
-def check_bundle(ground: Ground, found: Findings, bundle: Bundle) -> None:
-    """Golden vector, and rows that do not depend on how they were launched."""
-    with found.checking(f"golden vector of {bundle.folder.name}") as said:
-        engine = ground.engine(bundle, GOLDEN_CONTEXT)
+def check_bundle(ground: Ground, found: Findings, name: str, bundle: Bundle) -> None:
+    """Golden vector, and rows that do not depend on how they were launched, in the engine ``name``."""
+    with found.checking(f"{name}: golden vector of {bundle.folder.name}") as said:
+        engine = ground.engine(name, bundle, GOLDEN_CONTEXT)
         try:
             checks = check_golden(bundle, engine)
         finally:
@@ -49,15 +49,16 @@ def check_bundle(ground: Ground, found: Findings, bundle: Bundle) -> None:
         assert not wrong, "; ".join(wrong)
         nearest = max(checks, key=lambda check: (check.error or 0.0) / check.tolerance)
         said.append(f"{len(checks)} outputs; {nearest.name} {nearest.error:.1e} of {nearest.tolerance:g} at most")
-    with found.checking(f"rows of {bundle.folder.name} do not depend on how far frames are launched ahead") as said:
-        engine = ground.engine(bundle, _CONTEXT)
+    with found.checking(f"{name}: rows of {bundle.folder.name} do not depend on launching ahead") as said:
+        engine = ground.engine(name, bundle, _CONTEXT)
         try:
             said.append(_ahead_changes_nothing(engine))
         finally:
             engine.close()
 
 
-def _ahead_changes_nothing(engine: OnnxRuntimeCudaEngine) -> str:
+def _ahead_changes_nothing(engine: Any) -> str:
+    """``engine``: one with a ``device_model``."""
     results: list[list[np.ndarray]] = []
     for ahead in (0, 3, 3):  # twice the same shows whether the device gives equal bits for equal work
         engine.device_model.ahead = ahead
@@ -84,14 +85,18 @@ def _draw(engine: Engine) -> list[np.ndarray]:
     return drawn
 
 
-def measure_bundle(ground: Ground, found: Findings, folder: Path, *, contexts: tuple[int, ...]) -> None:
+def measure_bundle(ground: Ground, found: Findings, name: str, folder: Path, *, contexts: tuple[int, ...]) -> None:
     """Milliseconds a frame with rows held, and what a listener waits for."""
     seconds = 0.3 if ground.dry_run else 5.0
     repeat = (4, 1) if ground.dry_run else (240, 12)
     decode, stream = Decode(contexts), Stream((seconds,))
-    for name, scenario, count in (("milliseconds a frame", decode, repeat[0]), ("first sound", stream, repeat[1])):
-        with found.checking(f"{name}, {folder.name}") as said:
-            report = measure(ground, scenario, [ground.subject(folder)], repeat=count)
+    scenarios: tuple[tuple[str, BundleScenario, int], ...] = (
+        ("milliseconds a frame", decode, repeat[0]),
+        ("first sound", stream, repeat[1]),
+    )
+    for what, scenario, count in scenarios:
+        with found.checking(f"{name}: {what}, {folder.name}") as said:
+            report = measure(ground, scenario, [ground.subject(name, folder)], repeat=count)
             found.take(report)
             said += [
                 f"{each.figure} p50 {each.summary.p50:.3g} p99 {each.summary.p99:.3g} {each.unit}"

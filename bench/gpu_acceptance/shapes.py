@@ -56,19 +56,27 @@ def check_shape(ground: Ground, shape: str) -> Findings:
         folder = _bundle(ground, kind, precision)
         if not folder.exists():
             raise Skip(f"there is no {folder.name} in the work folder; run the stage make-{shape} first")
-        check_bundle(ground, found, Bundle(folder, verify="never"))
-        measure_bundle(ground, found, folder, contexts=contexts)
-    with found.checking("a frame against torch on the same device") as said:
+        bundle = Bundle(folder, verify="never")
+        for name in ground.engines(bundle, contexts[-1]):
+            check_bundle(ground, found, name, bundle)
+            measure_bundle(ground, found, name, folder, contexts=contexts)
+    first = _bundle(ground, kind, SHAPES[kind][0])
+    for name in ground.engines(Bundle(first, verify="never"), contexts[-1]):
+        _against_torch(ground, found, name, kind, first, contexts[0])
+    return found
+
+
+def _against_torch(ground: Ground, found: Findings, name: str, kind: str, folder: Path, context: int) -> None:
+    with found.checking(f"{name}: a frame against torch on the same device") as said:
         peer = "reference-fp32" if ground.dry_run else "reference-bf16"
         try:
             other = PeerSubject(peer, _run(ground, kind), 1 if ground.dry_run else 8, ground.torch_device)
         except UalmError as error:
             raise Skip(str(error)) from error
-        mine = ground.subject(_bundle(ground, kind, SHAPES[kind][0]))
-        report = measure(ground, Decode(contexts[:1]), [mine, other], repeat=4 if ground.dry_run else 96)
+        subjects = [ground.subject(name, folder), other]
+        report = measure(ground, Decode((context,)), subjects, repeat=4 if ground.dry_run else 96)
         found.take(report)
         said += [f"{each.speedup:.2f} times as fast ({each.verdict})" for each in report.comparisons]
-    return found
 
 
 def _run(ground: Ground, kind: str) -> Path:

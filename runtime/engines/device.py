@@ -30,6 +30,11 @@ def number_code(cuda: Any, number: str) -> int:
     return code
 
 
+def _finally(owner: object, free: Callable[[int], None], handle: int) -> None:
+    """Free with ``owner``, but not when the process ends: libraries that still use a stream may go later than it."""
+    weakref.finalize(owner, free, handle).atexit = False
+
+
 class Buffer:
     """Device memory, freed with this object: ``address`` of its first byte, ``nbytes`` of them."""
 
@@ -41,7 +46,7 @@ class Buffer:
             if "cudaErrorMemoryAllocation" in str(error):
                 raise MemoryError(str(error)) from error
             raise
-        weakref.finalize(self, cuda.free, self.address)
+        _finally(self, cuda.free, self.address)
 
 
 class Pinned:
@@ -54,7 +59,7 @@ class Pinned:
     def __init__(self, cuda: Any, shape: tuple[int, ...], dtype: Any) -> None:
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         place, self.address = cuda.malloc_pinned(nbytes)
-        weakref.finalize(self, cuda.free_pinned, place)
+        _finally(self, cuda.free_pinned, place)
         self.array = np.frombuffer(cuda.pinned_view(place, nbytes), dtype).reshape(shape)
         self.array[...] = 0
 
@@ -65,7 +70,7 @@ class Stream:
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
         self.handle: int = cuda.create_stream()
-        weakref.finalize(self, cuda.destroy_stream, self.handle)
+        _finally(self, cuda.destroy_stream, self.handle)
 
     def synchronize(self) -> None:
         """Wait until all that was put on it is done; other threads run meanwhile."""
@@ -78,7 +83,7 @@ class Event:
     def __init__(self, cuda: Any, stream: Stream, *, timed: bool) -> None:
         self._cuda, self._stream = cuda, stream
         self.handle: int = cuda.create_event(timing=timed)
-        weakref.finalize(self, cuda.destroy_event, self.handle)
+        _finally(self, cuda.destroy_event, self.handle)
 
     def record(self) -> None:
         """Put the mark behind what is on the stream now."""
@@ -99,14 +104,14 @@ class Graph:
 
     def __init__(self, cuda: Any, stream: Stream, handle: int) -> None:
         self._cuda, self._stream, self._handle = cuda, stream, handle
-        weakref.finalize(self, cuda.destroy_graph, handle)
+        _finally(self, cuda.destroy_graph, handle)
 
     def launch(self) -> None:
         self._cuda.launch_graph(self._handle, self._stream.handle)
 
 
 class Device:
-    """One device with two streams: ``stream`` for the frame loop, ``codec_stream`` for sound.
+    """One device with two streams: ``stream`` for the frame loop, ``codec_stream`` for what is heard and spoken.
 
     ``lock`` is held by whoever puts work on ``stream``: sequences of several threads share it, and what one enqueues
     must not end up in a graph that another captures. Calls that name no stream use ``stream``.

@@ -74,7 +74,8 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
     def providers(self, role: str) -> Sequence[Any]:
         if self.device.kind == "cpu":
             return super().providers(role)
-        stream = self.device.codec_stream if role.startswith("codec") else self.device.stream
+        # sounds are heard by a thread of their own, which must not put work between that of a graph being captured
+        stream = self.device.stream if role.startswith(("backbone", "head")) else self.device.codec_stream
         options = {
             "device_id": str(self.device.index),
             "user_compute_stream": str(stream.handle),
@@ -118,6 +119,11 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
 
     def open_codec_stream(self) -> DeviceCodecStream:
         return DeviceCodecStream(self)
+
+    def close(self) -> None:
+        for stream in (self.device.stream, self.device.codec_stream):
+            stream.synchronize()  # frames that were launched ahead still read the weights
+        super().close()
 
 
 def cache_shape(bundle: Bundle, max_context: int) -> CacheShape:

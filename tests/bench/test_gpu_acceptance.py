@@ -12,11 +12,13 @@ import pytest
 
 from support.cuda_shim import load_shim
 from ualm.bench.formats import read_report
+from ualm.bench.gpu import COPIES, CopyMeter, describe_gpu, gpu_of
 from ualm.bench.gpu_acceptance import __main__ as acceptance
-from ualm.bench.gpu_acceptance import kernels, limits, machine
+from ualm.bench.gpu_acceptance import kernels, machine, trials
 from ualm.bench.gpu_acceptance.findings import WHOLE, Findings, Skip
 from ualm.bench.schema import Report
 from ualm.runtime import EngineError
+from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.device import Device
 
 Run = Callable[..., tuple[str | int | None, str]]
@@ -156,8 +158,8 @@ def test_what_cannot_be_is_one_line(
 
 def test_a_kernel_that_draws_otherwise_is_found_out() -> None:
     """The comparison itself: tables that differ from the CPU's in one number, or another seed, must fail."""
-    tables = kernels.Tables(Device(load_shim(), kind="cpu"), kernels.Shape(16, 41, 24, 12), 0)
-    trial = kernels.Trial("audio", "fixed", 3.0, 0.8, 20, 1.0)
+    tables = kernels.Tables(Device(load_shim(), kind="cpu"), trials.Shape(16, 41, 24, 12), 0)
+    trial = trials.Trial("audio", "fixed", 3.0, 0.8, 20, 1.0)
     assert kernels.same_as_cpu(tables, trial, 1) > 8
     tables.rvq[:, :, 3] += np.float32(1e-6)
     with pytest.raises(AssertionError, match="row 7: the latent differs"):
@@ -169,8 +171,8 @@ def test_a_kernel_that_draws_otherwise_is_found_out() -> None:
 
 @pytest.mark.parametrize("kind", ["NaN", "+inf", "all -inf", "ties", "mostly -inf", "stops"])
 def test_the_trials_are_what_they_say(kind: str) -> None:
-    trial = kernels.Trial("audio", "fixed", 1.0, 0.8, 20, 1.0, logits=kind)
-    values = np.stack(list(kernels._logits(trial, (1, 1, 138), np.random.default_rng(0))))
+    trial = trials.Trial("audio", "fixed", 1.0, 0.8, 20, 1.0, logits=kind)
+    values = np.stack(list(trials.draw_logits(trial, (1, 1, 138), np.random.default_rng(0))))
     found = {
         "NaN": np.isnan(values).any(),
         "+inf": np.isposinf(values).any(),
@@ -183,11 +185,20 @@ def test_the_trials_are_what_they_say(kind: str) -> None:
 
 
 def test_copies_are_counted_twice() -> None:
-    meter = limits.CopyMeter(Device(load_shim(), kind="cpu"), nbytes=1 << 20)
+    meter = CopyMeter(Device(load_shim(), kind="cpu"), nbytes=1 << 20)
     meter.measure()
     result = meter.result
-    assert (result.memory, result.bytes, result.passes, result.threads) == ("device", 1 << 20, limits.COPIES, 0)
+    assert (result.memory, result.bytes, result.passes, result.threads) == ("device", 1 << 20, COPIES, 0)
     assert result.best >= result.median > 0
+
+
+def test_a_gpu_is_described_and_known_by_its_engine(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = describe_gpu(Device(load_shim(), kind="cpu"))
+    assert (gpu.name, gpu.compute_capability, gpu.cuda) == ("host shim", "9.0", "13.0") and gpu.memory_bytes == 8 << 30
+    bundle = Bundle(tiny_bundle, verify="never")
+    assert gpu_of(None, bundle, 64) is None and gpu_of("onnxruntime", bundle, 64) is None
+    monkeypatch.setattr("ualm.bench.gpu.load_kernels", load_shim)
+    assert isinstance(gpu_of("onnxruntime-cuda", bundle, 64), Device)
 
 
 @pytest.mark.parametrize(

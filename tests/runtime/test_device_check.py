@@ -223,11 +223,13 @@ def test_nodes_without_a_kernel_are_no_silent_copies(shim, bundle):
     assert asked["head_modality"][0][1] == "CPUExecutionProvider"
 
 
-def test_the_codec_has_a_stream_of_its_own(bundle):
+def test_what_is_heard_and_spoken_has_a_stream_of_its_own(bundle):
     engine = device_engine(bundle)
     engine.device.kind = "cuda"
-    streams = {role: engine.providers(role)[0][1]["user_compute_stream"] for role in ("backbone", "encoder", "codec")}
-    assert streams["codec"] == str(engine.device.codec_stream.handle) != streams["backbone"] == streams["encoder"]
+    roles = ("backbone", "head.audio", "encoder", "codec", "codec.stream")
+    streams = [engine.providers(role)[0][1]["user_compute_stream"] for role in roles]
+    loop, side = str(engine.device.stream.handle), str(engine.device.codec_stream.handle)
+    assert streams == [loop, loop, side, side, side] and loop != side
 
 
 def test_memory_that_ends_on_the_way_is_an_error_that_counts(bundle, monkeypatch):
