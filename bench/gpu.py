@@ -57,10 +57,13 @@ def describe_gpu(device: Device) -> Gpu:
 
 
 def gpu_of(engine: str | None, bundle: Bundle, max_context: int) -> Device | None:
-    """The GPU that ``engine`` computes on (None: the engine that would be chosen); None where that is the CPU."""
-    if engine is None:
-        engine = next((name for name in ENGINES if why_not(name, bundle, max_context) is None), None)
-    return None if engine in (None, "onnxruntime") else Device(load_kernels())
+    """The GPU that ``engine`` computes on (None: the engine that would be chosen).
+
+    None where that is the CPU, and where the engine cannot run, of which opening it will tell.
+    """
+    names = ENGINES if engine is None else [engine] if engine in ENGINES else []
+    found = next((name for name in names if why_not(name, bundle, max_context) is None), "onnxruntime")
+    return None if found == "onnxruntime" else Device(load_kernels())
 
 
 def _clocks() -> dict[str, int]:

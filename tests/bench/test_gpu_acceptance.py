@@ -196,8 +196,11 @@ def test_a_gpu_is_described_and_known_by_its_engine(tiny_bundle: Path, monkeypat
     gpu = describe_gpu(Device(load_shim(), kind="cpu"))
     assert (gpu.name, gpu.compute_capability, gpu.cuda) == ("host shim", "9.0", "13.0") and gpu.memory_bytes == 8 << 30
     bundle = Bundle(tiny_bundle, verify="never")
-    assert gpu_of(None, bundle, 64) is None and gpu_of("onnxruntime", bundle, 64) is None
+    for name in (None, "onnxruntime", "onnxruntime-cuda", "abacus"):
+        assert gpu_of(name, bundle, 64) is None
     monkeypatch.setattr("ualm.bench.gpu.load_kernels", load_shim)
+    monkeypatch.setattr("ualm.bench.gpu.why_not", lambda name, bundle, rows: None if "cuda" in name else "no")
+    assert isinstance(gpu_of(None, bundle, 64), Device)
     assert isinstance(gpu_of("onnxruntime-cuda", bundle, 64), Device)
 
 
