@@ -105,6 +105,7 @@ def write_hf_tokenizer(recipe: Recipe, vocabulary: Vocabulary, folder: Path) -> 
         "eos_token": names[EOS],
         "pad_token": names[PADDING],
         "padding_side": "left",
+        "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token types, which Qwen2 lacks
         "model_max_length": recipe.backbone.max_positions,
         "clean_up_tokenization_spaces": True,  # as the published code asks for
         # transformers 5 would ignore the line before for this kind of tokenizer

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from ..runtime.cli_common import in_bytes
 from .exporter import export_run
-from .targets import Made, Order, Progress
+from .targets import BUNDLE_OPTIONS, Made, Order, Progress, refuse_others
 
 
 def target(order: Order, progress: Progress) -> Made:
-    """Export a bundle; raises as :func:`export_run`."""
+    """Export a bundle for ONNX Runtime; raises as :func:`export_run`."""
+    refuse_others(order, "onnxruntime", *BUNDLE_OPTIONS)
+    return export_bundle(order, progress)
+
+
+def export_bundle(order: Order, progress: Progress) -> Made:
+    """Export the bundle that every engine of ours opens; raises as :func:`export_run`."""
     made = export_run(
         order.run,
         order.output,

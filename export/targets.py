@@ -35,6 +35,9 @@ class Order:
     calibrate: Path | None = None
     accept_quality: bool = False
     post_codec: Callable[[CodecIdentity], PostCodecIdentity] | None = None
+    #: GPUs to compile for ("sm89,sm120"), and rows of the cache to compile the body for.
+    target: str | None = None
+    max_context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,22 @@ TARGETS: dict[str, str] = {
     "onnxruntime": "target_bundle",
     "huggingface": "huggingface",
     "tensorrt-llm": "tensorrt_llm",
+    "tensorrt-rtx": "target_tensorrt_rtx",
+    "tensorrt": "target_tensorrt",
 }
 
 #: The options that say where a training run is, which every target takes.
 RUN_OPTIONS = ("run", "output", "config", "weights", "step")
+#: Options that say what is in a bundle.
+BUNDLE_OPTIONS = (
+    "precision",
+    "encoder_precision",
+    "codec_precision",
+    "prefill",
+    "calibrate",
+    "accept_quality",
+    "post_codec",
+)
 
 #: Field of an order -> how the command line spells it, where that is not ``--field-name``.
 _SPELLINGS = {"post_codec": "--sound-rate and --sound-channels"}

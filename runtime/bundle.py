@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .engine_files import EngineFile
 from .errors import BundleError, InputError
 from .sampling import AudioSampling, TextSampling
 from .templates import Templates
@@ -130,6 +131,8 @@ class Manifest:
     templates: Templates = field(default_factory=Templates)
     #: The stage behind the codec, if there is one.
     post_codec: PostCodecIdentity | None = None
+    #: Parts that were compiled for GPUs.
+    engines: tuple[EngineFile, ...] = ()
 
     @property
     def sound_rate(self) -> int:
@@ -156,6 +159,8 @@ class Manifest:
             "source": dict(self.source),
             "files": {name: vars(file) for name, file in self.files.items()},
         }
+        if self.engines:
+            document["engines"] = [engine.to_json() for engine in self.engines]
         return document | {"digest": _digest(document)}
 
 
@@ -294,9 +299,13 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
             files=MappingProxyType(files),
             created_by=str(document["created_by"]),
             templates=_templates(document.get("templates", {})),  # bundles before them have the default's
+            engines=tuple(EngineFile.from_json(entry) for entry in document.get("engines", ())),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BundleError(f"{path}: field missing or malformed ({error}); export the run again") from error
+    for engine in manifest.engines:
+        if engine.file not in files:
+            raise BundleError(f"{path}: engines: {engine.file!r} is not among the files; export the run again")
     for name in files:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts or any(mark in name for mark in "\\:\0"):

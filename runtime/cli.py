@@ -93,8 +93,18 @@ def export(
     weights: Annotated[Path | None, typer.Option(help="mp_rank_00_model_states.pt, likewise.")] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint to take; the newest by default.")] = None,
     engine: Annotated[
-        str, typer.Option(help="What it is for: onnxruntime (a bundle); huggingface, tensorrt-llm (text out only).")
+        str,
+        typer.Option(
+            help="What it is for: onnxruntime (a bundle); tensorrt-rtx (a bundle with engines for --target), tensorrt "
+            "(for the GPU here); both take a bundle as RUN, too; huggingface, tensorrt-llm (text out only)."
+        ),
     ] = "onnxruntime",
+    gpus: Annotated[
+        str | None, typer.Option("--target", help="GPUs to compile for with tensorrt-rtx: sm86,sm89,sm120.")
+    ] = None,
+    max_context: Annotated[
+        int | None, typer.Option(help="Rows of context that engines are compiled for; 16384, or the model's limit.")
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(help="Format of the backbone and its heads: fp32 (a bundle's default), bf16, fp16, int8 or int4."),
@@ -148,6 +158,8 @@ def export(
         calibrate=calibrate,
         accept_quality=accept_quality,
         post_codec=_resampling(sound_rate, sound_channels),
+        target=gpus,
+        max_context=max_context,
     )
     with live_bytes() as progress:
         made = target(order, progress)

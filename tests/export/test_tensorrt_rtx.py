@@ -180,7 +180,7 @@ def attention(*inputs: str, **attributes: Any) -> onnx.NodeProto:
 def test_an_input_that_no_layer_reads_fails_the_build(tmp_path: Path) -> None:
     inputs = {"x": (TensorProto.FLOAT, [2]), "idle": (TensorProto.FLOAT, [2])}
     path = write_graph(tmp_path, [helper.make_node("Sin", ["x"], ["y"])], inputs, {"y": inputs["x"]})
-    with pytest.raises(ExportError, match=r"dropped graph input 'idle': the engine"):
+    with pytest.raises(ExportError, match=r"dropped graph input .idle.: no engine"):
         build_engine(path, compute_capability="8.6", profiles={})
 
 
@@ -204,7 +204,7 @@ def test_a_dropped_input_is_found_although_another_output_needs_it(tmp_path: Pat
     held = {"held": (TensorProto.INT64, [1])}
     nodes = [attention("", "", "", "held"), helper.make_node("Add", ["held", "held"], ["twice"])]
     path = write_graph(tmp_path, nodes, ATTENTION_INPUTS | held, {"y": HEADS, "twice": held["held"]})
-    with pytest.raises(ExportError, match=r"dropped input 6 \('held'\) of Attention 'attend': the engine"):
+    with pytest.raises(ExportError, match=r"dropped input 6 \('held'\) of Attention .attend.: no engine"):
         build_engine(path, compute_capability="8.6", profiles={})
 
 

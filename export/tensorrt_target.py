@@ -1,0 +1,207 @@
+"""The targets ``tensorrt-rtx`` and ``tensorrt``: a bundle with its parts compiled.
+
+What is given may be a training run, which is exported first, or a bundle, whose engines are added or made anew: on a
+Jetson there is the bundle alone, and neither torch nor the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..runtime.bundle import MANIFEST, WEIGHTS, Bundle, BundleFile, Manifest, describe_file
+from ..runtime.cli_common import in_bytes
+from ..runtime.engine_files import EngineFile
+from ..runtime.engines.tensorrt_library import Library, local_sm, sm_name
+from ..runtime.engines.tensorrt_names import LibraryName
+from ..runtime.errors import EngineError, ExportError, InputError
+from ..runtime.files import replacing_file, replacing_folder
+from .targets import BUNDLE_OPTIONS, Made, Order, Progress, Target, refuse_others
+from .tensorrt_build import BuildReport, build, find_library, known_sms
+from .tensorrt_parts import PartPlan, plan_parts
+
+
+def tensorrt_rtx(order: Order, progress: Progress) -> Made:
+    """Engines for the GPUs of ``--target``; needs none here."""
+    refuse_others(order, "tensorrt-rtx", *BUNDLE_OPTIONS, "target", "max_context")
+    library = _library("tensorrt-rtx", order)
+    return _make(order, progress, library, _target_sms(order.target, library))
+
+
+def tensorrt(order: Order, progress: Progress) -> Made:
+    """Engines for the GPU of this machine."""
+    if order.target is not None:
+        raise InputError(
+            f"--target {order.target}: TensorRT builds for the GPU that it sees, and for no other; leave it out, and "
+            "run this on the machine where the engine is to run"
+        )
+    refuse_others(order, "tensorrt", *BUNDLE_OPTIONS, "max_context")
+    try:
+        sm = local_sm()
+    except EngineError as error:
+        raise ExportError(
+            f"--engine tensorrt builds on the machine where the engine is to run, and here {error}"
+        ) from (error)
+    return _make(order, progress, _library("tensorrt", order), (sm,))
+
+
+TARGETS: dict[str, Target] = {"tensorrt-rtx": tensorrt_rtx, "tensorrt": tensorrt}
+
+
+def _library(name: LibraryName, order: Order) -> Library:
+    if order.precision == "fp8":
+        raise InputError(
+            "--precision fp8: bundles have no fp8 weights yet; choose fp16 or bf16, or int8 or int4, which read fewer "
+            "bytes a step"
+        )
+    return find_library(name)
+
+
+def _target_sms(target: str | None, library: Library) -> tuple[int, ...]:
+    """Compute capabilities of ``sm89,sm120``, ascending."""
+    known = known_sms(library)
+    able = ", ".join(map(sm_name, known))
+    if not target:
+        raise InputError(f"--target: name the GPUs, for example sm89,sm120; {library.title} builds for {able}")
+    sms = set()
+    for name in target.split(","):
+        number = name.strip().lower().removeprefix("sm")
+        if not number.isdecimal() or int(number) not in known:
+            raise InputError(
+                f"--target {name.strip()}: {library.title} builds for {able}; for others, use --engine tensorrt on the "
+                "machine itself"
+            )
+        sms.add(int(number))
+    return tuple(sorted(sms))
+
+
+def _make(order: Order, progress: Progress, library: Library, sms: tuple[int, ...]) -> Made:
+    lines: list[str] = []
+    with _bundle(order, progress, lines) as bundle:
+        reports = add_engines(bundle, library, sms, max_context=order.max_context, progress=progress)
+    result = {
+        "bundle": str(order.output),
+        "engine": library.name,
+        "library": library.title,
+        "sms": list(sms),
+        "built_not_run": True,
+        "parts": {
+            role: {"bytes": report.size_bytes, "seconds": round(report.seconds, 3)} for role, report in reports.items()
+        },
+    }
+    lines += [f"{role:<26}{in_bytes(r.size_bytes):>16}{r.seconds:>12.1f} s" for role, r in reports.items()]
+    built = f"{order.output}: engines of {library.title} for {', '.join(map(sm_name, sms))}; built, not run"
+    return Made(result, (*lines, built))
+
+
+@contextmanager
+def _bundle(order: Order, progress: Progress, lines: list[str]) -> Iterator[Bundle]:
+    """The bundle to add engines to: the one that was given, a copy of it, or one that is exported now."""
+    if order.run is None or not (order.run / MANIFEST).is_file():
+        with replacing_folder(order.output) as folder:
+            made = importlib.import_module(".target_bundle", __package__).export_bundle(
+                dataclasses.replace(order, output=folder), progress
+            )
+            lines += made.lines[:-1]
+            yield Bundle(folder, verify="never")
+        return
+    for name in ("config", "weights", "step", *BUNDLE_OPTIONS):
+        if getattr(order, name):
+            option = name.replace("_", "-")
+            raise InputError(
+                f"--{option}: {order.run} is a bundle, and what is in it was chosen when it was exported; leave it "
+                "out, or give the training run"
+            )
+    given = Bundle(order.run)
+    if order.output.exists() and order.output.resolve() == order.run.resolve():
+        yield given
+        return
+    with replacing_folder(order.output) as folder:
+        for name in (*given.manifest.files, MANIFEST):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(order.run / name, folder / name)
+        yield Bundle(folder, verify="never")
+
+
+def add_engines(
+    bundle: Bundle,
+    library: Library,
+    sms: tuple[int, ...],
+    *,
+    max_context: int | None = None,
+    progress: Progress = lambda stage, done, total: None,
+    builder: Callable[..., BuildReport] = build,
+) -> dict[str, BuildReport]:
+    """Compile the parts of ``bundle`` into its folder; engines of the same library that it had are replaced.
+
+    The manifest is written last: whatever happens before leaves the bundle as it was. Reports by role.
+    """
+    plans = plan_parts(bundle, max_context)
+    made: dict[str, BuildReport] = {}
+    written: list[Path] = []
+    entries: dict[str, BundleFile] = {}
+    engines: list[EngineFile] = []
+    before = [engine for engine in bundle.manifest.engines if engine.engine == library.name]
+    cache = None if library.compiles_for_others else timing_cache(library, sms[0])
+    try:
+        for plan in plans:
+            progress(f"engine {plan.role}", 0, 0)
+            report = builder(library, plan.path, plan.model, plan.profiles, sms=sms, timing_cache=cache)
+            name = _free_name(bundle, plan.role, library, sms)
+            path = bundle.folder / name
+            with replacing_file(path) as temporary:
+                temporary.write_bytes(report.engine)
+            written.append(path)
+            entries[name] = describe_file(path)
+            engines.append(_entry(bundle.manifest, plan, name, library, sms))
+            made[plan.role] = dataclasses.replace(report, engine=b"")
+        gone = {engine.file for engine in before}
+        kept = tuple(engine for engine in bundle.manifest.engines if engine not in before)
+        files = {name: file for name, file in bundle.manifest.files.items() if name not in gone} | entries
+        manifest = dataclasses.replace(bundle.manifest, files=files, engines=(*kept, *engines))
+        with replacing_file(bundle.folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
+        written.clear()
+        for name in gone:
+            (bundle.folder / name).unlink(missing_ok=True)
+    finally:
+        for path in written:
+            path.unlink(missing_ok=True)
+    return made
+
+
+def _entry(manifest: Manifest, plan: PartPlan, name: str, library: Library, sms: tuple[int, ...]) -> EngineFile:
+    return EngineFile(
+        role=plan.role,
+        engine=library.name,
+        file=name,
+        library_version=library.version,
+        sms=sms,
+        onnx_sha256=manifest.files[str(manifest.parts[plan.role]["file"])].sha256,
+        weights_sha256=manifest.files[WEIGHTS].sha256,
+        capacity=plan.capacity,
+        profiles=plan.profiles,
+    )
+
+
+def _free_name(bundle: Bundle, role: str, library: Library, sms: tuple[int, ...]) -> str:
+    """A file name that the bundle does not have yet: a file that is replaced stays until the manifest is new."""
+    stem = f"{role}.{library.name}.{'-'.join(map(sm_name, sms))}"
+    names = (f"{stem}{'' if count == 1 else f'.{count}'}.engine" for count in range(1, 1000))
+    return next(name for name in names if not (bundle.folder / name).exists())
+
+
+def timing_cache(library: Library, sm: int) -> Path | None:
+    """Where TensorRT keeps what it measured on a GPU, for the next build; None without a home directory."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return folder / "ualm" / "tensorrt" / f"{library.version}.{sm_name(sm)}.timing"

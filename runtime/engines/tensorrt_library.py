@@ -1,0 +1,116 @@
+"""TensorRT and TensorRT-RTX as one: the two libraries have the same Python interface, and this module knows where not.
+
+TensorRT-RTX compiles for GPUs that it is told, on any machine. TensorRT compiles for the GPU that it sees, and so needs
+one. Both are imported here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import EngineError
+from .tensorrt_names import LibraryName
+
+_MODULES: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_TITLES: dict[LibraryName, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+_INSTALL: dict[LibraryName, str] = {
+    "tensorrt": 'pip install "ualm[tensorrt]" (on Jetson it comes with JetPack)',
+    "tensorrt-rtx": 'pip install "ualm[tensorrt-rtx]"',
+}
+
+
+@dataclass(frozen=True)
+class Library:
+    """One of the two: its name in ``--engine``, and its module."""
+
+    name: LibraryName
+    module: Any
+
+    @property
+    def version(self) -> str:
+        return str(self.module.__version__)
+
+    @property
+    def title(self) -> str:
+        """Name and version, for messages."""
+        return f"{_TITLES[self.name]} {self.version}"
+
+    @property
+    def compiles_for_others(self) -> bool:
+        """Whether it builds for GPUs that are not here."""
+        return self.name == "tensorrt-rtx"
+
+
+def load_library(name: LibraryName, find: Callable[[str], Any] = importlib.import_module) -> Library:
+    """Import a library; :class:`EngineError` where it is missing, broken or too old for our graphs."""
+    try:
+        module = find(_MODULES[name])
+    except (ImportError, OSError) as error:  # OSError: a shared library of it cannot be loaded
+        raise EngineError(f"{_TITLES[name]} cannot be imported ({error}); install it: {_INSTALL[name]}") from error
+    library = Library(name, module)
+    # JetPack 6 brings TensorRT 10.3, which has neither this nor the rotary embedding as layers
+    if not hasattr(module.INetworkDefinition, "add_kv_cache_update"):
+        raise EngineError(
+            f"{library.title} has no layer that updates a KV cache in place, which our engines are built with; install "
+            f"a newer one: {_INSTALL[name]}"
+        )
+    return library
+
+
+def make_logger(module: Any) -> Any:
+    """A logger that keeps errors for our own messages instead of printing them; ``text()`` gives them in one line."""
+
+    class Logger(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= module.ILogger.ERROR:
+                self.errors.append(message)
+
+        def text(self) -> str:
+            return joined(self.errors)
+
+    return Logger()
+
+
+def joined(messages: Sequence[str]) -> str:
+    """One line of the library's messages; without a driver it adds to each error that there is none, which is noise."""
+    lines = [line for message in messages for line in message.splitlines() if "cudaError 35" not in line]
+    return " | ".join(lines) or "it gave no reason"
+
+
+def local_sm(index: int = 0, load: Callable[[str], Any] = ctypes.CDLL) -> int:
+    """Compute capability of a GPU of this machine, 89 for 8.9; :class:`EngineError` where there is none.
+
+    Asked of the driver alone, so that engines can be built where our own kernels were not.
+    """
+    try:
+        driver = load("libcuda.so.1")
+    except OSError as error:
+        raise EngineError("no NVIDIA driver was found; install one (nvidia-smi then lists the GPU)") from error
+    count, major, minor = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+    device = ctypes.c_int(0)
+    # CUdevice_attribute 75 and 76: COMPUTE_CAPABILITY_MAJOR and _MINOR (cuda.h)
+    calls: list[tuple[str, tuple[Any, ...]]] = [
+        ("cuInit", (0,)),
+        ("cuDeviceGetCount", (ctypes.byref(count),)),
+        ("cuDeviceGet", (ctypes.byref(device), index)),
+        ("cuDeviceGetAttribute", (ctypes.byref(major), 75, device)),
+        ("cuDeviceGetAttribute", (ctypes.byref(minor), 76, device)),
+    ]
+    for name, arguments in calls:
+        status = getattr(driver, name)(*arguments)
+        if status:
+            raise EngineError(f"the NVIDIA driver shows no GPU ({name} gave CUDA error {status}); see nvidia-smi")
+    return major.value * 10 + minor.value
+
+
+def sm_name(sm: int) -> str:
+    """A compute capability as ``--target`` spells it: 89 -> "sm89"."""
+    return f"sm{sm}"

@@ -1,0 +1,22 @@
+"""Names that the builder of TensorRT engines and their runner share: libraries, profiles, inputs and outputs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+#: The two libraries, by the names of ``--engine``.
+LibraryName = Literal["tensorrt", "tensorrt-rtx"]
+
+#: Inputs and outputs of the body that stand for its positions, see ``export/tensorrt_graph.py``.
+POSITION, OFFSETS, COLUMNS = "position", "row_offsets", "columns"
+COS, SIN = "cos_table", "sin_table"
+NEXT_POSITION = "next_position"
+
+#: Optimisation profiles of the body.
+PREFILL, DECODE, DECODE_PAIR = "prefill", "decode", "decode_pair"
+#: Of the heads: one hidden state, or both branches of guidance.
+SINGLE, PAIR = "single", "pair"
+#: Of the encoder: up to half a minute, and longer sounds.
+SHORT, LONG = "short", "long"
+#: Of the streaming codec: a piece within a sound, and one that begins or ends it.
+INNER, EDGE = "inner", "edge"
