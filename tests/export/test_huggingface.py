@@ -127,6 +127,7 @@ def test_only_the_generation_config_keeps_other_ids_out(both: Both) -> None:
 def test_the_first_text_id_comes_out_as_it_went_in(both: Both) -> None:
     base = both.run.text_start
     as_it_is = PreTrainedTokenizerFast.from_pretrained(both.folder)
+    assert set(as_it_is("!")) == {"input_ids", "attention_mask"}  # all that a Qwen2 takes
     assert as_it_is.encode("!") == [0]
     assert as_it_is.decode([base]) == "!"
     # transformers 5 takes the decoder of its Qwen2Tokenizer, which knows no such name: docs/huggingface.md
