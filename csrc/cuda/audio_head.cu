@@ -141,12 +141,12 @@ __global__ void __launch_bounds__(kThreads, 1) head_kernel(HeadArgs args) {
 }
 
 template <class T>
-void launch_number(const HeadArgs& args, Stream stream) {
+Launched launch_number(const HeadArgs& args, Stream stream) {
   const dim3 grid(static_cast<unsigned>((args.columns + kColumns - 1) / kColumns), static_cast<unsigned>(args.sequences));
   if (args.branches == 2) {
-    UALM_LAUNCH((head_kernel<T, 2>), grid, dim3(kThreads), stream, args);
+    return launch(head_kernel<T, 2>, grid, kThreads, stream, args);
   } else {
-    UALM_LAUNCH((head_kernel<T, 1>), grid, dim3(kThreads), stream, args);
+    return launch(head_kernel<T, 1>, grid, kThreads, stream, args);
   }
 }
 
@@ -180,21 +180,16 @@ Launched launch_head(const HeadArgs& args, Stream stream) {
   if (const char* wrong = wrong_with(args)) return refused(wrong);
   switch (args.number) {
     case Number::kFloat32:
-      launch_number<float>(args, stream);
-      break;
+      return launch_number<float>(args, stream);
     case Number::kFloat16:
-      launch_number<Float16>(args, stream);
-      break;
+      return launch_number<Float16>(args, stream);
     case Number::kBFloat16:
-      launch_number<BFloat16>(args, stream);
-      break;
+      return launch_number<BFloat16>(args, stream);
     case Number::kInt8Blocks:
-      launch_number<Int8>(args, stream);
-      break;
+      return launch_number<Int8>(args, stream);
     default:
       return refused("number: must be float32, float16, bfloat16 or int8 blocks");
   }
-  return launched();
 }
 
 }  // namespace ualm::cuda

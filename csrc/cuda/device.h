@@ -1,24 +1,34 @@
 // What the kernels share: how they are launched, and reductions over a block. Besides nvcc, the host shim of the tests
-// compiles these files with a C++ compiler (tests/cuda/shim), which is why launches go through one macro.
+// compiles these files with a C++ compiler (tests/cuda/shim), which is why launches do without <<< >>>.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include "cuda/launch.h"
 
-#if defined(__CUDACC__)
-#define UALM_LAUNCH(kernel, grid, block, stream, ...) \
-  kernel<<<(grid), (block), 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
-#else
-#define UALM_LAUNCH(kernel, grid, block, stream, ...) ualm_shim::launch(kernel, grid, block, stream, __VA_ARGS__)
-#endif
-
 namespace ualm::cuda {
 
 inline Launched refused(const char* reason) { return {reason, 0}; }
 
-// The error of the launch just made, if any. Errors of work launched before stay for whoever synchronises.
-inline Launched launched() { return {nullptr, static_cast<int32_t>(cudaPeekAtLastError())}; }
+template <class T>
+struct AsDeclared {
+  using Type = T;
+};
+
+// Puts a kernel on a stream. The error is this launch's own: one that the runtime still remembers is not mistaken for it.
+template <class... Parameters>
+Launched launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, Stream stream,
+                typename AsDeclared<Parameters>::Type... arguments) {
+#if defined(__CUDACC__)
+  void* addresses[] = {&arguments...};
+  const cudaError_t error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(threads), addresses, 0,
+                                             static_cast<cudaStream_t>(stream));
+  return {nullptr, static_cast<int32_t>(error)};
+#else
+  ualm_shim::launch(kernel, grid, dim3(threads), stream, arguments...);
+  return {};
+#endif
+}
 
 constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
 constexpr int kWarp = 32;

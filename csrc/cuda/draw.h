@@ -15,7 +15,8 @@ namespace ualm::cuda {
 
 constexpr int kFew = 128;     // candidates kept by sorting, at most
 constexpr int kListed = 256;  // candidates that reach the bound, at most
-constexpr int kGroups = 256;  // groups of threads that each offer their best
+constexpr int kGroups = 256;  // groups of threads that each offer their best, at most
+constexpr int kLeastGroups = 64;
 constexpr int kPivots = 3;
 
 // What a thread, a warp, a block knows of the columns that it has seen.
@@ -199,8 +200,10 @@ class BlockDraw {
   __device__ int list(const Candidate& mine, int wanted) {
     const int thread = static_cast<int>(threadIdx.x);
     const int threads = static_cast<int>(blockDim.x);
-    const int width = threads > kGroups ? threads / kGroups : 1;  // threads of a group: neighbours, a power of two
-    const int groups = threads / width;
+    // Three offers for each candidate wanted make a bound that few more reach; fewer groups are ranked faster.
+    int groups = threads < kLeastGroups ? threads : kLeastGroups;
+    while (groups < threads && groups < kGroups && groups < 3 * wanted) groups *= 2;
+    const int width = threads / groups;  // threads of a group: neighbours in a warp, a power of two
     float offer = mine.column >= 0 ? mine.logit : -positive_infinity();
     for (int distance = width / 2; distance > 0; distance /= 2) {
       const float other = __shfl_xor_sync(kWholeWarp, offer, distance);

@@ -190,8 +190,7 @@ const char* wrong_with(const SampleArgs& args) {
 Launched launch_begin(SequenceState* state, const Segment& segment, const Sampling& sampling, Progress* progress,
                       Stream stream) {
   if (state == nullptr) return refused("state: must not be null");
-  UALM_LAUNCH(begin_kernel, dim3(1), dim3(1), stream, state, segment, sampling, progress);
-  return launched();
+  return launch(begin_kernel, dim3(1), 1, stream, state, segment, sampling, progress);
 }
 
 Launched launch_sample(const SampleArgs& args, Stream stream) {
@@ -199,8 +198,7 @@ Launched launch_sample(const SampleArgs& args, Stream stream) {
   const int32_t widest = args.text ? text_columns(args.layout) : whole_stream(args.layout, 0).end;
   // A few columns a thread: more threads make barriers dear, fewer make passes long.
   const unsigned threads = widest <= 256 ? 128 : widest <= 4096 ? 256 : kMaxThreads;
-  UALM_LAUNCH(sample_kernel, dim3(static_cast<unsigned>(args.sequences * kStreams)), dim3(threads), stream, args);
-  return launched();
+  return launch(sample_kernel, dim3(static_cast<unsigned>(args.sequences * kStreams)), threads, stream, args);
 }
 
 }  // namespace ualm::cuda

@@ -97,15 +97,12 @@ Launched launch_null_prefix(const NullPrefixArgs& args, Stream stream) {
   const dim3 grid(blocks_for(int64_t{args.last - args.first} * (args.cache.head_dim / 2)), static_cast<unsigned>(heads));
   switch (args.cache.number) {
     case Number::kFloat32:
-      UALM_LAUNCH(null_prefix_kernel<float>, grid, dim3(kThreads), stream, args);
-      break;
+      return launch(null_prefix_kernel<float>, grid, kThreads, stream, args);
     case Number::kFloat16:
-      UALM_LAUNCH(null_prefix_kernel<Float16>, grid, dim3(kThreads), stream, args);
-      break;
+      return launch(null_prefix_kernel<Float16>, grid, kThreads, stream, args);
     default:
-      UALM_LAUNCH(null_prefix_kernel<BFloat16>, grid, dim3(kThreads), stream, args);
+      return launch(null_prefix_kernel<BFloat16>, grid, kThreads, stream, args);
   }
-  return launched();
 }
 
 Launched launch_kv_write(const KvWriteArgs& args, Stream stream) {
@@ -126,11 +123,10 @@ Launched launch_kv_write(const KvWriteArgs& args, Stream stream) {
   const int32_t unit = narrow_numbers && strides % 2 == 0 ? 2 : 1;
   const dim3 grid(blocks_for(int64_t{args.rows} * (args.cache.head_dim / unit)), static_cast<unsigned>(heads));
   if (narrow_numbers && unit == 1) {
-    UALM_LAUNCH(kv_write_kernel<uint16_t>, grid, dim3(kThreads), stream, args, unit);
+    return launch(kv_write_kernel<uint16_t>, grid, kThreads, stream, args, unit);
   } else {
-    UALM_LAUNCH(kv_write_kernel<uint32_t>, grid, dim3(kThreads), stream, args, unit);
+    return launch(kv_write_kernel<uint32_t>, grid, kThreads, stream, args, unit);
   }
-  return launched();
 }
 
 }  // namespace ualm::cuda

@@ -64,13 +64,12 @@ Launched launch_embed_rows(const DeviceTables& tables, const int32_t* rows, int6
   if (count == 0) return {};
   const dim3 grid(static_cast<unsigned>(count));
   if (tables.embedding_number == Number::kFloat32) {
-    UALM_LAUNCH(embed_rows_kernel<float>, grid, dim3(kThreads), stream, tables, rows, copies, out);
+    return launch(embed_rows_kernel<float>, grid, kThreads, stream, tables, rows, copies, out);
   } else if (tables.embedding_number == Number::kBFloat16) {
-    UALM_LAUNCH(embed_rows_kernel<BFloat16>, grid, dim3(kThreads), stream, tables, rows, copies, out);
+    return launch(embed_rows_kernel<BFloat16>, grid, kThreads, stream, tables, rows, copies, out);
   } else {
     return refused("embedding: must be float32 or bfloat16");
   }
-  return launched();
 }
 
 Launched launch_gather_latents(const GatherArgs& args, Stream stream) {
@@ -82,13 +81,12 @@ Launched launch_gather_latents(const GatherArgs& args, Stream stream) {
   if (args.frames_last) {
     const dim3 grid(static_cast<unsigned>((args.count + kTile - 1) / kTile),
                     static_cast<unsigned>((args.latent + kTile - 1) / kTile));
-    UALM_LAUNCH(gather_columns_kernel, grid, dim3(kThreads), stream, args);
+    return launch(gather_columns_kernel, grid, kThreads, stream, args);
   } else {
     const int64_t blocks = (int64_t{args.count} * args.latent + kThreads - 1) / kThreads;
-    UALM_LAUNCH(gather_frames_kernel, dim3(static_cast<unsigned>(blocks < 256 ? blocks : 256)), dim3(kThreads), stream,
+    return launch(gather_frames_kernel, dim3(static_cast<unsigned>(blocks < 256 ? blocks : 256)), kThreads, stream,
                 args);
   }
-  return launched();
 }
 
 }  // namespace ualm::cuda
