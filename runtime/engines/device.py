@@ -49,6 +49,17 @@ class Buffer:
         _finally(self, cuda.free, self.address)
 
 
+class Part:
+    """A stretch of a buffer, which it keeps alive."""
+
+    def __init__(self, owner: Buffer, offset: int, nbytes: int) -> None:
+        self._owner, self.address, self.nbytes = owner, owner.address + offset, nbytes
+
+
+#: Device memory, whole or a stretch of it.
+Memory = Buffer | Part
+
+
 class Pinned:
     """Host memory that the device reads and writes while it works, zero at first.
 

@@ -1,6 +1,6 @@
 """The KV cache of one conversation in device memory.
 
-A layer has two allocations, keys and values, each [2, kv_heads, capacity, head_dim]: branch 0 is conditional, branch 1
+A layer has keys and values, each [2, kv_heads, capacity, head_dim]: branch 0 is conditional, branch 1
 the null branch of guidance. What lies behind the rows held is garbage at any time.
 """
 
@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..tensors import widen
-from .device import NUMBER_BYTES, Device, Number
+from .device import NUMBER_BYTES, Device, Memory, Number, Part
+
+#: Every layer's keys and values begin at a multiple of this many bytes, as memory of their own would.
+ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,13 @@ class DeviceCache:
 
     def __init__(self, device: Device, shape: CacheShape) -> None:
         self.shape, self._device = shape, device
-        part = 2 * shape.branch_bytes
-        self.layers = [(device.allocate(part), device.allocate(part)) for _ in range(shape.layers)]
+        half = 2 * shape.branch_bytes
+        stride = -(-half // ALIGNMENT) * ALIGNMENT
+        # one allocation: a conversation begins with it, and each costs the driver time
+        whole = device.allocate(2 * shape.layers * stride)
+        parts = [Part(whole, at * stride, half) for at in range(2 * shape.layers)]
+        #: Keys and values of each layer.
+        self.layers: list[tuple[Memory, Memory]] = list(zip(parts[::2], parts[1::2], strict=True))
         #: Addresses of branch 1 in every layer, int64 [2, layers] in device memory: keys, then values.
         addresses = [[layer[half].address + shape.branch_bytes for layer in self.layers] for half in (0, 1)]
         self.null_addresses = device.uploaded(np.array(addresses, np.int64))

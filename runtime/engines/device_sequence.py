@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Parts
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -19,6 +20,23 @@ from .device_loop import Flight, Frame, Outbox
 
 if TYPE_CHECKING:
     from .device_model import DeviceModel
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _told(method: _Method) -> _Method:
+    """An error of the GPU becomes an :class:`EngineError`."""
+
+    @functools.wraps(method)
+    def call(self: DeviceSequence, *arguments: Any, **options: Any) -> Any:
+        try:
+            return method(self, *arguments, **options)
+        except self._device.cuda.CudaError as error:
+            raise EngineError(
+                f"the GPU failed: {error}; open the model again, in a new process if it persists"
+            ) from error
+
+    return cast(_Method, call)
 
 
 class DeviceSequence:
@@ -55,6 +73,7 @@ class DeviceSequence:
         """Waiting for the device counts: it is the library's work that is waited for."""
         return self._clock.seconds
 
+    @_told
     def prefill(self, parts: Parts[np.ndarray]) -> None:
         rows = sum(map(len, parts))
         self._reserve(rows)
@@ -95,6 +114,7 @@ class DeviceSequence:
         self._length, self._null_rows = length, min(self._null_rows, length)
         self._running = False
 
+    @_told
     def fork(self) -> DeviceSequence:
         other = DeviceSequence(self._engine)
         with self._device.lock:
@@ -103,10 +123,12 @@ class DeviceSequence:
         other._length = self._length
         return other
 
+    @_told
     def save(self) -> np.ndarray:
         with self._device.lock:
             return self._cache.save(self._length)
 
+    @_told
     def restore(self, cache: np.ndarray) -> None:
         model, rows = self._engine.model, cache.shape[3] if cache.ndim == 5 else 0
         if cache.shape != (model.layers, 2, model.kv_heads, rows, model.head_dim) or cache.dtype != np.float32:
@@ -117,11 +139,13 @@ class DeviceSequence:
             self._cache.restore(cache)
         self._length = rows
 
+    @_told
     def modality_logits(self) -> np.ndarray:
         with self._device.lock, self._clock:
             self._engine.body.modality_logits(self._hidden, self._choice)
             return self._read(self._choice.address, (len(CHOOSABLE),))
 
+    @_told
     def begin_segment(
         self, modality: Literal["audio", "text"], sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
     ) -> None:
@@ -159,6 +183,7 @@ class DeviceSequence:
             self._steps[key] = step, Frame(self._device, step, sample)
         return self._steps[key]
 
+    @_told
     def run_frames(self, count: int) -> Frames:
         if self._flight is None or not self._running:
             raise EngineError("run_frames: no segment is under way")

@@ -18,7 +18,9 @@ from ualm.export.exporter import export_run
 from ualm.runtime import AudioSampling, ContextError, EngineError, TextSampling
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.base import Engine, Frames, Sequence
+from ualm.runtime.engines.device import Event
 from ualm.runtime.engines.device_loop import RING
+from ualm.runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 
 Pair = tuple[Engine, Engine]
 
@@ -205,6 +207,74 @@ def test_logits_that_cannot_be_sampled_are_the_cpus_error_at_the_same_row(bundle
         sequence.begin_segment("text", options_of("text", seed=1), mode="fixed", segment=0)
         found[-1] += (drawn(sequence).rows.tolist(),)
     assert found[0] == found[1]
+
+
+def test_an_error_of_the_gpu_is_an_engine_error(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = device_engine(bundle)
+    sequence = begun(engine, seed=2)
+
+    def fail(self: Event) -> None:
+        raise engine.device.cuda.CudaError(
+            "CUDA cannot wait for an event: an illegal address (cudaErrorIllegalAddress)"
+        )
+
+    monkeypatch.setattr(Event, "wait", fail)
+    with pytest.raises(EngineError, match="the GPU failed: CUDA cannot wait for an event: an illegal address"):
+        sequence.run_frames(2)
+
+
+class _CapturedBody:
+    """A body of which a whole step is captured, as TensorRT's is: it copies logits that lie on the device."""
+
+    prefill_rows = 64
+
+    def __init__(self, engine: OnnxRuntimeCudaEngine, logits: np.ndarray) -> None:
+        self._real, self.device = engine.device_model.body, engine.device
+        self.source, self.hidden_size = self.device.uploaded(logits), engine.model.hidden_size
+        self.eager: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def open_step(self, cache: Any, modality: str, branches: int) -> _CapturedBody:
+        self.embeddings = self.device.allocate(branches * self.hidden_size * 4)
+        self.logits = self.device.allocate(self.source.nbytes)
+        return self
+
+    def begin(self, held: int) -> None: ...
+
+    def before(self, held: int) -> None: ...
+
+    def bucket(self, held: int) -> int:
+        return held // 8
+
+    def enqueue(self, held: int) -> None:
+        self.eager.append(held)
+        self.device.copy(self.logits.address, self.source.address, self.source.nbytes)
+
+
+def test_frames_that_are_captured_whole_draw_the_cpus_rows(bundle: Bundle) -> None:
+    """Draws, stops and the ring's places come from device memory: a graph that is played again must find the next."""
+    vocabulary, random = bundle.manifest.vocabulary, np.random.default_rng(0)
+    logits = random.standard_normal((2, 2 + 8 * (vocabulary.codebook_size + 1)), np.float32)
+    logits[:, :3] -= 5
+    engine = device_engine(bundle)
+    body = engine.device_model.body = _CapturedBody(engine, logits)  # type: ignore[assignment]
+    for seed in range(3):
+        found = drawn(begun(engine, seed=seed, max_steps=40))
+        cpu = cpu_engine(bundle).open_sequence()._sampler
+        cpu.begin_audio(
+            mode="fixed", temperature=1.0, top_k=0, top_p=1.0, guidance=3.0, max_steps=40, seed=seed, segment=0
+        )
+        row, latent = np.empty(8, np.int32), np.empty(bundle.manifest.codec.latent_size, np.float32)
+        rows, latents, flags = [], [], 0
+        while not flags & 3:
+            flags = cpu.step(logits, row, np.empty(bundle.manifest.model.hidden_size, np.float32), latent)
+            rows.append(row.copy())
+            latents += [latent.copy()] if flags & 4 else []
+        np.testing.assert_array_equal(found.rows, rows)
+        np.testing.assert_array_equal(found.latents, latents)
+    assert len(set(body.eager)) < 30 and len(body.eager) < 40  # of more than a hundred frames
 
 
 def test_logits_are_refused_where_frames_behind_them_have_run(engines: Pair) -> None:
