@@ -37,7 +37,7 @@ class Kernel:
         self.progress = np.full(count, 2**64 - 1, np.uint64)
         self.capacity = capacity
         self._tables = tables  # the addresses below live as long as their arrays
-        layout = cuda.Layout(
+        self.layout = cuda.Layout(
             codebook_size=tables.codebook_size,
             text_size=tables.text_size,
             audio_base=tables.audio_base,
@@ -59,7 +59,7 @@ class Kernel:
             sequences=count,
             branches=self.branches,
             text=text,
-            layout=layout,
+            layout=self.layout,
             tables=self.tables,
             embeddings=address(self.embeddings),
             embedding_copies=2,
