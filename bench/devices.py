@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..runtime.errors import InputError
 
 #: GiB of a memory that processor and GPU share which the system takes: an assumption. With the 0.5 GiB that a plan adds
-#: for the library it is the 3 GB beside the model that NVIDIA's TensorRT-Edge-LLM 0.8.0 (release notes) advises for Jetson.
+#: for the library it is the 3 GB beside the model that TensorRT-Edge-LLM 0.8.0 (release notes) advises for Jetson.
 SHARED_RESERVE = 2.5
 #: The same of a GPU's own memory: the driver's context and a display.
 OWN_RESERVE = 0.5
