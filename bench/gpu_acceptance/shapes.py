@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ...runtime.bundle import Bundle
 from ...runtime.errors import UalmError
 from ..decode import Decode
-from ..subjects import PeerSubject
+from ..subjects import AnySubject, PeerSubject
 from .findings import Findings, Skip
 from .loop import check_bundle, measure, measure_bundle
 
@@ -73,7 +73,7 @@ def _against_torch(ground: Ground, found: Findings, name: str, kind: str, folder
             other = PeerSubject(peer, _run(ground, kind), 1 if ground.dry_run else 8, ground.torch_device)
         except UalmError as error:
             raise Skip(str(error)) from error
-        subjects = [ground.subject(name, folder), other]
+        subjects: list[AnySubject] = [ground.subject(name, folder), other]
         report = measure(ground, Decode((context,)), subjects, repeat=4 if ground.dry_run else 96)
         found.take(report)
         said += [f"{each.speedup:.2f} times as fast ({each.verdict})" for each in report.comparisons]

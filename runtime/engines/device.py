@@ -64,13 +64,20 @@ class Pinned:
     """Host memory that the device reads and writes while it works, zero at first.
 
     ``array`` is the host's view of it, ``address`` the device's. The memory is freed with this object, not with the
-    array.
+    array, once the device's work is done: frames that were launched ahead may still write to it.
     """
 
-    def __init__(self, cuda: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    def __init__(self, device: Device, shape: tuple[int, ...], dtype: Any) -> None:
+        cuda, lock, stream = device.cuda, device.lock, device.stream
+
+        def free(place: int) -> None:
+            with lock:  # not while somebody captures: a stream that is captured cannot be waited for
+                stream.synchronize()
+            cuda.free_pinned(place)
+
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         place, self.address = cuda.malloc_pinned(nbytes)
-        _finally(self, cuda.free_pinned, place)
+        _finally(self, free, place)
         self.array = np.frombuffer(cuda.pinned_view(place, nbytes), dtype).reshape(shape)
         self.array[...] = 0
 
@@ -147,7 +154,7 @@ class Device:
         return buffer
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> Pinned:
-        return Pinned(self.cuda, shape, dtype)
+        return Pinned(self, shape, dtype)
 
     def upload(self, address: int, values: np.ndarray) -> None:
         """Copy values to the device; they may change as soon as this returns: CUDA stages what is not pinned."""

@@ -87,6 +87,8 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
 
     def session_options(self, role: str) -> Any:
         options = super().session_options(role)
+        # a plan of memory is kept for each shape, and every length of what is held is one
+        options.enable_mem_pattern = False
         if self.device.kind == "cuda" and role in _LOOP:
             # a node that fell back to the CPU would copy to the host and back within every frame, in silence
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
