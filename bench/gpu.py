@@ -9,7 +9,7 @@ import numpy as np
 from ..runtime.bundle import Bundle
 from ..runtime.engines.device import Device
 from ..runtime.engines.device_check import driver_version, load_kernels
-from ..runtime.engines.selection import ENGINES, why_not
+from ..runtime.engines.selection import CPU, ENGINES, why_not
 from .schema import Bandwidth, Gpu
 
 #: Bytes of a copy, far beyond any cache of a GPU, and copies a measurement.
@@ -62,8 +62,8 @@ def gpu_of(engine: str | None, bundle: Bundle, max_context: int) -> Device | Non
     None where that is the CPU, and where the engine cannot run, of which opening it will tell.
     """
     names = ENGINES if engine is None else [engine] if engine in ENGINES else []
-    found = next((name for name in names if why_not(name, bundle, max_context) is None), "onnxruntime")
-    return None if found == "onnxruntime" else Device(load_kernels())
+    found = next((name for name in names if why_not(name, bundle, max_context) is None), CPU)
+    return None if found == CPU else Device(load_kernels())
 
 
 def _clocks() -> dict[str, int]:

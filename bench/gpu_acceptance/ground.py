@@ -14,7 +14,7 @@ from ...runtime.engines.base import Engine
 from ...runtime.engines.device import Device
 from ...runtime.engines.device_check import CudaFacts, cuda_facts, gpu_problem, load_kernels
 from ...runtime.engines.onnxruntime_cuda import NAME, OnnxRuntimeCudaEngine
-from ...runtime.engines.selection import ENGINES, choose, why_not
+from ...runtime.engines.selection import CPU, ENGINES, choose, why_not
 from ...runtime.errors import EngineError, InputError
 from ...runtime.packaged import default_bundle
 from ..bandwidth import BandwidthMeter
@@ -96,7 +96,7 @@ class Ground:
         """Engines on the GPU that can open ``bundle``; :class:`EngineError` with all reasons if none can."""
         if self.dry_run:
             return [NAME]
-        reasons = {name: why_not(name, bundle, max_context) for name in ENGINES if name != "onnxruntime"}
+        reasons = {name: why_not(name, bundle, max_context) for name in ENGINES if name != CPU}
         found = [name for name, reason in reasons.items() if reason is None]
         if not found:
             raise EngineError("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))

@@ -90,6 +90,15 @@ def cuda_facts() -> CudaFacts:
         cuda = load_kernels()
     except EngineError as error:
         return CudaFacts(str(error), (), None, 0, None, None, ())
+    try:
+        return _ask(cuda)
+    except cuda.CudaError as error:  # a driver that is broken must not keep the CPU from working
+        return CudaFacts(
+            f"CUDA does not start here ({error}); see whether nvidia-smi works", (), None, 0, None, None, ()
+        )
+
+
+def _ask(cuda: Any) -> CudaFacts:
     built, portable = architectures(str(cuda.ARCHITECTURES))
     count, trouble = cuda.device_count()
     gpus = []

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import EngineError
+from .device_check import cuda_facts, gpu_problem
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -79,12 +80,14 @@ def _cpu_open(bundle: Bundle, threads: int | None, max_context: int) -> Engine:
     return OnnxRuntimeEngine(bundle, threads=threads, max_context=max_context)
 
 
+#: The engine that needs no GPU.
+CPU = "onnxruntime"
 #: Every engine, the fastest first.
 ENGINES: dict[str, _Candidate] = {
     "tensorrt": _tensorrt("tensorrt"),
     "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
     "onnxruntime-cuda": _Candidate(_cuda_why_not, _cuda_open),
-    "onnxruntime": _Candidate(_cpu_why_not, _cpu_open),
+    CPU: _Candidate(_cpu_why_not, _cpu_open),
 }
 
 
@@ -109,13 +112,14 @@ def choose(name: str | None, bundle: Bundle, *, threads: int | None, max_context
             raise EngineError(f"engine {name} cannot run here: {reason}")
         return Choice(ENGINES[name].open(bundle, threads, max_context), {})
     passed_over: dict[str, str] = {}
+    lacking = gpu_problem(cuda_facts())  # asked once, before any engine's library is imported
     for each, candidate in ENGINES.items():
-        reason = why_not(each, bundle, max_context)
+        reason = lacking if lacking is not None and each != CPU else why_not(each, bundle, max_context)
         if reason is None:
             try:
                 engine = candidate.open(bundle, threads, max_context)
             except EngineError as error:
-                if each == list(ENGINES)[-1]:
+                if each == CPU:
                     raise  # the bundle itself may be what is wrong
                 reason = str(error)
             else:

@@ -246,7 +246,7 @@ def test_memory_that_ends_on_the_way_is_an_error_that_counts(bundle, monkeypatch
         device_engine(bundle, 65536)
 
 
-def test_engines_are_tried_in_order_and_unknown_ones_are_refused(bundle, monkeypatch):
+def test_engines_are_tried_in_order_and_unknown_ones_are_refused(bundle, shim):
     assert list(selection.ENGINES) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime"]
     with pytest.raises(EngineError, match="engine 'cuda' is unknown; available: tensorrt, tensorrt-rtx, onnxruntime-"):
         selection.choose("cuda", bundle, threads=1, max_context=64)
@@ -257,7 +257,7 @@ def test_engines_are_tried_in_order_and_unknown_ones_are_refused(bundle, monkeyp
         raise EngineError("its engine is stale")
 
     candidate = selection._Candidate(lambda bundle, rows: None, refuse)
-    monkeypatch.setitem(selection.ENGINES, "tensorrt-rtx", candidate)
+    shim.setitem(selection.ENGINES, "tensorrt-rtx", candidate)
     chosen = selection.choose(None, bundle, threads=1, max_context=64)
     assert (opened, chosen.engine.name) == (["refused"], "onnxruntime")
     assert chosen.passed_over["tensorrt-rtx"] == "its engine is stale"
@@ -266,11 +266,29 @@ def test_engines_are_tried_in_order_and_unknown_ones_are_refused(bundle, monkeyp
         selection.choose("tensorrt-rtx", bundle, threads=1, max_context=64)
 
 
-def test_where_no_engine_runs_all_reasons_are_told(bundle, monkeypatch):
+def test_without_a_gpu_no_library_of_one_is_asked(bundle, shim):
+    shim.setenv("UALM_SHIM_DRIVER", "0")
     for name in selection.ENGINES:
-        monkeypatch.setitem(
-            selection.ENGINES, name, selection._Candidate(lambda bundle, rows, name=name: f"no {name}", None)
-        )
+        if name != selection.CPU:
+            shim.setitem(selection.ENGINES, name, selection._Candidate(lambda *given: pytest.fail("asked"), None))
+    chosen = selection.choose(None, bundle, threads=1, max_context=64)
+    assert chosen.engine.name == "onnxruntime" and len(set(chosen.passed_over.values())) == 1
+
+
+def test_a_driver_that_is_broken_leaves_the_cpu(bundle, shim):
+    cuda = load_kernels()
+
+    def fail():
+        raise cuda.CudaError("CUDA cannot ask for a version: unknown error")
+
+    shim.setattr(cuda, "driver_version", fail)
+    chosen = selection.choose(None, bundle, threads=1, max_context=64)
+    assert chosen.engine.name == "onnxruntime" and "CUDA does not start here" in chosen.passed_over["onnxruntime-cuda"]
+
+
+def test_where_no_engine_runs_all_reasons_are_told(bundle, shim):
+    for name in selection.ENGINES:
+        shim.setitem(selection.ENGINES, name, selection._Candidate(lambda bundle, rows, name=name: f"no {name}", None))
     with pytest.raises(EngineError, match=r"no engine can run here: tensorrt: no tensorrt; .*onnxruntime: no onnxr"):
         selection.choose(None, bundle, threads=1, max_context=64)
 
