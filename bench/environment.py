@@ -73,8 +73,12 @@ def describe_run(
 
 
 def command_line() -> str:
-    """The command as it was given; of its own path only the name."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command as it was given; of its own path only the name, of a package's the package."""
+    program = [Path(sys.argv[0]).name]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if program == ["__main__.py"] and spec is not None and spec.parent:
+        program = ["python", "-m", spec.parent]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def source_commit(module: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,13 @@ def test_a_package_inside_somebody_elses_repository_is_known_by_its_version(repo
 def test_without_git_the_version_is_told(repository, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert source_commit(repository / "__init__.py") == f"ualm {ualm.runtime.__version__}"
+
+
+def test_a_package_that_is_run_is_named_as_python_names_it(monkeypatch):
+    spec = types.SimpleNamespace(name="ualm.bench.gpu_acceptance.__main__", parent="ualm.bench.gpu_acceptance")
+    monkeypatch.setattr(sys, "argv", ["/somewhere/gpu_acceptance/__main__.py", "--out", "a b"])
+    monkeypatch.setitem(sys.modules, "__main__", types.SimpleNamespace(__spec__=spec))
+    assert command_line() == "python -m ualm.bench.gpu_acceptance --out 'a b'"
 
 
 def test_a_run_tells_what_is_needed_to_repeat_it(monkeypatch):
