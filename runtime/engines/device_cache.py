@@ -72,6 +72,16 @@ class DeviceCache:
             origin = source.layers[first[0]][first[1]].address + first[2] * self.shape.head_bytes
             self._device.copy(target, origin, rows * self.shape.row_bytes)
 
+    def clear(self, first: int) -> None:
+        """Zero the rows from ``first`` on, of both branches."""
+        shape, cuda, stream = self.shape, self._device.cuda, self._device.stream.handle
+        nbytes = (shape.capacity - first) * shape.row_bytes
+        for parts in self.layers:
+            for part in parts:
+                for head in range(2 * shape.kv_heads if nbytes else 0):
+                    place = part.address + head * shape.head_bytes + first * shape.row_bytes
+                    cuda.set_bytes(place, 0, nbytes, stream)
+
     def save(self, rows: int) -> np.ndarray:
         """Branch 0, float32 [layers, 2, kv_heads, rows, head_dim]."""
         held = self._host(rows)

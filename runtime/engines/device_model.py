@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,11 @@ from .device_cache import CacheShape, DeviceCache
 from .device_loop import AHEAD, Outbox
 from .device_sampler import DeviceSampler, SamplerTables, fill_null_prefix
 from .device_sequence import DeviceSequence
+from .device_workspace import Workspace
 from .rotary import rotary_tables
+
+#: Workspaces kept of conversations that are over: each holds a whole cache.
+SPARE = 1
 
 
 def columns_of(vocabulary: Vocabulary, modality: Modality) -> int:
@@ -45,9 +50,29 @@ class DeviceModel:
             self._angles = device.uploaded(self.cos), device.uploaded(self.sin)
             self._null = device.uploaded(bundle.table("null.keys")), device.uploaded(bundle.table("null.values"))
         self.body: DeviceBody
+        self._spare: deque[Workspace] = deque()
+        self._released = False
 
     def open_sequence(self) -> DeviceSequence:
         return DeviceSequence(self)
+
+    def take_workspace(self) -> Workspace:
+        """What a sequence needs on the device: that of one that is over, or anew."""
+        try:
+            return self._spare.popleft()
+        except IndexError:
+            return Workspace(self)
+
+    def give_back(self, workspace: Workspace) -> None:
+        """A sequence is over. What it launched ahead comes before the work of the next on the stream."""
+        if not self._released and len(self._spare) < SPARE:
+            workspace.forget()
+            self._spare.append(workspace)
+
+    def release(self) -> None:
+        """Free what is kept for a next conversation, of which there is none."""
+        self._released = True
+        self._spare.clear()
 
     def open_sampler(self, outbox: Outbox) -> DeviceSampler:
         """The sampler of a sequence, which leaves what it draws in ``outbox``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Parts
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -16,7 +17,7 @@ from ..vocabulary import CHOOSABLE, MODALITIES, STREAMS
 from .base import Frames
 from .clock import Clock
 from .device_body import DeviceStep
-from .device_loop import Flight, Frame, Outbox
+from .device_loop import Drawn, Flight
 
 if TYPE_CHECKING:
     from .device_model import DeviceModel
@@ -47,17 +48,9 @@ class DeviceSequence:
 
     def __init__(self, engine: DeviceModel) -> None:
         self._engine, self._device = engine, engine.device
-        device, model = engine.device, engine.model
-        with engine.explained_memory():
-            self._cache = engine.body.open_cache()
-            self._chunk = device.allocate(engine.body.prefill_rows * model.hidden_size * 4)
-            self._ids = device.allocate(engine.body.prefill_rows * STREAMS * 4)
-            self._hidden = device.uploaded(np.zeros(model.hidden_size, np.float32))
-            self._choice = device.allocate(len(CHOOSABLE) * 4)
-            self._outbox = Outbox(device, len(engine.rvq_bias))
-            self._sampler = engine.open_sampler(self._outbox)
+        self._work = engine.take_workspace()
+        weakref.finalize(self, engine.give_back, self._work).atexit = False
         self._length = self._null_rows = 0
-        self._steps: dict[tuple[str, int], tuple[DeviceStep, Frame]] = {}
         self._step: DeviceStep | None = None
         self._branches, self._columns = 1, 0
         self._flight: Flight | None = None
@@ -83,21 +76,21 @@ class DeviceSequence:
             with self._device.lock:
                 self._embed(pieces)
                 with self._clock:
-                    body.prefill(self._cache, self._chunk, count, self._length, self._hidden)
+                    body.prefill(self._work.cache, self._work.chunk, count, self._length, self._work.hidden)
             self._length += count
 
     def _embed(self, pieces: list[np.ndarray]) -> None:
         """Embeddings of a chunk's rows and features, one behind the other."""
-        at, width = 0, self._engine.model.hidden_size
+        at, width, work = 0, self._engine.model.hidden_size, self._work
         for piece in pieces:
-            target = self._chunk.address + at * width * 4
+            target = work.chunk.address + at * width * 4
             if piece.dtype == np.float32:
                 self._device.upload(target, piece)
             else:
                 ids = self._engine.checked_ids(piece)
-                address = self._ids.address + at * STREAMS * 4
+                address = work.ids.address + at * STREAMS * 4
                 self._device.upload(address, ids)
-                self._sampler.embed(address, len(ids), target, copies=1)
+                work.sampler.embed(address, len(ids), target, copies=1)
             at += len(piece)
 
     def _reserve(self, rows: int) -> None:
@@ -113,20 +106,22 @@ class DeviceSequence:
             raise EngineError(f"truncate: {length} rows, but {self._length} are held")
         self._length, self._null_rows = length, min(self._null_rows, length)
         self._running = False
+        self._work.mend(length)
 
     @_told
     def fork(self) -> DeviceSequence:
         other = DeviceSequence(self._engine)
         with self._device.lock:
-            other._cache.copy_rows(self._cache, self._length)
-            self._device.copy(other._hidden.address, self._hidden.address, self._hidden.nbytes)
+            mine, theirs = self._work, other._work
+            theirs.cache.copy_rows(mine.cache, self._length)
+            self._device.copy(theirs.hidden.address, mine.hidden.address, mine.hidden.nbytes)
         other._length = self._length
         return other
 
     @_told
     def save(self) -> np.ndarray:
         with self._device.lock:
-            return self._cache.save(self._length)
+            return self._work.cache.save(self._length)
 
     @_told
     def restore(self, cache: np.ndarray) -> None:
@@ -136,36 +131,36 @@ class DeviceSequence:
         self.truncate(0)
         self._reserve(rows)
         with self._device.lock:
-            self._cache.restore(cache)
+            self._work.cache.restore(cache)
         self._length = rows
 
     @_told
     def modality_logits(self) -> np.ndarray:
         with self._device.lock, self._clock:
-            self._engine.body.modality_logits(self._hidden, self._choice)
-            return self._read(self._choice.address, (len(CHOOSABLE),))
+            self._engine.body.modality_logits(self._work.hidden, self._work.choice)
+            return self._read(self._work.choice.address, (len(CHOOSABLE),))
 
     @_told
     def begin_segment(
         self, modality: Literal["audio", "text"], sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
     ) -> None:
-        device, sampler = self._device, self._sampler
+        device, work, sampler = self._device, self._work, self._work.sampler
         self._branches = 2 if sampling.guidance > 1 else 1
         with device.lock:
             sampler.begin(modality, sampling, mode=mode, segment=segment)
             if self._branches == 2:
                 # a later segment writes its rows behind these: they stay right for the next null branch
-                self._engine.fill_null_prefix(self._cache, self._null_rows, self._length)
+                self._engine.fill_null_prefix(work.cache, self._null_rows, self._length)
                 self._null_rows = self._length
-            step, frame = self._frame(modality)
-            device.upload(self._ids.address, self._engine.vocabulary.special_row(MODALITIES[modality])[None])
-            sampler.embed(self._ids.address, 1, step.embeddings.address, copies=self._branches)
+            step, frame = work.frame(modality, self._branches)
+            device.upload(work.ids.address, self._engine.vocabulary.special_row(MODALITIES[modality])[None])
+            sampler.embed(work.ids.address, 1, step.embeddings.address, copies=self._branches)
             step.begin(self._length)
         room = self._engine.max_context - self._length
         self._flight = Flight(
             device,
             frame,
-            self._outbox,
+            work.outbox,
             self._clock,
             start=self._length,
             most=min(sampling.max_steps, room),
@@ -173,15 +168,6 @@ class DeviceSequence:
             ahead=self._engine.ahead,
         )
         self._step, self._columns, self._running = step, self._engine.columns(modality), True
-
-    def _frame(self, modality: Literal["audio", "text"]) -> tuple[DeviceStep, Frame]:
-        key = (modality, self._branches)
-        if key not in self._steps:
-            with self._engine.explained_memory():
-                step = self._engine.body.open_step(self._cache, modality, self._branches)
-            sample = self._sampler.bound(step, modality, self._branches, self._engine.columns(modality))
-            self._steps[key] = step, Frame(self._device, step, sample)
-        return self._steps[key]
 
     @_told
     def run_frames(self, count: int) -> Frames:
@@ -194,7 +180,7 @@ class DeviceSequence:
         while drawn < count and end is None:
             self._reserve(1)
             self._length += 1  # the frame has fed its row, also where none could be drawn
-            got = self._flight.take(wanted=count - drawn)
+            got = self._take(self._flight, count - drawn)
             rows[drawn] = got.row
             drawn += 1
             if got.latent is not None:
@@ -203,6 +189,13 @@ class DeviceSequence:
             end = "stop" if got.flags & _native.STOP else "limit" if got.flags & _native.LIMIT else None
         self._running = end is None
         return Frames(rows[:drawn], latents[:complete], end)
+
+    def _take(self, flight: Flight, wanted: int) -> Drawn:
+        try:
+            return flight.take(wanted=wanted)
+        except EngineError:
+            self._work.spoilt = True
+            raise
 
     @property
     def logits(self) -> np.ndarray:

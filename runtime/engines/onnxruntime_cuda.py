@@ -126,6 +126,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
         for stream in (self.device.stream, self.device.codec_stream):
             stream.synchronize()  # frames that were launched ahead still read the weights
         super().close()
+        self.device_model.release()
 
 
 def cache_shape(bundle: Bundle, max_context: int) -> CacheShape:

@@ -209,6 +209,44 @@ def test_logits_that_cannot_be_sampled_are_the_cpus_error_at_the_same_row(bundle
     assert found[0] == found[1]
 
 
+def test_a_conversation_takes_over_what_another_left_and_knows_nothing_of_it(bundle: Bundle, engines: Pair) -> None:
+    engine = device_engine(bundle)
+    first = begun(engine, seed=1)
+    first.run_frames(5)  # and more are under way
+    kept = first._work  # type: ignore[attr-defined]
+    del first
+    second, third = engine.open_sequence(), engine.open_sequence()
+    assert second._work is kept and third._work is not kept  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(second.modality_logits(), engines[0].open_sequence().modality_logits())
+    del second
+    for seed in range(3):
+        assert_same(drawn(begun(engine, seed=seed)), drawn(begun(engines[0], seed=seed)))
+    engine.close()
+    del third
+    assert not engine.device_model._spare
+
+
+def test_no_broken_number_stays_in_the_cache_behind_what_is_held(bundle: Bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "spoilt"))
+    spoil_embedding(folder, int(begun(cpu_engine(bundle), seed=5).run_frames(6).rows[3][0]))
+    engine = device_engine(Bundle(folder, verify="never"), 64)
+    sequence = begun(engine, seed=5)
+    with pytest.raises(EngineError, match="NaN"):
+        drawn(sequence)
+
+    def broken() -> int:
+        found = 0
+        for part in itertools.chain(*sequence._work.cache.layers):  # type: ignore[attr-defined]
+            values = np.empty(part.nbytes // 4, np.float32)
+            engine.device.download(values, part.address)
+            found += int(np.isnan(values.reshape(2, -1, 64, 8)[:, :, :40]).sum())
+        return found
+
+    assert broken()
+    sequence.truncate(7)
+    assert not broken() and sequence.length == 7
+
+
 def test_an_error_of_the_gpu_is_an_engine_error(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = device_engine(bundle)
     sequence = begun(engine, seed=2)
