@@ -61,20 +61,23 @@ def precisions_of(bundle: Bundle) -> dict[str, str]:
 class BundleSubject:
     """A bundle, and the engine it is loaded into when first asked for."""
 
+    #: Rows that an engine holds at least: what a model reserves by default.
+    least_context = DEFAULT_CONTEXT
+
     def __init__(self, folder: Path, request: Request, name: str) -> None:
         self.bundle = Bundle(folder)
         self._request, self._name = request, name
         self._engine: tuple[Engine, int] | None = None
 
     def engine(self, rows: int = 0) -> Engine:
-        """An engine whose sequences hold at least ``rows`` rows, and at least what a model reserves by default."""
+        """An engine whose sequences hold at least ``rows`` rows, and at least :attr:`least_context`."""
         limit = self.bundle.manifest.model.max_positions
         if rows > limit:
             raise InputError(
                 f"{self.bundle.folder}: the measurement needs {rows} rows of context, but this model holds {limit}; "
                 "give a smaller --context"
             )
-        wanted = max(rows, min(DEFAULT_CONTEXT, limit))
+        wanted = max(rows, min(self.least_context, limit))
         if self._engine is None or self._engine[1] < wanted:
             self.close()
             self._engine = self.open(wanted), wanted

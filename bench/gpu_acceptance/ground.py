@@ -121,6 +121,9 @@ class Ground:
 class DeviceSubject(BundleSubject):
     """A bundle in the engine under test."""
 
+    #: Engine files hold what they were built for, and a GPU allocates what is reserved.
+    least_context = 2048
+
     def __init__(self, folder: Path, ground: Ground, engine: str) -> None:
         super().__init__(folder, Request(folder, seed=ground.seed), folder.resolve().name)
         self._ground, self._name_of_engine = ground, engine
