@@ -111,11 +111,13 @@ def _plain(about: dict[str, Any]) -> str:
         bundle = about["bundle"]
         rows: list[tuple[str, ...]] = [("hashes", bundle["hashes"])]
         rows += [] if bundle["engine"] is None else [("engine", bundle["engine"])]
-        rows += [("not", f"{name}: {why}") for name, why in bundle["passed_over"].items()]
         for check in bundle["checks"]:
             error = "" if check["error"] is None else f"{check['error']:.1e}"
             rows.append(
                 (check["name"], "pass" if check["passed"] else "FAIL", error, f"tolerance {check['tolerance']:g}")
             )
+        # an engine that cannot run at all has said so above
+        others = [each for each in bundle["passed_over"].items() if about["engines"][each[0]]["runs"]]
+        sections += [table("passed over for this bundle", others)] if others else []
         sections.append(table(bundle["folder"], rows))
     return "\n\n".join(sections)

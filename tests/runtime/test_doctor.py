@@ -18,6 +18,7 @@ import safetensors.numpy
 from support.golden import CHECKS
 from ualm.runtime import BundleError, EngineError, __version__, _native, doctor
 from ualm.runtime.bundle import GOLDEN, WEIGHTS, Bundle
+from ualm.runtime.engines import selection
 from ualm.runtime.engines.device_check import CudaFacts, GpuFacts
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ualm.runtime.tensors import MappedTensors
@@ -185,6 +186,17 @@ def test_a_part_that_cannot_be_loaded_fails_its_check_alone(run, copy):
     assert status == 1 and "encoder.onnx" in err and err.count("\n") == 1
     assert [name for name, check in checks.items() if not check["passed"]] == ["features"]
     assert "cannot load it" in checks["features"]["problem"]
+
+
+def test_an_engine_that_could_run_but_not_with_this_bundle_is_told_with_the_reason(run, tiny_bundle, monkeypatch):
+    gpu = GpuFacts("A GPU", 89, 24 << 30, 20 << 30)
+    facts = CudaFacts(None, (89,), None, 13000, 13000, None, (gpu,))
+    monkeypatch.setattr(selection, "cuda_facts", lambda: facts)
+    candidate = selection._Candidate(lambda bundle, rows: "its engines are stale" if bundle else None, None)
+    monkeypatch.setitem(selection.ENGINES, "tensorrt", candidate)
+    out = run(tiny_bundle)[1]
+    assert "passed over for this bundle\n  tensorrt  its engines are stale\n\n" in out
+    assert json.loads(run(tiny_bundle, "--json")[1])["bundle"]["passed_over"]["tensorrt"] == "its engines are stale"
 
 
 def test_an_engine_that_is_named_and_cannot_run_fails_with_the_reason(run, tiny_bundle):
