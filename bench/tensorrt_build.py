@@ -1,0 +1,196 @@
+"""Compiling parts with TensorRT-RTX, each in a process of its own: how long, how much memory, how large.
+
+By hand: ``python -m ualm.bench.tensorrt_build RUN --precision int4 -o FILE``, for the body of a training run of any
+size (the rest of it is not exported), or with a bundle in the place of RUN for any of its parts. Nothing is run: that
+needs a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import typer
+
+from ..runtime.bundle import MANIFEST, WEIGHTS, Bundle
+from ..runtime.errors import ExportError, UalmError
+from .blocks import Samples
+from .environment import cores, current_load
+from .formats import write_json
+from .memory import Watcher
+from .report import to_table
+from .scenario import Case, Derived, measure_subjects
+from .schema import Bandwidth, Report, Setting, Subject
+from .statistics import Summary
+
+#: The most of the time that looks at private memory may take, see ``export``.
+_LOOKING = 0.05
+_BODY = "backbone"
+
+
+class _Source:
+    """What is compiled: a bundle, or the body alone of a training run, in one format."""
+
+    def __init__(self, folder: Path, name: str, precisions: Mapping[str, str], digest: str | None) -> None:
+        self.folder = folder
+        self.about = Subject(name, "tensorrt-rtx", digest, precisions)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True)
+class TensorRtBuild:
+    """Parsing, comparing and building one part for ``sms``.
+
+    Figures: "process", all of it, starting and importing included; "build", what the library took; "engine", the file;
+    "stored", the weights that the part reads, as they are stored; "peak_*" as in ``export``.
+    """
+
+    name: ClassVar[str] = "tensorrt-build"
+    units: ClassVar[Mapping[str, str]] = {
+        "process": "s",
+        "build": "s",
+        **dict.fromkeys(("engine", "stored", "peak_rss", "peak_private", "peak_anonymous"), "MiB"),
+    }
+    compared: ClassVar[Sequence[str]] = ()
+    default_repeat: ClassVar[int] = 1
+
+    def open(self, subject: _Source, setting: Mapping[str, Setting], *, block: int, seed: int) -> Case:
+        return _Builds(subject.folder, setting)
+
+
+class _Builds:
+    def __init__(self, folder: Path, setting: Mapping[str, Setting]) -> None:
+        self._folder, self._setting = folder, setting
+
+    def block(self, count: int) -> Samples:
+        figures: dict[str, list[float]] = {}
+        for _ in range(count):
+            for figure, value in self._build().items():
+                figures.setdefault(figure, []).append(value)
+        return figures
+
+    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+        return Derived()
+
+    def close(self) -> None:
+        """Each process has ended by itself."""
+
+    def _build(self) -> dict[str, float]:
+        command = [sys.executable, "-m", "ualm.bench.tensorrt_build_child", str(self._folder)]
+        command += [str(self._setting[name]) for name in ("part", "targets", "max_context")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            watcher = Watcher(process.pid, share=_LOOKING)
+            try:
+                out, errors = process.communicate()
+            except BaseException:
+                process.terminate()
+                raise
+            finally:
+                watcher.stop()
+        if process.returncode:
+            lines = errors.strip().splitlines() or [f"its process ended with status {process.returncode}"]
+            raise ExportError(f"{self._folder}: {self._setting['part']} was not built: {lines[-1]}")
+        told: dict[str, float] = json.loads(out.splitlines()[-1])
+        sizes = {f"peak_{kind}": size for kind, size in watcher.peak.items()}
+        sizes |= {"engine": int(told["engine"]), "stored": int(told["stored"])}
+        return {name: told[name] for name in ("process", "build")} | {n: size / 2**20 for n, size in sizes.items()}
+
+
+def measure_builds(
+    source: Path,
+    *,
+    precision: str = "fp16",
+    parts: Sequence[str] = (_BODY,),
+    targets: str = "sm89",
+    max_context: int = 16384,
+    repeat: int | None = None,
+) -> Report:
+    """Build ``parts`` of a bundle, or the body of a training run stored in ``precision``, for ``targets``."""
+    load_average = current_load()
+    settings: list[dict[str, Setting]] = [
+        {"part": part, "targets": targets, "max_context": max_context} for part in parts
+    ]
+    with _opened(source, precision, parts) as subject:
+        return measure_subjects(
+            TensorRtBuild(),
+            [subject],
+            settings,
+            threads=cores(),
+            repeat=repeat,
+            seed=0,
+            load_average=load_average,
+            libraries=("tensorrt-rtx", "onnx"),
+            progress=lambda text: None,
+        )
+
+
+@contextmanager
+def _opened(source: Path, precision: str, parts: Sequence[str]) -> Iterator[_Source]:
+    if (source / MANIFEST).is_file():
+        bundle = Bundle(source, verify="never")
+        formats = {part: str(bundle.manifest.parts[part]["precision"]) for part in parts}
+        yield _Source(source, source.resolve().name, formats, bundle.digest)
+        return
+    if tuple(parts) != (_BODY,):
+        raise ExportError(f"{source}: of a training run only the {_BODY} is built; export it, and give the bundle")
+    with tempfile.TemporaryDirectory(prefix="ualm-tensorrt-") as folder:
+        _write_body(source, precision, Path(folder))
+        yield _Source(Path(folder), source.resolve().name, {_BODY: precision}, None)
+
+
+def _write_body(run: Path, precision: str, folder: Path) -> None:
+    """The standard body of a run and its weights, in ``precision``."""
+    from ..export.backbone import BackbonePlan
+    from ..export.checkpoint import Checkpoint
+    from ..export.precision import BACKBONE, Precision
+    from ..export.run import find_run, read_recipe
+    from ..export.weights import WeightStore
+
+    formats = Precision.of(precision)
+    files = find_run(run)
+    shape = read_recipe(files.config).backbone
+    store = WeightStore(WEIGHTS)
+    plan = BackbonePlan(Checkpoint(files.weights), shape, store, BACKBONE[formats.backbone])
+    store.lay_out()
+    plan.graph("standard", formats.compute).save(folder, f"{_BODY}.onnx")
+    for _ in store.write(folder):
+        pass
+
+
+def _main(
+    source: Annotated[Path, typer.Argument(help="A training run, or a bundle.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the results, JSON.")],
+    precision: Annotated[str, typer.Option(help="Format of a training run's body.")] = "fp16",
+    part: Annotated[list[str] | None, typer.Option(help="Part of a bundle; again for more.")] = None,
+    target: Annotated[str, typer.Option(help="GPUs, as for ualm export.")] = "sm89",
+    max_context: Annotated[int, typer.Option(help="Rows of the cache.")] = 16384,
+    repeat: Annotated[int | None, typer.Option(help="Times; once by default.")] = None,
+) -> None:
+    """Measure building with TensorRT-RTX; no GPU is needed, and nothing is run."""
+    try:
+        report = measure_builds(
+            source,
+            precision=precision,
+            parts=part or [_BODY],
+            targets=target,
+            max_context=max_context,
+            repeat=repeat,
+        )
+    except UalmError as error:
+        print(f"ualm: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    output.write_text(write_json(report), encoding="utf-8")
+    print(to_table(report))
+
+
+if __name__ == "__main__":
+    typer.run(_main)

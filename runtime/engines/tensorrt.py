@@ -1,0 +1,179 @@
+"""The engine on TensorRT or TensorRT-RTX: a bundle's compiled parts in the device loop. Needs no ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from .. import _native
+from ..bundle import WEIGHTS, Bundle
+from ..engine_files import EngineFile
+from ..errors import EngineError
+from ..tensors import widen
+from .base import CodecStream
+from .base import Sequence as EngineSequence
+from .device import Device
+from .device_body import Modality
+from .device_cache import CacheShape
+from .device_check import CudaFacts, cuda_facts, gpu_problem, load_kernels
+from .device_model import DeviceModel, columns_of
+from .tensorrt_body import BodyParts, TensorRtBody
+from .tensorrt_codec import Side, TensorRtCodecStream, TensorRtEncoder
+from .tensorrt_context import CompiledPart, CompiledParts
+from .tensorrt_library import Library, load_library, sm_name
+from .tensorrt_names import LibraryName
+
+#: Parts that an engine needs.
+ROLES = ("backbone", "head.text", "head.audio", "head.modality", "encoder", "codec.stream")
+_HEADS: tuple[Modality, ...] = ("audio", "text")
+
+
+def find_engines(bundle: Bundle, library: Library, sm: int) -> dict[str, EngineFile]:
+    """The engine file of each role for a GPU; :class:`EngineError` where one is missing or must not be run."""
+    files, parts = bundle.manifest.files, bundle.manifest.parts
+    again = f"ualm export {bundle.folder} --engine {library.name}"
+    again += f" --target {sm_name(sm)} -o {bundle.folder}" if library.compiles_for_others else f" -o {bundle.folder}"
+    found: dict[str, EngineFile] = {}
+    reasons: list[str] = []
+    for engine in bundle.manifest.engines:
+        if engine.engine != library.name or engine.role not in parts:
+            continue
+        reason = engine.why_stale(
+            library_version=library.version,
+            sm=sm,
+            onnx_sha256=files[parts[engine.role]["file"]].sha256,
+            weights_sha256=files[WEIGHTS].sha256,
+        )
+        if reason is None:
+            found[engine.role] = engine
+        else:
+            reasons.append(reason)
+    missing = [role for role in ROLES if role not in found]
+    if not missing:
+        return found
+    why = reasons[0] if reasons else f"the bundle has no {library.name} engine of {missing[0]}"
+    raise EngineError(f"{why}; build them with: {again}")
+
+
+def why_not(name: LibraryName, bundle: Bundle | None) -> str | None:
+    """Why the engine cannot run here, a sentence; None if it can."""
+    library = load_library(name)
+    return refusal(library, cuda_facts(), bundle)
+
+
+def refusal(library: Library, facts: CudaFacts, bundle: Bundle | None) -> str | None:
+    """As :func:`why_not`, for a library and a machine."""
+    problem = gpu_problem(facts)
+    if problem is not None or bundle is None:
+        return problem
+    try:
+        find_engines(bundle, library, facts.gpus[0].sm)
+    except EngineError as error:
+        return str(error)
+    return None
+
+
+def open_engine(name: LibraryName, bundle: Bundle, *, max_context: int) -> TensorRtEngine:
+    """The engine on the first GPU."""
+    library, facts = load_library(name), cuda_facts()
+    problem = gpu_problem(facts)
+    if problem is not None:
+        raise EngineError(f"engine {name}: {problem}")
+    return TensorRtEngine(bundle, Device(load_kernels()), library, sm=facts.gpus[0].sm, max_context=max_context)
+
+
+class TensorRtEngine:
+    """See :class:`base.Engine`. Sequences of one engine may run on several threads at once."""
+
+    def __init__(self, bundle: Bundle, device: Device, library: Library, *, sm: int, max_context: int) -> None:
+        self.name: str = library.name
+        self.bundle, self.device = bundle, device
+        self._files = find_engines(bundle, library, sm)
+        capacity = self._files["backbone"].capacity
+        if max_context > capacity:
+            raise EngineError(
+                f"the {library.name} engines of this bundle hold {capacity} rows, and max_context = {max_context} were "
+                f"asked for; open it with {capacity} or less, or build them with --max-context {max_context}"
+            )
+        self._parts = CompiledParts(library, _kernel_cache(bundle, library, sm))
+        self._loaded: dict[str, CompiledPart] = {}
+        self._lock, self._closed = threading.Lock(), False
+        self.rvq_table, self.rvq_bias = widen(bundle.table("codec.rvq_table")), bundle.table("codec.rvq_bias")
+        model, vocabulary = bundle.manifest.model, bundle.manifest.vocabulary
+        number = bundle.manifest.parts["backbone"].get("compute", "float32")
+        shape = CacheShape(model.layers, model.kv_heads, model.head_dim, capacity, number)
+        self.device_model = DeviceModel(device, bundle, shape, max_context=max_context)
+        heads = {head: self._part(f"head.{head}") for head in ("audio", "text", "modality")}
+        with self.device_model.explained_memory():
+            self.device_model.body = TensorRtBody(
+                device,
+                BodyParts(self._part("backbone"), heads),
+                shape,
+                (self.device_model.cos, self.device_model.sin),
+                hidden_size=model.hidden_size,
+                columns={modality: columns_of(vocabulary, modality) for modality in _HEADS},
+            )
+        self._side = Side(device)
+        self._side_lock = threading.Lock()
+        self._encoder: TensorRtEncoder | None = None
+
+    def _part(self, role: str) -> CompiledPart:
+        """The compiled part, loaded when first asked for."""
+        with self._lock:
+            if self._closed:
+                raise EngineError("the model is closed; open it again")
+            if role not in self._loaded:
+                entry = self._files[role]
+                self._loaded[role] = self._parts.load(self.bundle.path(entry.file), entry)
+            return self._loaded[role]
+
+    @property
+    def bytes_per_row(self) -> int:
+        return self.device_model.shape.bytes_per_row
+
+    def open_sequence(self) -> EngineSequence:
+        self._part("backbone")
+        return self.device_model.open_sequence()
+
+    def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        part = self._part("encoder")
+        with self._side_lock:
+            if self._encoder is None:
+                self._encoder = TensorRtEncoder(self._side, part)
+            return self._encoder.encode(inputs)
+
+    def open_codec_stream(self) -> CodecStream:
+        codec = self.bundle.manifest.codec
+        return TensorRtCodecStream(
+            self._side, self._part("codec.stream"), hop_length=codec.hop_length, first_frames=codec.first_frames
+        )
+
+    def decode_latents(self, latents: np.ndarray) -> np.ndarray:
+        return self.open_codec_stream().decode(latents, last=True)
+
+    def codes_to_latents(self, codes: np.ndarray) -> np.ndarray:
+        latents = np.empty((len(codes), len(self.rvq_bias)), np.float32)
+        _native.codes_to_latents(np.ascontiguousarray(codes, np.int32), self.rvq_table, self.rvq_bias, latents)
+        return latents
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._parts.save_cache()
+            self._closed = True
+            self._loaded.clear()
+        self._encoder = None
+
+
+def _kernel_cache(bundle: Bundle, library: Library, sm: int) -> Path | None:
+    """File of the kernels that TensorRT-RTX has compiled for this bundle here; None without a home directory."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return folder / "ualm" / library.name / f"{bundle.digest[:32]}.{library.version}.{sm_name(sm)}.kernels"

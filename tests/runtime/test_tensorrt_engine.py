@@ -1,0 +1,201 @@
+"""The TensorRT engine against the CPU engine, on a stand-in for TensorRT that we wrote (``support/fake_tensorrt.py``):
+that its calls fit together and that a captured step counts for itself. TensorRT itself was not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.bundles import changed_manifest
+from support.cuda_shim import load_shim
+from support.device import cpu_engine
+from support.fake_tensorrt import ReplayingDevice, fake_build, fake_library
+from support.runs import make_run
+from ualm.export.exporter import export_run
+from ualm.export.tensorrt_target import add_engines
+from ualm.runtime import AudioSampling, EngineError, TextSampling
+from ualm.runtime.bundle import Bundle
+from ualm.runtime.engines.base import Engine, Frames, Sequence
+from ualm.runtime.engines.device_check import CudaFacts, GpuFacts
+from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from ualm.runtime.engines.tensorrt import TensorRtEngine, find_engines, refusal
+from ualm.runtime.engines.tensorrt_body import bucket_rows
+
+CONTEXT = 640
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("tensorrt")
+    run = make_run(folder / "run", lean={"pad": -1.0, "eos": 0.5, "eot": 0.5})
+    export_run(run.folder, folder / "bundle")
+    add_engines(Bundle(folder / "bundle"), fake_library(), (86, 89), max_context=CONTEXT, builder=fake_build)
+    return Bundle(folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def engines(
+    bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[OnnxRuntimeEngine, TensorRtEngine]]:
+    pair = cpu_engine(bundle, CONTEXT), opened(bundle)
+    yield pair
+    for engine in pair:
+        engine.close()
+
+
+def opened(bundle: Bundle, max_context: int = CONTEXT) -> TensorRtEngine:
+    return TensorRtEngine(
+        bundle, ReplayingDevice(load_shim(), kind="cpu"), fake_library(), sm=89, max_context=max_context
+    )
+
+
+def begun(engine: Engine, modality: str, prompt: int, **changes: Any) -> Sequence:
+    sequence = engine.open_sequence()
+    vocabulary = engine.bundle.manifest.vocabulary  # type: ignore[attr-defined]
+    random = np.random.default_rng(prompt)
+    features = random.standard_normal((5, engine.bundle.manifest.model.hidden_size), np.float32)  # type: ignore[attr-defined]
+    rows = vocabulary.text_rows(random.integers(1, vocabulary.text_size, prompt).tolist())
+    sequence.prefill([rows[:3], features, rows[3:]])
+    kind: Any = AudioSampling if modality == "audio" else TextSampling
+    options = {"temperature": 1.0, "top_k": 20, "guidance": 3.0, "max_steps": 60} | changes
+    sequence.begin_segment(modality, kind(**options), mode="fixed", segment=0)  # type: ignore[arg-type]
+    return sequence
+
+
+def drawn(sequence: Sequence) -> Frames:
+    got = []
+    while not got or got[-1].end is None:
+        got.append(sequence.run_frames(4))
+    return Frames(
+        np.concatenate([each.rows for each in got]), np.concatenate([each.latents for each in got]), got[-1].end
+    )
+
+
+@pytest.mark.parametrize("prompt", [9, 240], ids=["one bucket", "into the next bucket"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("modality", ["audio", "text"])
+def test_it_draws_what_the_cpu_engine_draws(engines: Any, modality: str, guidance: float, prompt: int) -> None:
+    mine, other = (drawn(begun(engine, modality, prompt, guidance=guidance)) for engine in reversed(engines))
+    assert mine.end == other.end
+    np.testing.assert_array_equal(mine.rows, other.rows)
+    np.testing.assert_allclose(mine.latents, other.latents, atol=1e-6)
+
+
+def test_steps_are_captured_once_a_bucket(engines: Any) -> None:
+    engine = engines[1]
+    before = engine.device.captured
+    assert len(drawn(begun(engine, "text", 240, max_steps=60, seed=3)).rows) > 20
+    assert engine.device.captured - before == 2  # 256 rows, then 384
+
+
+def test_a_long_prompt_is_read_in_pieces_at_its_own_positions(engines: Any) -> None:
+    caches = [engine.open_sequence() for engine in engines]
+    vocabulary = engines[0].bundle.manifest.vocabulary
+    rows = vocabulary.text_rows(np.random.default_rng(1).integers(1, vocabulary.text_size, 600).tolist())
+    for sequence in caches:
+        sequence.prefill([rows[:1]])
+        sequence.prefill([rows[1:]])
+    np.testing.assert_allclose(caches[1].save(), caches[0].save(), atol=2e-5)
+    np.testing.assert_allclose(caches[1].modality_logits(), caches[0].modality_logits(), atol=1e-4)
+
+
+def test_a_conversation_goes_on_after_a_segment(engines: Any) -> None:
+    logits = []
+    for engine in engines:
+        sequence = begun(engine, "audio", 20, seed=5)
+        drawn(sequence)
+        sequence.truncate(22)
+        sequence.begin_segment("text", TextSampling(temperature=0.0, max_steps=8), mode="fixed", segment=1)
+        sequence.run_frames(1)
+        logits.append(sequence.logits)
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-4)
+
+
+def test_sounds_are_heard_as_on_the_cpu(engines: Any, bundle: Bundle) -> None:
+    golden = bundle.golden_vector()
+    from ualm.runtime.hearing import FeatureSpec, Hearing
+    from ualm.runtime.sound import Sound
+
+    hearing = Hearing(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
+    inputs = hearing.prepare(Sound(golden["sound"], 16000)).inputs
+    np.testing.assert_allclose(engines[1].encode(inputs), engines[0].encode(inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 20, 70, 150])
+def test_a_whole_sound_is_decoded_in_pieces(engines: Any, frames: int) -> None:
+    latents = np.random.default_rng(frames).standard_normal((frames, len(engines[0].rvq_bias)), np.float32)
+    whole, pieces = (engine.decode_latents(latents) for engine in engines)
+    assert pieces.shape == whole.shape
+    np.testing.assert_allclose(pieces, whole, atol=1e-5 * np.abs(whole).max())
+
+
+def test_a_codec_stream_can_be_used_again_and_given_up(engines: Any) -> None:
+    latents = np.random.default_rng(0).standard_normal((40, len(engines[0].rvq_bias)), np.float32)
+    stream = engines[1].open_codec_stream()
+    stream.decode(latents[:25], last=False)
+    stream.reset()
+    pieces = [stream.decode(latents[:25], last=False), stream.decode(latents[25:26], last=False)]
+    pieces.append(stream.decode(latents[26:], last=True))
+    np.testing.assert_allclose(np.concatenate(pieces), engines[0].decode_latents(latents), atol=1e-5)
+
+
+def test_a_bucket_is_at_most_half_larger_than_what_is_held() -> None:
+    sizes = [bucket_rows(rows, 16384) for rows in range(1, 16385)]
+    assert sorted(set(sizes)) == [256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384]
+    assert all(size >= rows and (size <= 256 or 2 * size <= 3 * rows) for rows, size in enumerate(sizes, 1))
+    assert bucket_rows(300, 320) == 320
+
+
+def test_more_context_than_was_compiled_for_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match=r"hold 640 rows, and max_context = 641 .* --max-context 641"):
+        opened(bundle, 641)
+
+
+FACTS = CudaFacts(None, (80, 86, 89), None, 13000, 13000, "580.65", (GpuFacts("Card", 89, 1 << 34, 1 << 34),))
+
+
+def test_it_can_run_where_everything_fits(bundle: Bundle) -> None:
+    assert refusal(fake_library(), FACTS, bundle) is None and refusal(fake_library(), FACTS, None) is None
+
+
+def changed(bundle: Bundle, folder: Path, **changes: Any) -> Bundle:
+    def change(document: dict[str, Any]) -> None:
+        document["engines"] = [{**entry, **changes} for entry in document["engines"]]
+
+    return Bundle(changed_manifest(bundle.folder, folder / "changed", change), verify="never")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"library_version": "98.0"}, r"was built by version 98\.0, and 99\.1 is installed; build .*ualm export .*rtx"),
+        ({"sms": [86, 120]}, r"was built for sm86, sm120, and the GPU here is sm89; build .*--target sm89 -o"),
+        ({"onnx_sha256": "0"}, r"was built of another graph than the bundle's backbone"),
+        ({"weights_sha256": "0"}, r"was built of other weights than the bundle's"),
+        ({"engine": "tensorrt"}, r"the bundle has no tensorrt-rtx engine of backbone; build them"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_stale_engine_is_refused_with_the_reason_and_the_mend(
+    bundle: Bundle, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    stale = changed(bundle, tmp_path, **changes)
+    refused = refusal(fake_library(), FACTS, stale)
+    assert refused is not None
+    with pytest.raises(EngineError, match=reason):
+        find_engines(stale, fake_library(), 89)
+    with pytest.raises(EngineError, match=reason):
+        opened(stale)
+
+
+def test_a_damaged_engine_is_refused_in_the_librarys_words(bundle: Bundle, tmp_path: Path) -> None:
+    folder = changed_manifest(bundle.folder, tmp_path / "damaged", lambda document: None)
+    name = next(entry.file for entry in bundle.manifest.engines if entry.role == "backbone")
+    (folder / name).unlink()
+    (folder / name).write_bytes(b"x" * bundle.manifest.files[name].size)
+    with pytest.raises(EngineError, match=r"cannot load it \(the plan is damaged\); build it again"):
+        opened(Bundle(folder, verify="never"))

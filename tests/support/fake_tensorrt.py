@@ -1,0 +1,192 @@
+"""A stand-in for TensorRT's Python module, written by us: its engines are the ONNX graphs, computed by ONNX Runtime.
+
+It shows that our calls fit together: which profile takes which shape, what is bound where, what a step leaves in device
+memory for the next. It says nothing about TensorRT. Device memory is that of the kernels' host shim, so an address is
+one of this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from ualm.export.tensorrt_build import BuildReport
+from ualm.runtime.engine_files import EngineProfile
+from ualm.runtime.engines.device import Device
+from ualm.runtime.engines.tensorrt_library import Library
+
+VERSION = "99.1"
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+}
+
+
+class ILogger:
+    ERROR = 1
+
+    def __init__(self) -> None:
+        pass
+
+
+class Runtime:
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def deserialize_cuda_engine(self, serialized: Any) -> Engine | None:
+        try:
+            return Engine(json.loads(bytes(serialized)), self.logger)
+        except ValueError:
+            self.logger.log(ILogger.ERROR, "the plan is damaged")
+            return None
+
+
+class Engine:
+    device_memory_size_v2 = 1000
+
+    def __init__(self, plan: dict[str, Any], logger: Any) -> None:
+        self.plan, self.logger = plan, logger
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(plan["onnx"], options, providers=["CPUExecutionProvider"])
+        self.values = {value.name: value for value in (*self.session.get_inputs(), *self.session.get_outputs())}
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.num_io_tensors = len(self.values)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.values)[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "INPUT" if name in self.inputs else "OUTPUT"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(size if isinstance(size, int) else -1 for size in self.values[name].shape)
+
+    def get_aliased_input_tensor(self, name: str) -> str:
+        return name.replace("present_", "past_") if name.startswith("present_") else ""
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
+
+    def create_execution_context(self, *, runtime_config: RuntimeConfig) -> Context:
+        assert runtime_config.strategy == "USER_MANAGED"
+        return Context(self)
+
+
+class RuntimeConfig:
+    strategy = "STATIC"
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+
+class Context:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.profile: dict[str, Any] | None = None
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.scratch: tuple[int, int] | None = None
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory and size >= self.engine.device_memory_size_v2
+        self.scratch = memory, size
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self.profile = self.engine.plan["profiles"][profile_index]
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.profile is not None and self.profile["name"] is not None
+        low, _, high = self.profile["shapes"].get(name, [self.engine.get_tensor_shape(name)] * 3)
+        if len(shape) != len(low) or not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
+            self.engine.logger.log(ILogger.ERROR, f"{name}: {shape} is outside {low} .. {high}")
+            return False
+        self.shapes[name] = shape
+        return True
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert name in self.engine.values, name
+        self.addresses[name] = memory
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        varying = [name for name in self.engine.inputs if -1 in self.engine.get_tensor_shape(name)]
+        return [name for name in varying if name not in self.shapes]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self._run()[name].shape
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert self.scratch is not None
+        for name, values in self._run().items():
+            alias = self.engine.get_aliased_input_tensor(name)
+            assert not alias or self.addresses[name] == self.addresses[alias], name
+            ctypes.memmove(self.addresses[name], values.ctypes.data, values.nbytes)
+        return True
+
+    def _run(self) -> dict[str, np.ndarray]:
+        for name, (low, _, high) in (self.profile or {})["values"].items():
+            assert low <= [int(each) for each in self._input(name)] <= high, name
+        outputs = self.engine.session.run(None, {name: self._input(name) for name in self.engine.inputs})
+        names = [value.name for value in self.engine.session.get_outputs()]
+        return {name: np.ascontiguousarray(values) for name, values in zip(names, outputs, strict=True)}
+
+    def _input(self, name: str) -> np.ndarray:
+        shape = self.shapes.get(name, self.engine.get_tensor_shape(name))
+        dtype = np.dtype(_DTYPES[self.engine.values[name].type])
+        nbytes = int(np.prod(shape)) * dtype.itemsize
+        return np.frombuffer(ctypes.string_at(self.addresses[name], nbytes), dtype).reshape(shape)
+
+
+def fake_library() -> Library:
+    """The stand-in, as the library ``tensorrt-rtx``."""
+    module = SimpleNamespace(
+        __version__=VERSION,
+        ILogger=ILogger,
+        Runtime=Runtime,
+        TensorIOMode=SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT"),
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="USER_MANAGED"),
+        INetworkDefinition=SimpleNamespace(add_kv_cache_update=None),
+    )
+    return Library("tensorrt-rtx", module)
+
+
+def fake_build(
+    library: Library,
+    onnx_path: Path,
+    model: onnx.ModelProto,
+    profiles: Sequence[EngineProfile],
+    *,
+    sms: Sequence[int],
+    timing_cache: Path | None = None,
+) -> BuildReport:
+    """As ``tensorrt_build.build``: the engine names a graph that lies beside the bundle's weights."""
+    place = onnx_path.with_name(f"fake.{onnx_path.name}")
+    onnx.save(model, place)
+    plan = {"onnx": str(place), "profiles": [profile.to_json() for profile in profiles]}
+    engine = json.dumps(plan).encode()
+    return BuildReport(onnx_path, tuple(map(str, sms)), library.title, 0.0, len(engine), {}, engine)
+
+
+class ReplayingDevice(Device):
+    """A device whose graphs do again what was enqueued while they were captured, with the arguments of then.
+
+    The shim records its own kernels only; here the engines' runs must be part of a graph as well.
+    """
+
+    captured = 0
+
+    def capture(self, enqueue: Any) -> Any:
+        self.captured += 1
+        return SimpleNamespace(launch=enqueue)
