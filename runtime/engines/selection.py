@@ -7,7 +7,6 @@ that is missing or broken passes its engine over; it never keeps the CPU from wo
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from .device_check import cuda_facts, gpu_problem
 if TYPE_CHECKING:
     from ..bundle import Bundle
     from .base import Engine
+    from .tensorrt_names import LibraryName
 
 logger = logging.getLogger(__name__)
-
-_NOT_BUILT = "not built into this version of ualm"
 
 
 @dataclass(frozen=True)
@@ -41,18 +39,16 @@ class _Candidate:
     open: Callable[[Bundle, int | None, int], Engine]
 
 
-def _tensorrt(name: str) -> _Candidate:
+def _tensorrt(name: LibraryName) -> _Candidate:
     def why_not(bundle: Bundle | None, max_context: int) -> str | None:
-        if importlib.util.find_spec(f"{__package__}.tensorrt") is None:
-            return _NOT_BUILT
-        module = importlib.import_module(f"{__package__}.tensorrt")
-        reason: str | None = module.why_not(name, bundle)
-        return reason
+        from . import tensorrt
+
+        return tensorrt.why_not(name, bundle)
 
     def open_(bundle: Bundle, threads: int | None, max_context: int) -> Engine:
-        module = importlib.import_module(f"{__package__}.tensorrt")
-        engine: Engine = module.open_engine(name, bundle, max_context=max_context)
-        return engine
+        from . import tensorrt
+
+        return tensorrt.open_engine(name, bundle, max_context=max_context)
 
     return _Candidate(why_not, open_)
 
