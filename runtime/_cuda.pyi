@@ -1,9 +1,9 @@
 """The CUDA side of the frame loop: kernel launches, and the few calls of the CUDA runtime that they need.
 
-There only where ualm was built with nvcc (``_native.CUDA_ARCHITECTURES``); it loads without a driver. Addresses, streams,
-events and graphs are whole numbers, 0 is none or the default stream; memory is the caller's to keep and to free. What CUDA
-refuses is a :class:`CudaError`, what a launch refuses (nothing is launched then) a ValueError. ``csrc/cuda/launch.h`` says what
-each kernel reads and writes; the arguments of the same name are meant.
+There only where ualm was built with nvcc (``_native.CUDA_ARCHITECTURES``); it loads without a driver. Addresses,
+streams, events and graphs are whole numbers, 0 is none or the default stream; memory is the caller's to keep and to
+free. What CUDA refuses is a :class:`CudaError`, what a launch refuses (nothing is launched then) a ValueError.
+``csrc/cuda/launch.h`` says what each kernel reads and writes; the arguments of the same name are meant.
 """
 
 from typing import Any, Literal
@@ -119,8 +119,11 @@ def begin_segment(
     """
 
 class SampleLaunch:
-    """One row of each sequence, at every call. A progress word is uint64: bits 0-31 rows drawn, 32-39 flags of the last row
-    (``_native.STOP`` ..), 40-47 fault (1 NaN, 2 +inf, 3 nothing but -inf, 4 logits of the wrong head), 48-55 its stream."""
+    """One row of each sequence, at every call.
+
+    A progress word is uint64: bits 0-31 rows drawn, 32-39 flags of the last row (``_native.STOP`` and its like), 40-47
+    fault (1 NaN, 2 +inf, 3 nothing but -inf, 4 logits of the wrong head), 48-55 the fault's stream.
+    """
 
     def __init__(
         self,
@@ -171,7 +174,7 @@ def gather_latents(
     *, ring: int, capacity: int, latent: int, first: int, count: int, frames_last: bool, out: int, stream: int
 ) -> None: ...
 
-# The KV cache. ``keys``, ``values`` and their like are addresses of tables in device memory: a pointer (uint64) a layer.
+# The KV cache. ``keys``, ``values`` and their like are addresses of tables in device memory: a uint64 a layer.
 
 class CacheLayout:
     def __init__(

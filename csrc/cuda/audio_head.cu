@@ -1,10 +1,10 @@
-// An output head as a matrix-vector product for one or two branches, with the guidance mix fused: weights are read once for
-// both branches, and one row of logits leaves the chip's registers.
+// An output head as a matrix-vector product for one or two branches, with the guidance mix fused: weights are read once
+// for both branches, and one row of logits leaves the chip's registers.
 //
-// A block owns 64 columns; lane l of each warp owns columns 2l and 2l+1, so that a warp reads a run of memory. The inputs
-// are cut into blocks of 32, and warp w takes blocks w, w + kWarps, w + 2 kWarps, ...
-// The order of additions is fixed: within a block of 32 inputs, ascending, by fused multiply-adds from zero (int8: of the
-// whole numbers, the scale then multiplies the block's sum); the blocks of a warp, ascending; the warps, ascending; the bias.
+// A block owns 64 columns; lane l of each warp owns columns 2l and 2l+1, so that a warp reads a run of memory. The
+// inputs are cut into blocks of 32, and warp w takes blocks w, w + kWarps, w + 2 kWarps, ... The order of additions is
+// fixed: within a block of 32 inputs, ascending, by fused multiply-adds from zero (int8: of the whole numbers, the
+// scale then multiplies the block's sum); the blocks of a warp, ascending; the warps, ascending; the bias.
 #include "core/numbers.h"
 #include "cuda/device.h"
 
@@ -142,7 +142,8 @@ __global__ void __launch_bounds__(kThreads, 1) head_kernel(HeadArgs args) {
 
 template <class T>
 Launched launch_number(const HeadArgs& args, Stream stream) {
-  const dim3 grid(static_cast<unsigned>((args.columns + kColumns - 1) / kColumns), static_cast<unsigned>(args.sequences));
+  const dim3 grid(static_cast<unsigned>((args.columns + kColumns - 1) / kColumns),
+                  static_cast<unsigned>(args.sequences));
   if (args.branches == 2) {
     return launch(head_kernel<T, 2>, grid, kThreads, stream, args);
   } else {
@@ -179,16 +180,11 @@ const char* wrong_with(const HeadArgs& args) {
 Launched launch_head(const HeadArgs& args, Stream stream) {
   if (const char* wrong = wrong_with(args)) return refused(wrong);
   switch (args.number) {
-    case Number::kFloat32:
-      return launch_number<float>(args, stream);
-    case Number::kFloat16:
-      return launch_number<Float16>(args, stream);
-    case Number::kBFloat16:
-      return launch_number<BFloat16>(args, stream);
-    case Number::kInt8Blocks:
-      return launch_number<Int8>(args, stream);
-    default:
-      return refused("number: must be float32, float16, bfloat16 or int8 blocks");
+    case Number::kFloat32: return launch_number<float>(args, stream);
+    case Number::kFloat16: return launch_number<Float16>(args, stream);
+    case Number::kBFloat16: return launch_number<BFloat16>(args, stream);
+    case Number::kInt8Blocks: return launch_number<Int8>(args, stream);
+    default: return refused("number: must be float32, float16, bfloat16 or int8 blocks");
   }
 }
 

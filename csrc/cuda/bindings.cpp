@@ -1,6 +1,6 @@
-// Python module ualm.runtime._cuda, first half: the launches. Arguments are numbers and addresses; what a launch refuses
-// becomes a ValueError. A launch that is made again and again is an object that holds its arguments, so that a frame costs
-// one call without arguments.
+// Python module ualm.runtime._cuda, first half: the launches. Arguments are numbers and addresses; what a launch
+// refuses becomes a ValueError. A launch that is made again and again is an object that holds its arguments, so that a
+// frame costs one call without arguments.
 #include "cuda/bindings.h"
 
 #include <cmath>
@@ -29,12 +29,18 @@ Layout layout_of(int32_t codebook_size, int32_t text_size, int32_t audio_base, i
 
 DeviceTables tables_of(Address embedding, int32_t embedding_number, Address rvq, Address rvq_bias, int64_t vocabulary,
                        int64_t hidden, int64_t latent) {
-  return {pointer_of<void>(embedding), static_cast<Number>(embedding_number), pointer_of<float>(rvq),
-          pointer_of<float>(rvq_bias), vocabulary, hidden, latent};
+  return {pointer_of<void>(embedding),
+          static_cast<Number>(embedding_number),
+          pointer_of<float>(rvq),
+          pointer_of<float>(rvq_bias),
+          vocabulary,
+          hidden,
+          latent};
 }
 
 // runtime/sampling.py checks options where a user gives them; here only what would break a kernel is refused.
-Sampling sampling_of(double temperature, int64_t top_k, double top_p, double guidance, uint64_t seed, uint32_t segment) {
+Sampling sampling_of(double temperature, int64_t top_k, double top_p, double guidance, uint64_t seed,
+                     uint32_t segment) {
   Sampling sampling{};
   sampling.temperature = static_cast<float>(temperature);
   sampling.top_k = static_cast<int32_t>(top_k < std::numeric_limits<int32_t>::max() ? top_k : 0);
@@ -43,7 +49,8 @@ Sampling sampling_of(double temperature, int64_t top_k, double top_p, double gui
   sampling.one_minus_guidance = static_cast<float>(1.0 - guidance);
   sampling.seed = seed;
   sampling.segment = segment;
-  if (!(temperature >= 0) || !std::isfinite(sampling.temperature) || (temperature > 0 && sampling.temperature == 0.0f)) {
+  if (!(temperature >= 0) || !std::isfinite(sampling.temperature) ||
+      (temperature > 0 && sampling.temperature == 0.0f)) {
     throw py::value_error("temperature: must be 0 (greedy) or a positive number that float32 can hold");
   }
   if (!(top_p > 0 && top_p <= 1)) throw py::value_error("top_p: must be above 0 and at most 1");
@@ -54,8 +61,8 @@ Sampling sampling_of(double temperature, int64_t top_k, double top_p, double gui
   return sampling;
 }
 
-void begin_segment(Address state, Address progress, const std::string& kind, double temperature, int64_t top_k, double top_p,
-                   double guidance, int32_t max_steps, uint64_t seed, uint32_t segment, Address stream) {
+void begin_segment(Address state, Address progress, const std::string& kind, double temperature, int64_t top_k,
+                   double top_p, double guidance, int32_t max_steps, uint64_t seed, uint32_t segment, Address stream) {
   if (kind != "text" && kind != "fixed" && kind != "reference") {
     throw py::value_error("kind = '" + kind + "': must be 'text', 'fixed' or 'reference'");
   }
@@ -103,9 +110,9 @@ SampleLaunch sample_launch(Address states, Address logits, int64_t logits_stride
   return {args};
 }
 
-HeadLaunch head_launch(Address hidden, int32_t sequences, int32_t branches, int32_t inputs, int32_t columns, Address weights,
-                       int32_t number, int64_t weight_stride, Address scales, int64_t scale_stride, Address bias,
-                       Address states, Address logits, int64_t logits_stride) {
+HeadLaunch head_launch(Address hidden, int32_t sequences, int32_t branches, int32_t inputs, int32_t columns,
+                       Address weights, int32_t number, int64_t weight_stride, Address scales, int64_t scale_stride,
+                       Address bias, Address states, Address logits, int64_t logits_stride) {
   HeadArgs args{};
   args.hidden = pointer_of<float>(hidden);
   args.sequences = sequences;
@@ -128,25 +135,26 @@ void bind_frame(py::module_& module) {
   py::class_<Layout>(module, "Layout", py::module_local())
       .def(py::init(&layout_of), py::kw_only(), "codebook_size"_a, "text_size"_a, "audio_base"_a, "text_base"_a);
   py::class_<DeviceTables>(module, "Tables", py::module_local())
-      .def(py::init(&tables_of), py::kw_only(), "embedding"_a, "embedding_number"_a, "rvq"_a, "rvq_bias"_a, "vocabulary"_a,
-           "hidden"_a, "latent"_a);
-  module.def("begin_segment", &begin_segment, py::kw_only(), "state"_a, "progress"_a, "kind"_a, "temperature"_a, "top_k"_a,
-             "top_p"_a, "guidance"_a, "max_steps"_a, "seed"_a, "segment"_a, "stream"_a);
+      .def(py::init(&tables_of), py::kw_only(), "embedding"_a, "embedding_number"_a, "rvq"_a, "rvq_bias"_a,
+           "vocabulary"_a, "hidden"_a, "latent"_a);
+  module.def("begin_segment", &begin_segment, py::kw_only(), "state"_a, "progress"_a, "kind"_a, "temperature"_a,
+             "top_k"_a, "top_p"_a, "guidance"_a, "max_steps"_a, "seed"_a, "segment"_a, "stream"_a);
   py::class_<SampleLaunch>(module, "SampleLaunch", py::module_local())
-      .def(py::init(&sample_launch), py::kw_only(), "states"_a, "logits"_a, "logits_stride"_a, "sequences"_a, "branches"_a,
-           "text"_a, "layout"_a, "tables"_a, "embeddings"_a, "embedding_copies"_a, "rows"_a, "row_capacity"_a, "latents"_a,
-           "latent_capacity"_a, "progress"_a)
+      .def(py::init(&sample_launch), py::kw_only(), "states"_a, "logits"_a, "logits_stride"_a, "sequences"_a,
+           "branches"_a, "text"_a, "layout"_a, "tables"_a, "embeddings"_a, "embedding_copies"_a, "rows"_a,
+           "row_capacity"_a, "latents"_a, "latent_capacity"_a, "progress"_a)
       .def("__call__", &SampleLaunch::operator(), "stream"_a);
   module.def(
       "embed_rows",
       [](const DeviceTables& tables, Address rows, int64_t count, int32_t copies, Address out, Address stream) {
-        raise(launch_embed_rows(tables, pointer_of<int32_t>(rows), count, copies, pointer_of<float>(out), stream_of(stream)));
+        raise(launch_embed_rows(tables, pointer_of<int32_t>(rows), count, copies, pointer_of<float>(out),
+                                stream_of(stream)));
       },
       "tables"_a, py::kw_only(), "rows"_a, "count"_a, "copies"_a, "out"_a, "stream"_a);
   py::class_<HeadLaunch>(module, "HeadLaunch", py::module_local())
       .def(py::init(&head_launch), py::kw_only(), "hidden"_a, "sequences"_a, "branches"_a, "inputs"_a, "columns"_a,
-           "weights"_a, "number"_a, "weight_stride"_a, "scales"_a = 0, "scale_stride"_a = 0, "bias"_a = 0, "states"_a = 0,
-           "logits"_a, "logits_stride"_a)
+           "weights"_a, "number"_a, "weight_stride"_a, "scales"_a = 0, "scale_stride"_a = 0, "bias"_a = 0,
+           "states"_a = 0, "logits"_a, "logits_stride"_a)
       .def("__call__", &HeadLaunch::operator(), "stream"_a);
   module.def(
       "gather_latents",
@@ -184,13 +192,13 @@ void bind_cache(py::module_& module) {
         args.last = last;
         raise(launch_null_prefix(args, stream_of(stream)));
       },
-      "cache"_a, py::kw_only(), "keys"_a, "values"_a, "null_keys"_a, "null_values"_a, "cos"_a, "sin"_a, "first"_a, "last"_a,
-      "stream"_a);
+      "cache"_a, py::kw_only(), "keys"_a, "values"_a, "null_keys"_a, "null_values"_a, "cos"_a, "sin"_a, "first"_a,
+      "last"_a, "stream"_a);
   module.def(
       "write_kv_rows",
-      [](const CacheLayout& cache, int32_t branches, int64_t branch_stride, Address keys, Address values, Address new_keys,
-         Address new_values, int64_t new_branch_stride, int64_t new_head_stride, int64_t new_row_stride, int32_t rows,
-         int32_t position, Address device_position, Address stream) {
+      [](const CacheLayout& cache, int32_t branches, int64_t branch_stride, Address keys, Address values,
+         Address new_keys, Address new_values, int64_t new_branch_stride, int64_t new_head_stride,
+         int64_t new_row_stride, int32_t rows, int32_t position, Address device_position, Address stream) {
         KvWriteArgs args{};
         args.cache = cache;
         args.branches = branches;
@@ -219,7 +227,8 @@ void bind_cache(py::module_& module) {
 PYBIND11_MODULE(_cuda, module) {
   using namespace ualm::cuda;
   module.doc() = "The CUDA side of the frame loop: launches and the few calls that they need. See _cuda.pyi.";
-  module.attr("ARCHITECTURES") = UALM_CUDA_ARCHITECTURES;  // what the build holds code for, e.g. "80-real 90-real 90-virtual"
+  module.attr("ARCHITECTURES") =
+      UALM_CUDA_ARCHITECTURES;  // what the build holds code for, e.g. "80-real 90-real 90-virtual"
   module.attr("STATE_BYTES") = sizeof(SequenceState);
   module.attr("MAX_SEQUENCES") = kMaxSequences;
   module.attr("FLOAT32") = static_cast<int>(Number::kFloat32);

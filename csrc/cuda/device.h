@@ -15,7 +15,8 @@ struct AsDeclared {
   using Type = T;
 };
 
-// Puts a kernel on a stream. The error is this launch's own: one that the runtime still remembers is not mistaken for it.
+// Puts a kernel on a stream. The error is this launch's own: one that the runtime still remembers is not mistaken for
+// it.
 template <class... Parameters>
 Launched launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, Stream stream,
                 typename AsDeclared<Parameters>::Type... arguments) {

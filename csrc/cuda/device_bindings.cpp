@@ -75,7 +75,8 @@ void bind_memory(py::module_& module) {
         return address_of(pointer);
       },
       "bytes"_a);
-  module.def("free", [](Address pointer) { check(cudaFree(pointer_of<void>(pointer)), "free device memory"); }, "pointer"_a);
+  module.def(
+      "free", [](Address pointer) { check(cudaFree(pointer_of<void>(pointer)), "free device memory"); }, "pointer"_a);
   module.def(
       "malloc_pinned",
       [](uint64_t bytes) {
@@ -86,8 +87,9 @@ void bind_memory(py::module_& module) {
         return py::make_tuple(address_of(pointer), address_of(seen));
       },
       "bytes"_a);
-  module.def("free_pinned", [](Address pointer) { check(cudaFreeHost(pointer_of<void>(pointer)), "free pinned memory"); },
-             "pointer"_a);
+  module.def(
+      "free_pinned", [](Address pointer) { check(cudaFreeHost(pointer_of<void>(pointer)), "free pinned memory"); },
+      "pointer"_a);
   module.def(
       "pinned_view",
       [](Address pointer, uint64_t bytes) {
@@ -98,7 +100,8 @@ void bind_memory(py::module_& module) {
     module.def(
         name,
         [kind](Address to, Address from, uint64_t bytes, Address stream) {
-          check(cudaMemcpyAsync(pointer_of<void>(to), pointer_of<void>(from), bytes, kind, stream_of(stream)), "copy memory");
+          check(cudaMemcpyAsync(pointer_of<void>(to), pointer_of<void>(from), bytes, kind, stream_of(stream)),
+                "copy memory");
         },
         "to"_a, "from_"_a, "bytes"_a, "stream"_a, released);
   };
@@ -107,7 +110,8 @@ void bind_memory(py::module_& module) {
   define_copy("copy_on_device", cudaMemcpyDeviceToDevice);
   module.def(
       "copy_on_device_2d",
-      [](Address to, uint64_t to_pitch, Address from, uint64_t from_pitch, uint64_t width, uint64_t height, Address stream) {
+      [](Address to, uint64_t to_pitch, Address from, uint64_t from_pitch, uint64_t width, uint64_t height,
+         Address stream) {
         check(cudaMemcpy2DAsync(pointer_of<void>(to), to_pitch, pointer_of<void>(from), from_pitch, width, height,
                                 cudaMemcpyDeviceToDevice, stream_of(stream)),
               "copy memory");
@@ -139,10 +143,12 @@ void bind_streams(py::module_& module) {
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "create a stream");
     return address_of(stream);
   });
-  module.def("destroy_stream", [](Address stream) { check(cudaStreamDestroy(stream_of(stream)), "destroy a stream"); },
-             "stream"_a);
-  module.def("synchronize", [](Address stream) { check(cudaStreamSynchronize(stream_of(stream)), "wait for a stream"); },
-             "stream"_a, released);
+  module.def(
+      "destroy_stream", [](Address stream) { check(cudaStreamDestroy(stream_of(stream)), "destroy a stream"); },
+      "stream"_a);
+  module.def(
+      "synchronize", [](Address stream) { check(cudaStreamSynchronize(stream_of(stream)), "wait for a stream"); },
+      "stream"_a, released);
   module.def(
       "stream_is_done", [](Address stream) { return is_done(cudaStreamQuery(stream_of(stream)), "look at a stream"); },
       "stream"_a);
@@ -154,21 +160,26 @@ void bind_streams(py::module_& module) {
         return address_of(event);
       },
       py::kw_only(), "timing"_a = false);
-  module.def("destroy_event", [](Address event) { check(cudaEventDestroy(event_of(event)), "destroy an event"); }, "event"_a);
+  module.def(
+      "destroy_event", [](Address event) { check(cudaEventDestroy(event_of(event)), "destroy an event"); }, "event"_a);
   module.def(
       "record_event",
-      [](Address event, Address stream) { check(cudaEventRecord(event_of(event), stream_of(stream)), "record an event"); },
+      [](Address event, Address stream) {
+        check(cudaEventRecord(event_of(event), stream_of(stream)), "record an event");
+      },
       "event"_a, "stream"_a);
   module.def(
-      "event_is_done", [](Address event) { return is_done(cudaEventQuery(event_of(event)), "look at an event"); }, "event"_a);
+      "event_is_done", [](Address event) { return is_done(cudaEventQuery(event_of(event)), "look at an event"); },
+      "event"_a);
   module.def(
       "wait_for_event",
       [](Address stream, Address event) {
         check(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0), "make a stream wait");
       },
       "stream"_a, "event"_a);
-  module.def("synchronize_event", [](Address event) { check(cudaEventSynchronize(event_of(event)), "wait for an event"); },
-             "event"_a, released);
+  module.def(
+      "synchronize_event", [](Address event) { check(cudaEventSynchronize(event_of(event)), "wait for an event"); },
+      "event"_a, released);
   module.def(
       "elapsed_ms",
       [](Address from, Address to) {
@@ -201,10 +212,13 @@ void bind_graphs(py::module_& module) {
       "stream"_a);
   module.def(
       "launch_graph",
-      [](Address graph, Address stream) { check(cudaGraphLaunch(graph_of(graph), stream_of(stream)), "launch a graph"); },
+      [](Address graph, Address stream) {
+        check(cudaGraphLaunch(graph_of(graph), stream_of(stream)), "launch a graph");
+      },
       "graph"_a, "stream"_a);
-  module.def("destroy_graph", [](Address graph) { check(cudaGraphExecDestroy(graph_of(graph)), "destroy a graph"); },
-             "graph"_a);
+  module.def(
+      "destroy_graph", [](Address graph) { check(cudaGraphExecDestroy(graph_of(graph)), "destroy a graph"); },
+      "graph"_a);
 }
 
 }  // namespace

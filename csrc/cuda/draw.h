@@ -1,11 +1,11 @@
-// A block draws one column of one stream: draw_column() of core/candidates.h, shared between threads. The same arithmetic
-// on the same candidates, so the same column; only the way to find which candidates are kept differs.
+// A block draws one column of one stream: draw_column() of core/candidates.h, shared between threads. The same
+// arithmetic on the same candidates, so the same column; only the way to find which candidates are kept differs.
 //
 // One pass finds the best candidate, and NaN or +inf. Greedy ends there. Then, if few are to be kept (the usual top-k):
 //   1. Threads form groups; the k-th largest of the groups' best logits is a bound that at least k candidates reach.
 //   2. A second pass collects what reaches the bound: k candidates and few more, which are then sorted by counting.
-// If many are kept, or many candidates tie at the bound, the cut is searched instead: the range of order-preserving keys is
-// divided by four at each pass, counting (top-k) or summing integer probabilities (top-p) above three pivots.
+// If many are kept, or many candidates tie at the bound, the cut is searched instead: the range of order-preserving
+// keys is divided by four at each pass, counting (top-k) or summing integer probabilities (top-p) above three pivots.
 #pragma once
 
 #include "core/candidates.h"
@@ -27,10 +27,12 @@ struct Overview {
 
   __device__ static Overview combined(const Overview& a, const Overview& b) {
     const bool a_first = b.best.column < 0 || (a.best.column >= 0 && ranks_before(a.best, b.best));
-    return {a_first ? a.best : b.best, a.candidates + b.candidates, a.bad_column < b.bad_column ? a.bad_column : b.bad_column};
+    return {a_first ? a.best : b.best, a.candidates + b.candidates,
+            a.bad_column < b.bad_column ? a.bad_column : b.bad_column};
   }
   __device__ static Overview from_lane(const Overview& mine, int distance) {
-    return {{__shfl_xor_sync(kWholeWarp, mine.best.logit, distance), __shfl_xor_sync(kWholeWarp, mine.best.column, distance)},
+    return {{__shfl_xor_sync(kWholeWarp, mine.best.logit, distance),
+             __shfl_xor_sync(kWholeWarp, mine.best.column, distance)},
             __shfl_xor_sync(kWholeWarp, mine.candidates, distance),
             __shfl_xor_sync(kWholeWarp, mine.bad_column, distance)};
   }
@@ -108,8 +110,8 @@ struct Found {
   uint64_t above;  // weight of all ranks above it
 };
 
-// The largest rank in [low, high) for which the columns of at least that rank weigh `enough`. At `low` they do; none has a
-// rank of `high`. `ranked(column)` gives a column's rank and weight.
+// The largest rank in [low, high) for which the columns of at least that rank weigh `enough`. At `low` they do; none
+// has a rank of `high`. `ranked(column)` gives a column's rank and weight.
 template <class Function>
 __device__ inline Found search(ColumnRange range, uint32_t low, uint32_t high, double enough, const Function& ranked,
                                DrawMemory& memory) {
@@ -145,8 +147,8 @@ __device__ inline Found search(ColumnRange range, uint32_t low, uint32_t high, d
 // One draw, as the whole block sees it. The members are the same in every thread.
 class BlockDraw {
  public:
-  __device__ BlockDraw(const StepLogits& logits, ColumnRange range, int32_t base, const Sampling& sampling, uint32_t row,
-                       uint32_t stream, DrawMemory& memory)
+  __device__ BlockDraw(const StepLogits& logits, ColumnRange range, int32_t base, const Sampling& sampling,
+                       uint32_t row, uint32_t stream, DrawMemory& memory)
       : logits_(logits), range_(range), base_(base), sampling_(sampling), row_(row), stream_(stream), memory_(memory) {}
 
   __device__ Draw draw() {
@@ -176,7 +178,8 @@ class BlockDraw {
       const int listed = list(mine.best, kFew);
       if (listed >= 0) survivors = likeliest(listed, total);
     }
-    return {survivors > 0 ? winner_of_sorted(survivors) : winner_of_kept(cut_of(limit, all_kept, all.best)), Fault::kNone};
+    return {survivors > 0 ? winner_of_sorted(survivors) : winner_of_kept(cut_of(limit, all_kept, all.best)),
+            Fault::kNone};
   }
 
  private:
@@ -303,7 +306,8 @@ class BlockDraw {
       return {~static_cast<uint32_t>(column), equal ? uint64_t{1} : uint64_t{0}};
     };
     const uint64_t each = weigh(logit_of(level.rank));
-    uint64_t few = 0, many = static_cast<uint64_t>(range_.end - range_.begin);  // `many` equals are enough, `few` are not
+    uint64_t few = 0,
+             many = static_cast<uint64_t>(range_.end - range_.begin);  // `many` equals are enough, `few` are not
     while (many - few > 1) {
       const uint64_t middle = (few + many) / 2;
       (static_cast<double>(level.above + middle * each) >= enough ? many : few) = middle;

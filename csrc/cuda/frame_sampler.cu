@@ -8,7 +8,8 @@ namespace ualm::cuda {
 namespace {
 
 constexpr int kMaxThreads = 512;
-constexpr int32_t kWrongHead = 4;  // in SequenceState::fault, beside Fault: logits of a head that the segment does not use
+constexpr int32_t kWrongHead =
+    4;  // in SequenceState::fault, beside Fault: logits of a head that the segment does not use
 
 struct RowMemory {
   int32_t ids[kStreams];
@@ -126,16 +127,16 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleArgs args)
   const DeviceTables& tables = args.tables;
   float* const embedding = args.embeddings + int64_t{sequence} * args.embedding_copies * tables.hidden;
   for (int64_t i = threadIdx.x; i < tables.hidden; i += blockDim.x) {
-    const float sum =
-        tables.embedding_number == Number::kBFloat16
-            ? embedding_sum(static_cast<const BFloat16*>(tables.embedding), tables.hidden, memory.ids,
-                            memory.embedded_streams, i)
-            : embedding_sum(static_cast<const float*>(tables.embedding), tables.hidden, memory.ids,
-                            memory.embedded_streams, i);
+    const float sum = tables.embedding_number == Number::kBFloat16
+                          ? embedding_sum(static_cast<const BFloat16*>(tables.embedding), tables.hidden, memory.ids,
+                                          memory.embedded_streams, i)
+                          : embedding_sum(static_cast<const float*>(tables.embedding), tables.hidden, memory.ids,
+                                          memory.embedded_streams, i);
     for (int32_t copy = 0; copy < args.embedding_copies; ++copy) embedding[copy * tables.hidden + i] = sum;
   }
   if (memory.latent_slot >= 0) {
-    float* const latent = args.latents + (int64_t{sequence} * args.latent_capacity + memory.latent_slot) * tables.latent;
+    float* const latent =
+        args.latents + (int64_t{sequence} * args.latent_capacity + memory.latent_slot) * tables.latent;
     for (int64_t i = threadIdx.x; i < tables.latent; i += blockDim.x) {
       latent[i] = code_sum(tables.rvq, tables.rvq_bias, args.layout.codebook_size, tables.latent, memory.codes, i);
     }
@@ -180,7 +181,8 @@ const char* wrong_with(const SampleArgs& args) {
     if (tables.rvq == nullptr || tables.rvq_bias == nullptr || tables.latent < 1) {
       return "tables: rvq and rvq_bias must not be null, latent at least 1";
     }
-    if (args.latents == nullptr || args.latent_capacity < 1) return "latents: must not be null, latent_capacity at least 1";
+    if (args.latents == nullptr || args.latent_capacity < 1)
+      return "latents: must not be null, latent_capacity at least 1";
   }
   return nullptr;
 }

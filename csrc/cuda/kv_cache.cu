@@ -8,8 +8,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// One thread turns one pair (i, i + head_dim / 2) of a key to one position, and copies the same two numbers of the value.
-// blockIdx.y: layer and head. The products and the sum round one by one, as the CPU engine's do.
+// One thread turns one pair (i, i + head_dim / 2) of a key to one position, and copies the same two numbers of the
+// value. blockIdx.y: layer and head. The products and the sum round one by one, as the CPU engine's do.
 template <class T>
 __global__ void __launch_bounds__(kThreads) null_prefix_kernel(NullPrefixArgs args) {
   const CacheLayout& cache = args.cache;
@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(kThreads) null_prefix_kernel(NullPrefixArgs ar
   T* keys = static_cast<T*>(args.keys[layer]) + head * cache.head_stride;
   T* values = static_cast<T*>(args.values[layer]) + head * cache.head_stride;
   const int64_t pairs = (args.last - args.first) * half;
-  for (int64_t pair = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; pair < pairs; pair += int64_t{gridDim.x} * blockDim.x) {
+  for (int64_t pair = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; pair < pairs;
+       pair += int64_t{gridDim.x} * blockDim.x) {
     const int64_t position = args.first + pair / half;
     const int64_t i = pair % half;
     const float cos = args.cos[position * half + i];
@@ -86,7 +87,8 @@ unsigned blocks_for(int64_t items) {
 Launched launch_null_prefix(const NullPrefixArgs& args, Stream stream) {
   if (const char* wrong = wrong_with(args.cache)) return refused(wrong);
   if (args.keys == nullptr || args.values == nullptr) return refused("keys, values: must not be null");
-  if (args.null_keys == nullptr || args.null_values == nullptr) return refused("null_keys, null_values: must not be null");
+  if (args.null_keys == nullptr || args.null_values == nullptr)
+    return refused("null_keys, null_values: must not be null");
   if (args.cos == nullptr || args.sin == nullptr) return refused("cos, sin: must not be null");
   if (args.first < 0 || args.last < args.first || args.last > args.cache.capacity) {
     return refused("first, last: must be positions of the cache, first not behind last");
@@ -94,14 +96,12 @@ Launched launch_null_prefix(const NullPrefixArgs& args, Stream stream) {
   const int64_t heads = int64_t{args.cache.layers} * args.cache.kv_heads;
   if (heads > 65535) return refused("cache: layers x kv_heads must be at most 65535");
   if (args.first == args.last) return {};
-  const dim3 grid(blocks_for(int64_t{args.last - args.first} * (args.cache.head_dim / 2)), static_cast<unsigned>(heads));
+  const dim3 grid(blocks_for(int64_t{args.last - args.first} * (args.cache.head_dim / 2)),
+                  static_cast<unsigned>(heads));
   switch (args.cache.number) {
-    case Number::kFloat32:
-      return launch(null_prefix_kernel<float>, grid, kThreads, stream, args);
-    case Number::kFloat16:
-      return launch(null_prefix_kernel<Float16>, grid, kThreads, stream, args);
-    default:
-      return launch(null_prefix_kernel<BFloat16>, grid, kThreads, stream, args);
+    case Number::kFloat32: return launch(null_prefix_kernel<float>, grid, kThreads, stream, args);
+    case Number::kFloat16: return launch(null_prefix_kernel<Float16>, grid, kThreads, stream, args);
+    default: return launch(null_prefix_kernel<BFloat16>, grid, kThreads, stream, args);
   }
 }
 
@@ -117,8 +117,8 @@ Launched launch_kv_write(const KvWriteArgs& args, Stream stream) {
   if (heads > 65535) return refused("cache: layers x branches x kv_heads must be at most 65535");
   if (args.rows == 0) return {};
   // A thread copies 4 bytes: two numbers of 16 bits, where head_dim and strides are even, else one number.
-  const int64_t strides = args.cache.head_stride | args.cache.position_stride | args.branch_stride | args.new_branch_stride |
-                          args.new_head_stride | args.new_row_stride;
+  const int64_t strides = args.cache.head_stride | args.cache.position_stride | args.branch_stride |
+                          args.new_branch_stride | args.new_head_stride | args.new_row_stride;
   const bool narrow_numbers = args.cache.number != Number::kFloat32;
   const int32_t unit = narrow_numbers && strides % 2 == 0 ? 2 : 1;
   const dim3 grid(blocks_for(int64_t{args.rows} * (args.cache.head_dim / unit)), static_cast<unsigned>(heads));

@@ -1,7 +1,7 @@
 // What the CUDA side of the frame loop offers: kernels behind plain structs of raw pointers and sizes. Every launch_*
-// checks its arguments, puts one kernel on a stream and returns; it allocates nothing, synchronises with nothing, and may
-// be captured into a graph. Pointers are device memory, or pinned host memory where that is said. docs/cuda.md has the
-// kernels' inner workings and what they need of a GPU.
+// checks its arguments, puts one kernel on a stream and returns; it allocates nothing, synchronises with nothing, and
+// may be captured into a graph. Pointers are device memory, or pinned host memory where that is said. docs/cuda.md has
+// the kernels' inner workings and what they need of a GPU.
 #pragma once
 
 #include <cstdint>
@@ -61,12 +61,12 @@ struct DeviceTables {
   int64_t latent;
 };
 
-// One row of each of `sequences` sequences, in one launch: what FrameSampler::step (cpu/frame_sampler.h) does, bit for bit.
-// A sequence whose segment has ended, or whose logits were faulty, is left alone, and so is everything of it in the
-// outputs: rows may be launched ahead. All sequences of a launch speak the same modality.
+// One row of each of `sequences` sequences, in one launch: what FrameSampler::step (cpu/frame_sampler.h) does, bit for
+// bit. A sequence whose segment has ended, or whose logits were faulty, is left alone, and so is everything of it in
+// the outputs: rows may be launched ahead. All sequences of a launch speak the same modality.
 struct SampleArgs {
   SequenceState* states;  // [sequences]
-  const float* logits;    // [sequences, branches, logits_stride]; with 1 branch they are taken as they are (mixed or single)
+  const float* logits;    // [sequences, branches, logits_stride]; 1 branch is taken as it is, single or mixed before
   int64_t logits_stride;  // floats between two rows of logits, at least the head's columns
   int32_t sequences;      // 1 .. kMaxSequences
   int32_t branches;       // 1 or 2 (conditional, null)
@@ -75,38 +75,39 @@ struct SampleArgs {
   DeviceTables tables;
   float* embeddings;         // out: [sequences, embedding_copies, hidden]
   int32_t embedding_copies;  // 1, or 2 to feed both branches
-  int32_t* rows;             // out: [sequences, row_capacity, 8], device or pinned; row r of the segment at r % row_capacity
+  int32_t* rows;  // out: [sequences, row_capacity, 8], device or pinned; row r of the segment at r % row_capacity
   int32_t row_capacity;
   float* latents;  // out: [sequences, latent_capacity, latent]; frame f at f % latent_capacity; null for text
   int32_t latent_capacity;
-  Progress* progress;  // out: [sequences], device or pinned host memory; written last, after all of the above is visible
+  Progress* progress;  // out: [sequences], device or pinned memory; written last, when all of the above is visible
 };
 Launched launch_sample(const SampleArgs& args, Stream stream);
 
-// out[count, copies, hidden] = sums of the 8 embeddings of rows[count, 8] (ids must be within the table; id 0 adds nothing).
+// out[count, copies, hidden] = sums of the 8 embeddings of rows[count, 8] (ids must be within the table; id 0 adds
+// nothing).
 Launched launch_embed_rows(const DeviceTables& tables, const int32_t* rows, int64_t count, int32_t copies, float* out,
                            Stream stream);
 
 // ---- Audio head -----------------------------------------------------------------------------------------------------
 
 // logits = hidden . weights + bias for 1 or 2 branches of each sequence, float32 accumulation in a fixed order.
-// With `states`: the branches are mixed with the guidance of the sequence's segment (as the sampler mixes), so that one row
-// of logits leaves the kernel; a sequence whose segment has ended is left alone.
+// With `states`: the branches are mixed with the guidance of the sequence's segment (as the sampler mixes), so that one
+// row of logits leaves the kernel; a sequence whose segment has ended is left alone.
 struct HeadArgs {
   const float* hidden;  // [sequences, branches, inputs]
   int32_t sequences;    // 1 .. kMaxSequences
   int32_t branches;     // 1 or 2
   int32_t inputs;       // for kInt8Blocks a multiple of 32
   int32_t columns;
-  const void* weights;      // [inputs, weight_stride], as the bundle stores them
+  const void* weights;  // [inputs, weight_stride], as the bundle stores them
   Number number;
-  int64_t weight_stride;    // numbers between two inputs: even, at least columns
-  const uint16_t* scales;   // kInt8Blocks: float16 [inputs / 32, scale_stride]; else null
-  int64_t scale_stride;     // even, at least columns
-  const float* bias;        // [columns] or null
+  int64_t weight_stride;        // numbers between two inputs: even, at least columns
+  const uint16_t* scales;       // kInt8Blocks: float16 [inputs / 32, scale_stride]; else null
+  int64_t scale_stride;         // even, at least columns
+  const float* bias;            // [columns] or null
   const SequenceState* states;  // [sequences] to mix (needs 2 branches), or null
-  float* logits;            // out: [sequences, mixed ? 1 : branches, logits_stride]
-  int64_t logits_stride;    // at least columns
+  float* logits;                // out: [sequences, mixed ? 1 : branches, logits_stride]
+  int64_t logits_stride;        // at least columns
 };
 Launched launch_head(const HeadArgs& args, Stream stream);
 
@@ -127,8 +128,8 @@ struct CacheLayout {
 // Null prefix of positions [first, last): keys rotated to their position, values as they are, in every layer.
 struct NullPrefixArgs {
   CacheLayout cache;
-  void* const* keys;    // [layers] pointers to the null branch of each layer
-  void* const* values;  // [layers]
+  void* const* keys;         // [layers] pointers to the null branch of each layer
+  void* const* values;       // [layers]
   const float* null_keys;    // [layers, kv_heads, head_dim], not rotated
   const float* null_values;  // [layers, kv_heads, head_dim]
   const float* cos;          // [last or more, head_dim / 2]
@@ -138,8 +139,8 @@ struct NullPrefixArgs {
 };
 Launched launch_null_prefix(const NullPrefixArgs& args, Stream stream);
 
-// Copies new rows into the cache, for an engine that gives them apart: [branches, kv_heads, rows, head_dim] a layer, with
-// strides of their own, to positions [position, position + rows).
+// Copies new rows into the cache, for an engine that gives them apart: [branches, kv_heads, rows, head_dim] a layer,
+// with strides of their own, to positions [position, position + rows).
 struct KvWriteArgs {
   CacheLayout cache;
   int32_t branches;
@@ -151,7 +152,8 @@ struct KvWriteArgs {
   int64_t new_branch_stride, new_head_stride, new_row_stride;
   int32_t rows;
   int32_t position;
-  const int32_t* device_position;  // added to `position` unless null: for a captured launch
+  // Unless null, added to `position`: for a captured launch. The caller keeps the sum within the capacity.
+  const int32_t* device_position;
 };
 Launched launch_kv_write(const KvWriteArgs& args, Stream stream);
 

@@ -11,8 +11,8 @@ constexpr int kTile = 32;  // a block of the transposing gather moves kTile x kT
 
 // blockIdx.x: row; the threads share its columns.
 template <class T>
-__global__ void __launch_bounds__(kThreads) embed_rows_kernel(DeviceTables tables, const int32_t* rows, int32_t copies,
-                                                              float* out) {
+__global__ void __launch_bounds__(kThreads)
+    embed_rows_kernel(DeviceTables tables, const int32_t* rows, int32_t copies, float* out) {
   const int32_t* const ids = rows + int64_t{blockIdx.x} * kStreams;
   float* const first = out + int64_t{blockIdx.x} * copies * tables.hidden;
   for (int64_t i = threadIdx.x; i < tables.hidden; i += blockDim.x) {
@@ -85,7 +85,7 @@ Launched launch_gather_latents(const GatherArgs& args, Stream stream) {
   } else {
     const int64_t blocks = (int64_t{args.count} * args.latent + kThreads - 1) / kThreads;
     return launch(gather_frames_kernel, dim3(static_cast<unsigned>(blocks < 256 ? blocks : 256)), kThreads, stream,
-                args);
+                  args);
   }
 }
 

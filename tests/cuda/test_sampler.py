@@ -237,3 +237,23 @@ def test_rows_are_embedded_as_the_cpu_embeds_them(cuda, copies):
     expected = np.empty((13, tables.embedding.shape[1]), np.float32)
     Pair(tables, Options("text"), kernel, 0).native.sampler.embed(rows, expected)
     np.testing.assert_array_equal(out, np.repeat(expected[:, None], copies, axis=1))
+
+
+@pytest.mark.full
+@settings(max_examples=4000, deadline=None)
+@given(batch=batches(), seed=st.integers(0, 2**32 - 1))
+def test_many_more_whole_segments_equal_the_cpu(cuda, batch, seed):
+    test_whole_segments_equal_the_cpu.hypothesis.inner_test(cuda, batch, seed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mode", ["fixed", "reference"])
+def test_64_pairs_of_the_true_size_over_whole_segments(cuda, mode):
+    rng = np.random.default_rng(64)
+    options = [
+        Options(mode, max_steps=12, seed=i, top_k=TOP_K[i % 6], top_p=[1.0, 0.9][i % 2], temperature=0.8)
+        for i in range(64)
+    ]
+    columns = columns_of(TRUE_SIZE, mode)
+    steps = [[random_logits(rng, each, columns) for _ in range(12)] for each in options]
+    run_pairs(cuda, TRUE_SIZE, options, steps)

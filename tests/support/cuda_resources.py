@@ -1,6 +1,7 @@
 """What each kernel needs of a GPU, as the compiler says: compiled for every architecture, run nowhere.
 
-``python tests/support/cuda_resources.py`` compiles and writes ``docs/cuda_resources.json`` and the table of ``docs/cuda.md``.
+``python tests/support/cuda_resources.py`` compiles, and writes ``docs/cuda_resources.json`` and the table of
+``docs/cuda.md``.
 """
 
 from __future__ import annotations

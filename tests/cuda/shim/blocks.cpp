@@ -212,10 +212,12 @@ int block_count(int predicate) {
 
 void run_grid(dim3 grid, dim3 block, const std::function<void()>& thread) {
   if (block.x % kWarp != 0 && block.x != 1) fail("a block must consist of whole warps");
-  if (block.x > kMaxThreads || block.y != 1 || block.z != 1 || grid.z != 1) fail("a launch of this shape is not supported");
+  if (block.x > kMaxThreads || block.y != 1 || block.z != 1 || grid.z != 1)
+    fail("a launch of this shape is not supported");
   if (grid.x == 0 || grid.y == 0 || grid.y > 65535) fail("a grid of this shape cannot be launched");
   if (stacks == nullptr) {
-    void* mapped = mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* mapped =
+        mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) fail("no address space for the stacks");
     stacks = static_cast<char*>(mapped);
   }

@@ -1,8 +1,8 @@
-// A stand-in for CUDA that runs kernel sources on the CPU, for tests. A C++ compiler finds this header in place of the real
-// one: blocks run in turn; within a block every CUDA thread is a fiber, or with UALM_SHIM_THREADS a thread of the operating
-// system, which is slow and lets ThreadSanitizer see what barriers order. Barriers, shuffles and votes must be reached by
-// all threads of the block or warp: one that is not is an error, where a GPU might go on.
-// What it cannot show: blocks running at the same time, the memory model between them, and speed.
+// A stand-in for CUDA that runs kernel sources on the CPU, for tests. A C++ compiler finds this header in place of the
+// real one: blocks run in turn; within a block every CUDA thread is a fiber, or with UALM_SHIM_THREADS a thread of the
+// operating system, which is slow and lets ThreadSanitizer see what barriers order. Barriers, shuffles and votes must
+// be reached by all threads of the block or warp: one that is not is an error, where a GPU might go on. What it cannot
+// show: blocks running at the same time, the memory model between them, and speed.
 #pragma once
 
 #include <cmath>
@@ -117,8 +117,8 @@ cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned flags);
 cudaError_t cudaHostGetDevicePointer(void** seen, void* pointer, unsigned flags);
 cudaError_t cudaFreeHost(void* pointer);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
-                              cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);

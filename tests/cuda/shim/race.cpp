@@ -1,5 +1,5 @@
-// Runs blocks of each kernel with real threads, for ThreadSanitizer: whatever two threads touch must be ordered by a barrier.
-// Prints the rows drawn, so that the test knows that they were computed.
+// Runs blocks of each kernel with real threads, for ThreadSanitizer: whatever two threads touch must be ordered by a
+// barrier. Prints the rows drawn, so that the test knows that they were computed.
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
