@@ -76,7 +76,10 @@ set_target_properties(
   ualm_cuda PROPERTIES CUDA_STANDARD 17 CUDA_RUNTIME_LIBRARY Static CUDA_ARCHITECTURES "${architectures}"
                        POSITION_INDEPENDENT_CODE ON CUDA_VISIBILITY_PRESET hidden CXX_VISIBILITY_PRESET hidden)
 # The architectures of a file compile side by side, two at a time.
-target_compile_options(ualm_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--threads=2 -Xcompiler=-Wall,-ffp-contract=off>)
+target_compile_options(ualm_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--threads=2>)
+if(NOT MSVC)
+  target_compile_options(ualm_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-ffp-contract=off>)
+endif()
 
 # cudart is linked in and its symbols stay inside: the module loads without CUDA, and beside libraries that bring their own.
 pybind11_add_module(_cuda MODULE csrc/cuda/bindings.cpp csrc/cuda/device_bindings.cpp)
