@@ -68,8 +68,7 @@ def plan_body(path: Path, capacity: int) -> PartPlan:
     likely = min(1024, capacity)
     profiles: dict[str, _Sizes] = {
         names.PREFILL: {"batch": 1, "rows": (1, min(64, rows), rows), "total": (1, few, capacity)},
-        names.DECODE: {"batch": 1, "rows": 1, "total": (1, likely, capacity)},
-        names.DECODE_PAIR: {"batch": 2, "rows": 1, "total": (1, likely, capacity)},
+        names.DECODE: {"batch": (1, 2, 2), "rows": 1, "total": (1, likely, capacity)},
     }
     return PartPlan("backbone", path, model, _profiles(model, path, profiles), capacity)
 
@@ -78,9 +77,8 @@ def _head(bundle: Bundle, head: str) -> PartPlan:
     role = f"head.{head}"
     path = bundle.part(role)
     model = load_graph(path)
-    profiles: dict[str, _Sizes] = {names.SINGLE: {"batch": 1}}
-    if head != "modality":  # what to say is chosen without guidance
-        profiles[names.PAIR] = {"batch": 2}
+    batch: Size = 1 if head == "modality" else (1, 2, 2)  # what to say is chosen without guidance
+    profiles: dict[str, _Sizes] = {names.HEAD: {"batch": batch}}
     return PartPlan(role, path, model, _profiles(model, path, profiles))
 
 

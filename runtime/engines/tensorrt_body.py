@@ -91,7 +91,7 @@ class TensorRtBody:
                     self.device.cuda.set_bytes(memory.address, 0, memory.nbytes, self.device.stream.handle)
         return cache
 
-    def bound(self, profile: str, branches: int, *, steady: bool) -> Call:
+    def bound(self, profile: str, *, steady: bool) -> Call:
         """A call of the body with everything bound that belongs to no conversation."""
         call = self.parts.backbone.call(profile, self.scratch, steady=steady)
         for name, table in zip((names.COS, names.SIN), self._angles, strict=True):
@@ -127,7 +127,7 @@ class TensorRtBody:
 
     def prefill(self, cache: DeviceCache, embeddings: Buffer, rows: int, held: int, hidden: Buffer) -> None:
         if self._prefill is None:
-            self._prefill = self.bound(names.PREFILL, 1, steady=False)
+            self._prefill = self.bound(names.PREFILL, steady=False)
         self.device.upload(self._position.address, np.array([held], np.int64))
         self.bind(
             self._prefill,
@@ -144,7 +144,7 @@ class TensorRtBody:
 
     def modality_logits(self, hidden: Buffer, out: Buffer) -> None:
         if self._choice is None:
-            self._choice = self.parts.heads["modality"].call(names.SINGLE, self.scratch)
+            self._choice = self.parts.heads["modality"].call(names.HEAD, self.scratch)
         self._choice.input("hidden", hidden.address, (1, self.hidden_size))
         self._choice.output("logits", out.address)
         self._choice()
@@ -165,8 +165,7 @@ class TensorRtStep:
         self._hidden = device.allocate(branches * width * 4)
         self._position, self._next = device.allocate(8), device.allocate(8)
         self._calls: dict[int, Call] = {}
-        profile = names.PAIR if branches == 2 else names.SINGLE
-        self._head = body.parts.heads[modality].call(profile, body.scratch, steady=True)
+        self._head = body.parts.heads[modality].call(names.HEAD, body.scratch, steady=True)
         self._head.input("hidden", self._hidden.address, (branches, width))
         self._head.output("logits", self.logits.address)
 
@@ -195,8 +194,7 @@ class TensorRtStep:
 
     def _bound(self, rows: int) -> Call:
         body = self._body
-        profile = names.DECODE_PAIR if self._branches == 2 else names.DECODE
-        call = body.bound(profile, self._branches, steady=True)
+        call = body.bound(names.DECODE, steady=True)
         body.bind(
             call,
             self._cache,

@@ -12,10 +12,11 @@ POSITION, OFFSETS, COLUMNS = "position", "row_offsets", "columns"
 COS, SIN = "cos_table", "sin_table"
 NEXT_POSITION = "next_position"
 
-#: Optimisation profiles of the body.
-PREFILL, DECODE, DECODE_PAIR = "prefill", "decode", "decode_pair"
-#: Of the heads: one hidden state, or both branches of guidance.
-SINGLE, PAIR = "single", "pair"
+#: Optimisation profiles of the body: prompts, and steps of one branch or of both branches of guidance. A profile of
+#: one row alone would have the library lay fp16 weights out a second time (docs/tensorrt.md).
+PREFILL, DECODE = "prefill", "decode"
+#: Of the heads: the hidden state of one branch or of both.
+HEAD = "head"
 #: Of the encoder: up to half a minute, and longer sounds.
 SHORT, LONG = "short", "long"
 #: Of the streaming codec: a piece within a sound, and one that begins or ends it.
