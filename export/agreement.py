@@ -244,25 +244,27 @@ def cosine(exact: np.ndarray, found: np.ndarray) -> dict[str, float]:
 
 
 def signal_to_noise(exact: np.ndarray, found: np.ndarray) -> float:
-    """Decibels of ``exact`` over its difference from ``found``; 200 where they are equal."""
+    """Decibels of ``exact`` over its difference from ``found``; 200 where they are equal, -inf for NaN or infinity."""
     noise = float(np.square(exact.astype(np.float64) - found).sum())
+    if not math.isfinite(noise):
+        return -math.inf
     signal = float(np.square(exact, dtype=np.float64).sum())
     return round(10 * math.log10(signal / noise), 2) if noise > signal * 1e-20 else 200.0
 
 
 def misses(quality: Mapping[str, Any], precision: Mapping[str, str]) -> list[str]:
-    """Which gates a bundle falls below, each as a clause of a message."""
+    """Which gates a bundle falls below, each as a clause of a message; what is NaN falls below every one."""
     gate = GATES[precision["backbone"]]
     found = []
     for modality in ("audio", "text"):
         measured = quality[modality]
-        if measured["top1"] < gate.top1:
+        if not measured["top1"] >= gate.top1:
             found.append(f"{modality} top-1 {measured['top1']:.3f} < {gate.top1}")
-        if measured["kl"] > gate.kl:
+        if not measured["kl"] <= gate.kl:
             found.append(f"{modality} KL {measured['kl']:.3g} > {gate.kl}")
     least = quality["features"]["cosine_least"]
-    if least < COSINE_GATES[precision["encoder"]]:
+    if not least >= COSINE_GATES[precision["encoder"]]:
         found.append(f"feature cosine {least:.4f} < {COSINE_GATES[precision['encoder']]}")
-    if quality["pcm"]["snr_db"] < SNR_GATES[precision["codec"]]:
+    if not quality["pcm"]["snr_db"] >= SNR_GATES[precision["codec"]]:
         found.append(f"sample SNR {quality['pcm']['snr_db']:.1f} dB < {SNR_GATES[precision['codec']]:g} dB")
     return found

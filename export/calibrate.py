@@ -42,7 +42,9 @@ class CalibrationSet:
         """``path``: a text file with a prompt a line, a sound, or a folder of both. ExportError names a misfit."""
         if not path.exists():
             raise ExportError(f"--calibrate {path}: no such file or folder; give prompts (.txt, one a line) or sounds")
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        # names that begin with a dot are the system's own
+        found = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        files = sorted(found) if path.is_dir() else [path]
         known = {f".{kind.lower()}" for kind in soundfile.available_formats()} | {".mp3", ".opus", ".oga"}
         conversations: list[list[Message]] = []
         for file in files:
@@ -53,8 +55,10 @@ class CalibrationSet:
                     conversations.append([("user", Sound.from_file(file)), ("user", QUESTION)])
                 except InputError as error:
                     raise ExportError(f"--calibrate {path}: {error}") from error
-            elif not path.is_dir():
-                raise ExportError(f"--calibrate {path}: neither a text (.txt) nor a sound")
+            else:
+                raise ExportError(
+                    f"--calibrate {file}: neither a text (.txt) nor a sound; take it out of what is named"
+                )
         if not conversations:
             raise ExportError(
                 f"--calibrate {path}: holds no prompt and no sound; give prompts (.txt, one a line) or sounds"

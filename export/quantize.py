@@ -40,6 +40,18 @@ def check_matrix(name: str, shape: tuple[int, ...], dtype: str) -> None:
         )
 
 
+def check_values(name: str, matrix: np.ndarray, dtype: str) -> None:
+    """Refuse float32 values that no block can hold: NaN, infinity, and what takes a scale beyond float16's."""
+    largest = 65504.0 * LIMITS[dtype][1]
+    peak = float(np.abs(matrix).max(initial=0.0))
+    if not np.isfinite(peak):
+        raise ExportError(f"{name}: holds NaN or infinity; the checkpoint is damaged, take another step")
+    if peak > largest:
+        raise ExportError(
+            f"{name}: its largest value is {peak:g}, {dtype} holds up to {largest:g}; export with precision bf16"
+        )
+
+
 def block_of(dtype: str, inputs: int) -> int:
     """Inputs that share a scale."""
     return inputs if dtype == "int8column" else BLOCK

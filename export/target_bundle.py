@@ -43,7 +43,12 @@ def export_bundle(order: Order, progress: Progress) -> Made:
     lines = [f"{name:<26}{in_bytes(size):>16}" for name, size in made.sizes.items()]
     lines += [f"{stage:<26}{seconds:>12.1f} s" for stage, seconds in made.seconds.items()]
     for part, values in made.quality.items():
-        agreed = ", ".join(f"{name} {value}" for name, value in values.items() if not isinstance(value, list))
+        agreed = ", ".join(f"{name} {_numbers(value)}" for name, value in values.items())
         lines.append(f"{f'agreement, {part}':<26}  {agreed}")
     lines += [f"below its gate, accepted: {clause}" for clause in made.missed]
     return Made(result, (*lines, f"{made.bundle}: exported"))
+
+
+def _numbers(value: object) -> str:
+    """A value of the agreement; of a list, what each of the streams has."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

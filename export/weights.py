@@ -19,7 +19,7 @@ import torch
 
 from ..runtime.errors import ExportError
 from ..runtime.tensors import widen
-from .quantize import block_of, check_matrix, dequantize, pack_int4, quantize, unpack_int4
+from .quantize import block_of, check_matrix, check_values, dequantize, pack_int4, quantize, unpack_int4
 
 #: Every tensor starts at a multiple of this many bytes: a cache line, and enough for any vector load.
 ALIGNMENT = 64
@@ -99,7 +99,9 @@ class WeightStore:
 
         @functools.cache  # both tensors come from one pass; the second takes what the first left
         def halves() -> list[np.ndarray]:
-            whole, scales = quantize(make(), dtype)
+            matrix = make()
+            check_values(name, matrix, dtype)
+            whole, scales = quantize(matrix, dtype)
             return [pack_int4(whole) if dtype == "int4" else whole, scales]
 
         def take_scale() -> np.ndarray:

@@ -9,7 +9,9 @@ of n frames c(n), where c(n) / n does not grow with n; and let the first piece h
 While a piece of m >= n frames plays, m rows can be drawn and decoded, for m r + c(m) <= m t. At the end of a sound the
 l frames that the codec looks ahead come at once: if c(1) + c(l) <= n t, they are in time as well, in a call of their
 own where one for all would be late. The pacer makes the first piece large enough, and calls the codec before what was
-sent is played out. Where no n is large enough the engine is slower than real time: see :meth:`Pacer.preroll`.
+sent is played out. A stage behind the codec counts as a part of its calls; what it holds back, d seconds, the first
+piece plays less: n t - d takes the place of n t. Where no n is large enough the engine is slower than real time: see
+:meth:`Pacer.preroll`.
 """
 
 from __future__ import annotations
@@ -106,9 +108,14 @@ class Pacer:
         lookahead: int,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        delay: float = 0.0,
     ) -> None:
-        """``lookahead``: frames that the codec holds back. ``pace`` None: pieces follow the profile alone."""
+        """``lookahead``: frames that the codec holds back; ``delay``: seconds that a stage behind it does.
+
+        ``pace`` None: pieces follow the profile alone.
+        """
         self._profile, self._frame_seconds, self._lookahead = profile, frame_seconds, lookahead
+        self._delay = delay
         self._pace, self._clock = pace, clock
         self._target = float(profile.first)
         self._played_out: float | None = None
@@ -170,6 +177,6 @@ class Pacer:
         row, codec = self._pace.row_seconds, self._pace.codec_seconds
         end = codec(1) + codec(self._lookahead)
         for frames in range(1, self._profile.most + 1):
-            if max(frames * row + codec(frames), end) <= frames * self._frame_seconds:
+            if max(frames * row + codec(frames), end) <= frames * self._frame_seconds - self._delay:
                 return frames
         return None

@@ -36,7 +36,10 @@ class SoundDecoder:
         self._engine, self._pace = engine, pace
         self._codec, self._vocabulary = bundle.manifest.codec, bundle.manifest.vocabulary
         self._profile = ChunkProfile.named(profile)
-        self._channels = 1 if bundle.manifest.post_codec is None else bundle.manifest.post_codec.channels
+        stage = bundle.manifest.post_codec
+        self._channels = 1 if stage is None else stage.channels
+        #: Seconds that the stage behind the codec holds back.
+        self._delay = 0.0 if stage is None else stage.delay / self._codec.sample_rate
         #: Hz of what comes out.
         self.sample_rate = bundle.manifest.sound_rate
         self._stream = engine.open_codec_stream()
@@ -103,7 +106,7 @@ class SoundDecoder:
         self._frames = self._samples = 0
         frame_seconds = self._codec.hop_length / self._codec.sample_rate
         lookahead = math.ceil(self._codec.lookahead / self._codec.hop_length)
-        self._pacer = Pacer(self._profile, frame_seconds, lookahead, self._pace)
+        self._pacer = Pacer(self._profile, frame_seconds, lookahead, self._pace, delay=self._delay)
 
     def _nothing(self) -> np.ndarray:
         return np.empty(0 if self._channels == 1 else (0, self._channels), np.float32)
@@ -120,11 +123,11 @@ class SoundDecoder:
             ends = last and number == len(parts)
             began = time.perf_counter()
             samples = self._stream.decode(frames, last=ends)
+            self._samples += len(samples)
+            pieces.append(samples if self._post is None else self._post.push(samples, last=ends))
             if self._pace is not None and len(samples):
                 # by what came out: the last call computes the samples that were held back, the first does not yet
                 self._pace.codec(math.ceil(len(samples) / self._codec.hop_length), time.perf_counter() - began)
-            self._samples += len(samples)
-            pieces.append(samples if self._post is None else self._post.push(samples, last=ends))
         return pieces
 
     def _send(self, pieces: list[np.ndarray], frames: int) -> np.ndarray:

@@ -71,7 +71,6 @@ def test_an_export_is_calibrated_on_prompts_and_sounds(run: Path, tmp_path: Path
     examples = tmp_path / "examples"
     examples.mkdir()
     (examples / "prompts.txt").write_text("wind in dry leaves\n\na bell\n", encoding="utf-8")
-    (examples / "notes.md").write_text("neither a prompt nor a sound")
     noise = np.random.default_rng(0).standard_normal(4800).astype(np.float32)
     Sound(0.1 * noise, 16000).save(examples / "noise.wav")
     told: list[tuple[str, int, int]] = []
@@ -109,12 +108,17 @@ def test_a_set_is_a_text_a_sound_or_a_folder(tmp_path: Path) -> None:
 def test_bad_sets_are_refused_by_name(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.png").write_bytes(b"\x89PNG")
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "a.txt").write_text("rain")
+    (tmp_path / "mixed" / ".DS_Store").write_bytes(b"")
+    (tmp_path / "mixed" / "notes.md").write_text("neither a prompt nor a sound")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     for name, message in (
         ("none", "no such file or folder"),
         ("empty", "holds no prompt and no sound"),
         ("x.png", "neither a text"),
+        ("mixed", "notes.md: neither a text"),
         ("latin.txt", "UTF-8"),
         ("broken.wav", "broken.wav"),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,10 @@ def test_every_gate_can_be_missed() -> None:
         ("text", "kl", 3.0, "text KL"),
         ("features", "cosine_least", 0.5, "cosine"),
         ("pcm", "snr_db", 3.0, "SNR"),
+        ("audio", "top1", math.nan, "audio top-1"),
+        ("audio", "kl", math.nan, "audio KL"),
+        ("features", "cosine_least", math.nan, "cosine"),
+        ("pcm", "snr_db", signal_to_noise(np.ones(3), np.array([1.0, math.nan, 1.0])), "-inf dB"),
     ):
         (clause,) = misses(quality | {part: quality[part] | {field: value}}, formats)
         assert word in clause

@@ -36,6 +36,18 @@ def test_no_weight_is_further_off_than_half_a_step_unless_it_is_cut_at_the_end(d
     assert (error[inside] <= step[inside] / 2 * (1 + 1e-6)).all()
 
 
+@pytest.mark.parametrize("dtype", SCALED_DTYPES)
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN or infinity"), (-np.inf, "NaN"), (1e8, "1e\\+08.*bf16")])
+def test_what_no_block_can_hold_is_refused_by_name(dtype: str, value: float, message: str, tmp_path: Path) -> None:
+    damaged = matrix()
+    damaged[5, 7] = value
+    store = WeightStore("weights.safetensors")
+    store.add_matrix("layers.0.q", (96, 40), lambda: damaged, dtype)
+    store.lay_out()
+    with pytest.raises(ExportError, match=f"layers.0.q: .*{message}"):
+        list(store.write(tmp_path))
+
+
 def test_int4_takes_for_each_block_the_best_of_its_scales() -> None:
     exact = matrix(32, 200)
     whole, scales = quantize(exact, "int4")
