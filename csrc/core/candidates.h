@@ -15,7 +15,10 @@ struct StepLogits {
 
   UALM_HD float at(int32_t column) const {
     if (null_branch == nullptr) return conditional[column];
-    return add(multiply(conditional[column], guidance), multiply(null_branch[column], one_minus_guidance));
+    return mixed(conditional[column], null_branch[column]);
+  }
+  UALM_HD float mixed(float cond, float null) const {
+    return add(multiply(cond, guidance), multiply(null, one_minus_guidance));
   }
 };
 

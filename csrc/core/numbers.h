@@ -1,13 +1,9 @@
 // Narrow floating-point numbers as their bits: float16 (IEEE binary16) and bfloat16, widened exactly and narrowed to the
-// nearest, ties to even. On a GPU these are single instructions; the plain versions give the same bits.
+// nearest, ties to even. Of float16 a GPU has instructions, which give the same bits; CUDA's own headers for them would
+// take as long to compile as a kernel.
 #pragma once
 
 #include "core/tables.h"
-
-#if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#endif
 
 namespace ualm {
 
@@ -17,7 +13,9 @@ struct Float16 {
 
 UALM_HD inline float widen(Float16 value) {
 #if defined(__CUDA_ARCH__)
-  return __half2float(__ushort_as_half(value.bits));
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
 #else
   const uint32_t sign = (value.bits & 0x8000u) << 16;
   const uint32_t exponent = (value.bits >> 10) & 31u;
@@ -38,19 +36,17 @@ UALM_HD inline float narrow<float>(float value) {
 
 template <>
 UALM_HD inline BFloat16 narrow<BFloat16>(float value) {
-#if defined(__CUDA_ARCH__)
-  return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
-#else
   const uint32_t bits = bits_of(value);
   if (value != value) return {0x7FFF};
   return {static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)};
-#endif
 }
 
 template <>
 UALM_HD inline Float16 narrow<Float16>(float value) {
 #if defined(__CUDA_ARCH__)
-  return {__half_as_ushort(__float2half_rn(value))};
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return {bits};
 #else
   const uint32_t sign = bits_of(value) >> 31 << 15;
   const uint32_t bits = bits_of(value) & 0x7FFFFFFFu;

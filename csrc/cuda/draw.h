@@ -8,8 +8,7 @@
 // keys is divided by four at each pass, counting (top-k) or summing integer probabilities (top-p) above three pivots.
 #pragma once
 
-#include "core/candidates.h"
-#include "cuda/device.h"
+#include "cuda/block_candidates.h"
 
 namespace ualm::cuda {
 
@@ -17,53 +16,6 @@ constexpr int kFew = 128;     // candidates kept by sorting, at most
 constexpr int kListed = 256;  // candidates that reach the bound, at most
 constexpr int kGroups = 256;  // groups of threads that each offer their best, at most
 constexpr int kLeastGroups = 64;
-constexpr int kPivots = 3;
-
-// What a thread, a warp, a block knows of the columns that it has seen.
-struct Overview {
-  Candidate best;      // column -1: nothing but -inf
-  int32_t candidates;  // above -inf
-  int32_t bad_column;  // the lowest that holds NaN or +inf, else INT32_MAX
-
-  __device__ static Overview combined(const Overview& a, const Overview& b) {
-    const bool a_first = b.best.column < 0 || (a.best.column >= 0 && ranks_before(a.best, b.best));
-    return {a_first ? a.best : b.best, a.candidates + b.candidates,
-            a.bad_column < b.bad_column ? a.bad_column : b.bad_column};
-  }
-  __device__ static Overview from_lane(const Overview& mine, int distance) {
-    return {{__shfl_xor_sync(kWholeWarp, mine.best.logit, distance),
-             __shfl_xor_sync(kWholeWarp, mine.best.column, distance)},
-            __shfl_xor_sync(kWholeWarp, mine.candidates, distance),
-            __shfl_xor_sync(kWholeWarp, mine.bad_column, distance)};
-  }
-};
-
-// The best of some candidates, by logit or by score; column -1: none.
-struct Best {
-  Candidate candidate;
-
-  __device__ static Best combined(const Best& a, const Best& b) {
-    const bool a_first = b.candidate.column < 0 || (a.candidate.column >= 0 && ranks_before(a.candidate, b.candidate));
-    return a_first ? a : b;
-  }
-  __device__ static Best from_lane(const Best& mine, int distance) {
-    return {{__shfl_xor_sync(kWholeWarp, mine.candidate.logit, distance),
-             __shfl_xor_sync(kWholeWarp, mine.candidate.column, distance)}};
-  }
-};
-
-struct Sums {
-  unsigned long long above[kPivots];
-
-  __device__ static Sums combined(Sums a, const Sums& b) {
-    for (int i = 0; i < kPivots; ++i) a.above[i] += b.above[i];
-    return a;
-  }
-  __device__ static Sums from_lane(Sums mine, int distance) {
-    for (int i = 0; i < kPivots; ++i) mine.above[i] = __shfl_xor_sync(kWholeWarp, mine.above[i], distance);
-    return mine;
-  }
-};
 
 struct DrawMemory {
   union {
@@ -77,72 +29,7 @@ struct DrawMemory {
   Candidate list[kListed];
   Candidate sorted[kListed];
   unsigned long long weights[kListed];
-  unsigned long long total;
 };
-
-// Keys rise with logits; -0 and +0 share one.
-__device__ inline uint32_t key_of(float logit) {
-  const uint32_t bits = bits_of(add(logit, 0.0f));
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-__device__ inline float logit_of(uint32_t key) { return float_of(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key); }
-
-// The candidates kept: key above `key`, or equal and a column up to `column`.
-struct Cut {
-  uint32_t key;
-  int32_t column;
-
-  __device__ bool keeps(float logit, int32_t at) const {
-    const uint32_t mine = key_of(logit);
-    return mine > key || (mine == key && at <= column);
-  }
-};
-
-constexpr uint32_t kKeyOfMinusInfinity = 0x007FFFFFu;
-
-struct Ranked {
-  uint32_t rank;
-  uint64_t weight;
-};
-
-struct Found {
-  uint32_t rank;
-  uint64_t above;  // weight of all ranks above it
-};
-
-// The largest rank in [low, high) for which the columns of at least that rank weigh `enough`. At `low` they do; none
-// has a rank of `high`. `ranked(column)` gives a column's rank and weight.
-template <class Function>
-__device__ inline Found search(ColumnRange range, uint32_t low, uint32_t high, double enough, const Function& ranked,
-                               DrawMemory& memory) {
-  uint64_t above = 0;
-  while (high - low > 1) {
-    uint32_t pivots[kPivots];
-    for (int i = 0; i < kPivots; ++i) {
-      pivots[i] = low + static_cast<uint32_t>(uint64_t{high - low} * static_cast<unsigned>(i + 1) / (kPivots + 1));
-    }
-    Sums sums{};
-    for (int32_t column = range.begin + static_cast<int32_t>(threadIdx.x); column < range.end;
-         column += static_cast<int32_t>(blockDim.x)) {
-      const Ranked mine = ranked(column);
-      for (int i = 0; i < kPivots; ++i) sums.above[i] += mine.rank >= pivots[i] ? mine.weight : 0;
-    }
-    sums = reduce_block(sums, memory.sums);
-    bool reached = false;  // no early exit, so that the loop unrolls and the pivots stay in registers
-#pragma unroll
-    for (int i = kPivots - 1; i >= 0; --i) {
-      if (reached) continue;
-      reached = static_cast<double>(sums.above[i]) >= enough;
-      if (reached) {
-        low = pivots[i];
-      } else {
-        high = pivots[i];
-        above = sums.above[i];
-      }
-    }
-  }
-  return {low, above};
-}
 
 // One draw, as the whole block sees it. The members are the same in every thread.
 class BlockDraw {
@@ -186,15 +73,14 @@ class BlockDraw {
   // First pass. `best` is this thread's own.
   __device__ Overview look() const {
     Overview mine = {{-positive_infinity(), -1}, 0, 0x7FFFFFFF};
-    for (int32_t column = first(); column < range_.end; column += step()) {
-      const float logit = logits_.at(column);
+    each_logit<8>(logits_, range_, [&](float logit, int32_t column) {
       if (!below_positive_infinity(logit)) {
         mine.bad_column = column < mine.bad_column ? column : mine.bad_column;
       } else if (logit > -positive_infinity()) {
         ++mine.candidates;
         if (mine.best.column < 0 || logit > mine.best.logit) mine.best = {logit, column};  // columns rise: ties stay
       }
-    }
+    });
     return mine;
   }
 
@@ -226,13 +112,12 @@ class BlockDraw {
     }
     __syncthreads();
     const float bound = memory_.bound;
-    for (int32_t column = first(); column < range_.end; column += step()) {
-      const float logit = logits_.at(column);
+    each_logit<8>(logits_, range_, [&](float logit, int32_t column) {
       if (logit >= bound && logit > -positive_infinity()) {
         const int place = atomicAdd(&memory_.listed, 1);
         if (place < kListed) memory_.list[place] = {logit, column};
       }
-    }
+    });
 #if !defined(UALM_TEST_WITHOUT_BARRIER)  // the tests leave it out once: ThreadSanitizer must notice
     __syncthreads();
 #endif
@@ -293,15 +178,14 @@ class BlockDraw {
   // The best candidates of those that `kept` keeps whose weights reach `enough`, the fewest.
   template <class Weight>
   __device__ Cut find(const Cut& kept, uint32_t above_all, double enough, const Weight& weigh) {
-    const auto by_key = [&](int32_t column) -> Ranked {
-      const float logit = logits_.at(column);
+    const auto by_key = [&](float logit, int32_t column) -> Ranked {
       if (!kept.keeps(logit, column)) return {0, 0};
       return {key_of(logit), weigh(logit)};
     };
-    const Found level = search(range_, kept.key, above_all, enough, by_key, memory_);
-    // Among equals the lower columns come first: how many of them, and up to which column.
-    const auto by_column = [&](int32_t column) -> Ranked {
-      const float logit = logits_.at(column);
+    const Found level = search(logits_, range_, kept.key, above_all, enough, by_key, memory_.sums);
+    // Among equals the lower columns come first: how many of them, and up to which column. (~0 + 1 is 0; the search
+    // only takes differences of its ends.)
+    const auto by_column = [&](float logit, int32_t column) -> Ranked {
       const bool equal = key_of(logit) == level.rank && kept.keeps(logit, column);
       return {~static_cast<uint32_t>(column), equal ? uint64_t{1} : uint64_t{0}};
     };
@@ -312,20 +196,21 @@ class BlockDraw {
       const uint64_t middle = (few + many) / 2;
       (static_cast<double>(level.above + middle * each) >= enough ? many : few) = middle;
     }
-    const Found last = search(range_, ~static_cast<uint32_t>(range_.end - 1), ~static_cast<uint32_t>(range_.begin) + 1,
-                              static_cast<double>(many), by_column, memory_);
+    const uint32_t first_rank = ~static_cast<uint32_t>(range_.begin);
+    const uint32_t last_rank = ~static_cast<uint32_t>(range_.end - 1);
+    const Found last =
+        search(logits_, range_, last_rank, first_rank + 1, static_cast<double>(many), by_column, memory_.sums);
     return {level.rank, static_cast<int32_t>(~last.rank)};
   }
 
   __device__ int32_t winner_of_kept(const Cut& cut) {
     Best mine = {{-positive_infinity(), -1}};
-    for (int32_t column = first(); column < range_.end; column += step()) {
-      const float logit = logits_.at(column);
-      if (!cut.keeps(logit, column)) continue;
+    each_logit<2>(logits_, range_, [&](float logit, int32_t column) {
+      if (!cut.keeps(logit, column)) return;
       // Rounding is monotonic, so this only skips candidates that would lose.
-      if (mine.candidate.column >= 0 && add(scaled(logit), kGumbelBound) < mine.candidate.logit) continue;
+      if (mine.candidate.column >= 0 && add(scaled(logit), kGumbelBound) < mine.candidate.logit) return;
       mine = Best::combined(mine, {scored({logit, column})});
-    }
+    });
     return reduce_block(mine, memory_.bests).candidate.column;
   }
 
@@ -333,10 +218,9 @@ class BlockDraw {
 
   __device__ uint64_t weight_of_kept(const Cut& cut) {
     Sums sums{};
-    for (int32_t column = first(); column < range_.end; column += step()) {
-      const float logit = logits_.at(column);
+    each_logit<4>(logits_, range_, [&](float logit, int32_t column) {
       if (cut.keeps(logit, column)) sums.above[0] += weight(logit);
-    }
+    });
     return reduce_block(sums, memory_.sums).above[0];
   }
 
@@ -347,9 +231,6 @@ class BlockDraw {
     const float noise = gumbel_noise(sampling_.seed, sampling_.segment, row_, stream_, id);
     return {add(scaled(candidate.logit), noise), candidate.column};
   }
-
-  __device__ int32_t first() const { return range_.begin + static_cast<int32_t>(threadIdx.x); }
-  __device__ int32_t step() const { return static_cast<int32_t>(blockDim.x); }
 
   const StepLogits logits_;
   const ColumnRange range_;

@@ -44,3 +44,14 @@ def test_the_page_shows_the_record():
     _, kernels = cuda_resources.recorded()
     assert cuda_resources.table_of_page() == cuda_resources.table(kernels)
     assert all(needs["spill_bytes"] == 0 for found in kernels.values() for needs in found.values())
+
+
+@pytest.mark.skipif(cuda_resources.nvcc() is None, reason="nvcc is not here")
+@pytest.mark.parametrize("name", ["frame_sampler.cu", "kv_cache.cu"])
+def test_every_operation_rounds_by_itself_where_bits_must_equal_the_cpus(name, tmp_path):
+    """In PTX a plain mul or add may be fused further on; with .rn, for the nearest, it may not."""
+    operations = cuda_resources.float_operations(str(cuda_resources.nvcc()), name, tmp_path)
+    assert {"mul.rn.f32", "add.rn.f32"} <= operations
+    assert operations <= {"mul.rn.f32", "add.rn.f32", "div.rn.f32", "mul.f64"}, (
+        "mul.f64: top_p, which nothing is added to"
+    )

@@ -124,6 +124,18 @@ def test_when_all_candidates_tie_the_lower_ids_are_kept(cuda, value, top_k, top_
         run_pairs(cuda, tables, [options], [[logits]])
 
 
+@pytest.mark.parametrize("ties", [19, 20, 127, 128, 129, 255, 256, 257, 290, 300])
+@pytest.mark.parametrize(("top_k", "top_p"), [(20, 1.0), (128, 1.0), (129, 1.0), (0, 0.5)])
+def test_so_many_candidates_tie_as_the_sorted_list_just_holds(cuda, ties, top_k, top_p):
+    tables, rng = TRUE_SIZE, np.random.default_rng(ties)
+    logits = np.full((1, columns_of(tables, "text")), -1e30, np.float32)
+    for seed in range(3):
+        logits[0] = -1e30
+        logits[0, rng.permutation(logits.shape[1])[:ties]] = 2.0
+        options = Options("text", top_k=top_k, top_p=top_p, guidance=1.0, max_steps=1, seed=seed)
+        run_pairs(cuda, tables, [options], [[logits]])
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("kind", ["reference", "text"])
 def test_faulty_logits_are_reported_with_row_and_stream_and_stop_the_sequence(cuda, kind, temperature):

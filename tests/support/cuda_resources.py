@@ -54,6 +54,15 @@ def compile_kernels(compiler: str, architectures: Iterable[str] = ARCHITECTURES)
     return {name: dict(sorted(found.items(), key=_by_number)) for name, found in sorted(resources.items())}
 
 
+def float_operations(compiler: str, name: str, folder: Path) -> set[str]:
+    """The arithmetic on floats in the PTX of a kernel file, e.g. {"add.rn.f32"}."""
+    target = folder / "kernel.ptx"
+    flags = ["-std=c++17", "-O3", "-arch=sm_90", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([compiler, *flags, "-ptx", str(ROOT / "csrc/cuda" / name), "-o", target], check=True)
+    arithmetic = r"\b(?:add|sub|mul|fma|mad|div|rcp|sqrt|ex2|lg2)[a-z.]*\.f(?:32|64)"
+    return set(re.findall(arithmetic, target.read_text()))
+
+
 def _by_number(item: tuple[str, object]) -> int:
     return int(item[0].removeprefix("sm_"))
 
