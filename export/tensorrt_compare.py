@@ -122,7 +122,10 @@ def _changed_weights(model: onnx.ModelProto, walk: _Network, trt: Any) -> Iterat
     stored = {each.name: each for each in model.graph.initializer}
     for name, tensor in stored.items():
         wanted = _TYPES.get(tensor.data_type)
-        if name not in readers or wanted is None or wanted not in _NUMBERS:
+        if name not in readers or (wanted is not None and wanted not in _NUMBERS):
+            continue
+        if wanted is None:
+            yield f"weight {name!r} is {_type_name(tensor.data_type)}, which the library has no type for"
             continue
         node = readers[name]
         behind = {each.name: each for each in walk.layers_behind(node.output, values - set(node.output))}

@@ -65,7 +65,9 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Bundle(folder / "bundle")
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(
+    "capability", ["8.9", *(pytest.param(each, marks=pytest.mark.full) for each in ("8.6", "12.0"))]
+)
 def test_every_standard_part_of_a_bundle_builds(bundle: Bundle, capability: str) -> None:
     parts = bundle.manifest.parts
     reports = check_bundle_parts(bundle.folder, parts, compute_capability=capability)
