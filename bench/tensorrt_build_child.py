@@ -17,7 +17,7 @@ from ..runtime.errors import UalmError
 
 
 def main(folder: str, part: str, targets: str, max_context: str) -> None:
-    """Print one JSON object: seconds of the process and of the build, bytes of the engine and of the stored weights."""
+    """Print one JSON object: seconds in all and of the build, bytes of the engine and of the stored weights."""
     started = time.perf_counter()
     place, capacity = Path(folder), int(max_context)
     if (place / MANIFEST).is_file():
