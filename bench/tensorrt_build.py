@@ -50,8 +50,8 @@ class _Source:
 class TensorRtBuild:
     """Parsing, comparing and building one part for ``sms``.
 
-    Figures: "process", from reading the graph to the end; "build", of it, parsing, comparing and building; "engine", the
-    file; "stored", the weights that the part reads, as they are stored; "peak_*" as in ``export``, of the whole process.
+    Figures: "process", from reading the graph to the end; "build", of it, parsing, comparing and building; "engine",
+    the file; "stored", the weights that the part reads, as they are stored; "peak_*" as in ``export``, of the process.
     """
 
     name: ClassVar[str] = "tensorrt-build"
