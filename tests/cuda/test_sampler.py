@@ -124,6 +124,18 @@ def test_when_all_candidates_tie_the_lower_ids_are_kept(cuda, value, top_k, top_
         run_pairs(cuda, tables, [options], [[logits]])
 
 
+def test_a_late_lucky_candidate_is_not_skipped(cuda):
+    """Candidates that must lose cost no random number. Here none must: only noise decides between equal logits.
+
+    About every thirtieth winner comes behind one of the same thread that beats a bound set too low.
+    """
+    tables = TRUE_SIZE
+    logits = np.zeros((1, columns_of(tables, "text")), np.float32)
+    for first in range(0, 192, 64):
+        options = [Options("text", top_k=0, guidance=1.0, max_steps=1, seed=first + i) for i in range(64)]
+        run_pairs(cuda, tables, options, [[logits]] * 64, beyond=0)
+
+
 @pytest.mark.parametrize("ties", [19, 20, 127, 128, 129, 255, 256, 257, 290, 300])
 @pytest.mark.parametrize(("top_k", "top_p"), [(20, 1.0), (128, 1.0), (129, 1.0), (0, 0.5)])
 def test_so_many_candidates_tie_as_the_sorted_list_just_holds(cuda, ties, top_k, top_p):
