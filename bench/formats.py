@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from ..runtime.errors import InputError
-from .schema import NAME, VERSION, Check, Comparison, Measurement, Report, Run, from_json, to_json
+from .schema import NAME, READ, VERSION, Check, Comparison, Measurement, Report, Run, from_json, to_json
 
 Format = Literal["table", "json", "jsonl", "csv", "markdown"]
 #: What a file's name says about its format.
@@ -83,8 +83,9 @@ def _report(document: Any) -> Report:
 def _check_mark(document: Any) -> None:
     if not isinstance(document, dict) or document.get("schema") != NAME:
         raise ValueError(f"its schema is not {NAME!r}")
-    if document.get("version") != VERSION:
-        raise ValueError(f"version {document.get('version')!r} of the schema; this ualm reads version {VERSION}")
+    if document.get("version") not in READ:
+        known = " and ".join(map(str, READ))
+        raise ValueError(f"version {document.get('version')!r} of the schema; this ualm reads versions {known}")
 
 
 def _gathered(lines: list[Any]) -> list[Report]:

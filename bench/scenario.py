@@ -17,6 +17,8 @@ from .subjects import AnySubject, PeerSubject, Request, open_subjects
 
 #: A machine is quiet when other processes take no more than this percentage of its processors' time.
 _QUIET = 3.0
+#: A best pass of the bandwidth that is so many times the median one is told.
+_STEADY = 1.25
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,11 @@ def measure_subjects(
     if taken_by_others is not None and taken_by_others > _QUIET:
         text = f"other processes took {taken_by_others:.0f} % of the processors' time meanwhile: these figures are not"
         notes[f"{text} those of a quiet machine"] = None
+    if meter.result.best > _STEADY * meter.result.median:
+        text = f"the best of the bandwidth's passes read {meter.result.best:.0f} GB/s, the median one"
+        notes[f"{text} {meter.result.median:.0f}: shares of the bandwidth are of the best, which may be an odd one"] = (
+            None
+        )
     run = describe_run(
         seed=seed,
         threads=threads,

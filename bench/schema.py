@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 
 from .statistics import Summary
 
-NAME, VERSION = "ualm-bench", 1
+NAME, VERSION = "ualm-bench", 2
+#: Versions that are read. 2 added what a GPU has to say (its facts, checks, its memory's bandwidth) and rehearsals.
+READ = (1, VERSION)
 
 #: A setting of a scenario: the rows held, the modality, ...
 Setting = int | float | str | bool

@@ -17,6 +17,7 @@ from ..runtime.engines import Engine
 from ..runtime.errors import EngineError, InputError
 from ..runtime.events import SegmentEnded, SoundChunk, TurnEnded
 from ..runtime.model import Model
+from ..runtime.post_codec import open_post_codec
 from ..runtime.sampling import SHORTEST_SOUND_ROWS, AudioSampling
 from ..runtime.vocabulary import ROLES, STREAMS
 from .blocks import Samples
@@ -127,6 +128,7 @@ class _Turns:
     def _direct(self, sampling: AudioSampling) -> float:
         """Seconds from the prompt to the first samples, with nothing between the engine's calls."""
         sequence, stream = self._engine.open_sequence(), self._engine.open_codec_stream()
+        stage = open_post_codec(self._model.bundle)
         codec = self._model.bundle.manifest.codec
         started = time.perf_counter()
         sequence.prefill(self._prompt)
@@ -135,7 +137,9 @@ class _Turns:
         needed = -(-(codec.hop_length + codec.lookahead) // codec.hop_length)
         frames = sequence.run_frames(needed + STREAMS - 1)
         latents = frames.latents[:needed] if frames.end is None else frames.latents
-        stream.decode(latents, last=frames.end is not None)
+        samples = stream.decode(latents, last=frames.end is not None)
+        if stage is not None:
+            stage.push(samples, last=frames.end is not None)
         return time.perf_counter() - started
 
     def _turn(self, sampling: AudioSampling) -> Samples:

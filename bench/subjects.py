@@ -7,10 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..runtime.bundle import Bundle
 from ..runtime.engines.base import Engine, open_engine
 from ..runtime.errors import InputError, UalmError
 from ..runtime.model import DEFAULT_CONTEXT
+from ..runtime.tensors import widen
 from .schema import Subject
 
 if TYPE_CHECKING:
@@ -124,6 +127,16 @@ class PeerSubject:
 AnySubject = BundleSubject | PeerSubject
 
 
+def _check_same_weights(bundle: Bundle, reference: TorchReference, run: Path) -> None:
+    """:class:`InputError` where a bundle is not of the run that its rival takes; told by their embedding tables."""
+    ours = bundle.table("embedding")
+    rows = np.linspace(0, len(ours) - 1, 256).astype(np.int64)
+    theirs = reference.embedding_rows(rows) if len(ours) == reference.vocabulary.size else np.zeros((0, 0))
+    # the rival may hold them in bfloat16, of which 8 bits count
+    if theirs.shape != (len(rows), ours.shape[1]) or not np.allclose(widen(ours[rows]), theirs, rtol=2**-7, atol=1e-6):
+        raise InputError(f"--run {run}: {bundle.folder} was not made of it; name the training run that it was")
+
+
 def open_subjects(request: Request, threads: int) -> tuple[BundleSubject, AnySubject | None]:
     """The bundle, and what it is measured against, if anything."""
     mine = request.bundle
@@ -132,7 +145,9 @@ def open_subjects(request: Request, threads: int) -> tuple[BundleSubject, AnySub
         return BundleSubject(mine, request, name), None
     if request.versus in PEERS:
         assert request.run is not None  # checked by Request
-        return BundleSubject(mine, request, name), PeerSubject(request.versus, request.run, threads)
+        subject, peer = BundleSubject(mine, request, name), PeerSubject(request.versus, request.run, threads)
+        _check_same_weights(subject.bundle, peer.reference, request.run)
+        return subject, peer
     other = Path(request.versus)
     names = (name, other.resolve().name)
     if names[0] == names[1]:

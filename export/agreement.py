@@ -34,6 +34,9 @@ PROMPTS = (
     "A small dog barks twice and a gate creaks open.",
     "Slow piano chords in a large, empty hall.",
     "Footsteps on gravel come closer, then a door slams shut.",
+    # long enough that the matrices for long prompts are the ones that read it, whatever the tokenizer
+    "A harbour at dawn: water laps against wooden boats, ropes creak, a gull cries three times, far off a ship's horn "
+    "answers, then an old engine coughs, starts, and runs unevenly while two men talk quietly and a bell rings.",
 )
 HELD: Sequence[Sequence[Message]] = [[("user", prompt)] for prompt in PROMPTS]
 #: Rows drawn for each prompt.

@@ -123,7 +123,10 @@ class RawPcm:
         try:
             rest = memoryview(data)
             while len(rest):
-                rest = rest[self._file.write(rest) :]
+                written: int | None = self._file.write(rest)
+                if written is None:  # a pipe that does not wait for its reader
+                    raise OutputError("standard output does not wait for its reader; give one that blocks")
+                rest = rest[written:]
         except OSError as error:
             raise OutputError(f"standard output: {error.strerror or error}; nobody takes the samples") from error
 

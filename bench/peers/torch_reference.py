@@ -104,6 +104,10 @@ class TorchReference:
         mask[0, [EOS, EOT]] = False
         return mask.to(self.device)
 
+    def embedding_rows(self, ids: np.ndarray) -> np.ndarray:
+        """Rows float32 [n, H] of the embedding table, as it is held here."""
+        return self._embedding[torch.from_numpy(ids).to(self.device)].float().cpu().numpy()
+
     # ---- the algorithm ----
 
     def through(self, embeddings: torch.Tensor, cache: Any) -> torch.Tensor:

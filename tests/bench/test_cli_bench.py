@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from support.runs import make_run
 from ualm.bench.bandwidth import BandwidthMeter
 from ualm.bench.decode import WARM_UP
 from ualm.bench.formats import read_report
 from ualm.runtime import Model
 from ualm.runtime.bundle import Bundle
+from ualm.runtime.engines.onnxruntime import OnnxRuntimeSequence
+from ualm.runtime.engines.onnxruntime_codec import OnnxRuntimeCodecStream
 from ualm.runtime.sampling import AudioSampling
 
 
@@ -53,8 +56,6 @@ def test_without_guidance_one_branch_is_held(bench, tiny_bundle):
 
 
 def test_a_batch_takes_turns_and_is_told_a_frame(bench, tiny_bundle, monkeypatch):
-    from ualm.runtime.engines.onnxruntime import OnnxRuntimeSequence
-
     asked = []
     run_frames = OnnxRuntimeSequence.run_frames
     monkeypatch.setattr(
@@ -154,6 +155,30 @@ def test_against_the_reference_in_torch(bench, tiny_bundle, tiny_run):
     assert [(each.figure, each.verdict) for each in report.comparisons] == [
         ("prefill", "too few pairs"), ("begin", "too few pairs"),
     ]  # fmt: skip
+
+
+def test_the_reference_must_have_the_bundles_weights(ualm, tiny_bundle, tmp_path):
+    other = make_run(tmp_path / "other", seed=99)
+    status, out, err = ualm("bench", "decode", tiny_bundle, "--versus", "reference-fp32", "--run", other.folder)
+    assert (status, out) == (1, "") and f"--run {other.folder}" in err and "was not made of it" in err
+
+
+def test_the_direct_way_takes_the_rows_of_one_frame_and_one_codec_call(bench, tiny_bundle, monkeypatch):
+    """What "overhead" is held against: the frame, its look-ahead and the delay in rows, and nothing else."""
+    codec = Bundle(tiny_bundle).manifest.codec
+    least = -(-(codec.hop_length + codec.lookahead) // codec.hop_length)
+    asked, decoded = [], []
+    rows, decode = OnnxRuntimeSequence.run_frames, OnnxRuntimeCodecStream.decode
+    monkeypatch.setattr(
+        OnnxRuntimeSequence, "run_frames", lambda self, count: (asked.append(count), rows(self, count))[1]
+    )
+    monkeypatch.setattr(
+        OnnxRuntimeCodecStream,
+        "decode",
+        lambda self, latents, *, last: (decoded.append(len(latents)), decode(self, latents, last=last))[1],
+    )
+    bench("stream", tiny_bundle, "--seconds", 0.15, "--repeat", 2)
+    assert least + 7 in asked and least in decoded
 
 
 def test_what_is_missing_for_the_reference_is_told(ualm, tiny_bundle, tiny_run, monkeypatch):
