@@ -177,10 +177,8 @@ def measure_subjects(
         text = f"other processes took {taken_by_others:.0f} % of the processors' time meanwhile: these figures are not"
         notes[f"{text} those of a quiet machine"] = None
     if meter.result.best > _STEADY * meter.result.median:
-        text = f"the best of the bandwidth's passes read {meter.result.best:.0f} GB/s, the median one"
-        notes[f"{text} {meter.result.median:.0f}: shares of the bandwidth are of the best, which may be an odd one"] = (
-            None
-        )
+        rates = f"{meter.result.best:.0f} GB/s, the median one {meter.result.median:.0f}"
+        notes[f"the bandwidth's best pass read {rates}: shares of it are of the best, which may be an odd one"] = None
     run = describe_run(
         seed=seed,
         threads=threads,
