@@ -336,3 +336,16 @@ def test_a_precision_that_the_parser_narrows_fails_the_build(tmp_path: Path) -> 
     onnx.save(model, path)
     with pytest.raises(ExportError, match=r"value 'wide' is FLOAT, the graph says DOUBLE; .*weight 'factor' is DOUBLE"):
         build(find_library("tensorrt-rtx"), path, model, [], sms=(89,))
+
+
+@pytest.mark.parametrize(
+    ("part", "on_host"), [("backbone.onnx", set()), ("codec_stream.onnx", {"first", "last"})], ids=["body", "codec"]
+)
+def test_positions_are_read_on_the_device_and_the_codecs_flags_on_the_host(part: str, on_host: set[str]) -> None:
+    """The engine binds them so; a position that were needed on the host could not count within a captured step."""
+    _, (network, _owners), _trt = packaged_network(part)
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    assert {tensor.name for tensor in inputs if tensor.is_shape_tensor} == on_host
+    assert {tensor.name for tensor in inputs if tensor.is_execution_tensor} == {t.name for t in inputs} - on_host
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    assert all(tensor.is_execution_tensor for tensor in outputs)
