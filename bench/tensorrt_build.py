@@ -110,14 +110,15 @@ def measure_builds(
     *,
     precision: str = "fp16",
     parts: Sequence[str] = (_BODY,),
-    targets: str = "sm89",
+    targets: Sequence[str] = ("sm89",),
     max_context: int = 16384,
     repeat: int | None = None,
 ) -> Report:
-    """Build ``parts`` of a bundle, or the body of a training run stored in ``precision``, for ``targets``."""
+    """Build ``parts`` of a bundle, or the body of a training run stored in ``precision``, for each of ``targets``
+    ("sm89", or several GPUs at once: "sm86,sm89")."""
     load_average = current_load()
     settings: list[dict[str, Setting]] = [
-        {"part": part, "targets": targets, "max_context": max_context} for part in parts
+        {"part": part, "targets": each, "max_context": max_context} for each in targets for part in parts
     ]
     with _opened(source, precision, parts) as subject:
         return measure_subjects(
@@ -171,7 +172,7 @@ def _main(
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the results, JSON.")],
     precision: Annotated[str, typer.Option(help="Format of a training run's body.")] = "fp16",
     part: Annotated[list[str] | None, typer.Option(help="Part of a bundle; again for more.")] = None,
-    target: Annotated[str, typer.Option(help="GPUs, as for ualm export.")] = "sm89",
+    target: Annotated[list[str] | None, typer.Option(help="GPUs, as for ualm export; again for more builds.")] = None,
     max_context: Annotated[int, typer.Option(help="Rows of the cache.")] = 16384,
     repeat: Annotated[int | None, typer.Option(help="Times; once by default.")] = None,
 ) -> None:
@@ -181,7 +182,7 @@ def _main(
             source,
             precision=precision,
             parts=part or [_BODY],
-            targets=target,
+            targets=target or ["sm89"],
             max_context=max_context,
             repeat=repeat,
         )

@@ -19,9 +19,11 @@ class Side:
 
     def __init__(self, device: Device) -> None:
         self.device, self.stream = device, device.codec_stream
+        self._scratch: dict[str, Scratch] = {}
 
     def scratch(self, part: CompiledPart) -> Scratch:
-        scratch = Scratch(self.device, self.stream)
+        """Scratch memory of a part, which all its contexts share: the stream runs them one after the other."""
+        scratch = self._scratch.setdefault(part.entry.role, Scratch(self.device, self.stream))
         scratch.reserve(part.scratch_bytes)
         return scratch
 

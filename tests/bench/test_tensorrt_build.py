@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_a_part_of_a_bundle_is_measured_in_a_process_of_its_own() -> None:
-    report = measure_builds(default_bundle(), parts=("head.audio",), targets="sm86,sm89", max_context=512)
+    report = measure_builds(default_bundle(), parts=("head.audio",), targets=("sm86,sm89",), max_context=512)
     found = {each.figure: each.summary.p50 for each in report.measurements}
     assert {each.settings["targets"] for each in report.measurements} == {"sm86,sm89"}
     assert 0 < found["build"] < found["process"]
@@ -37,4 +37,4 @@ def test_the_body_of_a_training_run_is_built_without_the_rest(tmp_path: Path) ->
 
 def test_a_build_that_fails_says_why() -> None:
     with pytest.raises(ExportError, match=r"head\.text was not built: .*FP32 GEMM is not supported"):
-        measure_builds(default_bundle(), parts=("head.text",), targets="sm75")
+        measure_builds(default_bundle(), parts=("head.text",), targets=("sm75",))
