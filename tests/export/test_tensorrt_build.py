@@ -6,7 +6,10 @@ Building needs no GPU. No engine is run here.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +164,16 @@ def test_tensorrt_is_refused_without_a_gpu_and_with_a_target(tmp_path: Path, mon
     with pytest.raises(ExportError, match=r"builds on the machine where .* and here no NVIDIA driver was found"):
         tensorrt(order(default_bundle(), tmp_path / "out", target=None), quiet)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_is_compiled_without_torch() -> None:
+    """As on a Jetson: the command gets as far as looking for a GPU."""
+    code = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'safetensors', 'yaml')))\n"
+    code += "from ualm.runtime.cli import main; sys.argv[0] = 'ualm'; main()"
+    command = [sys.executable, "-c", code, "export", str(default_bundle()), "--engine", "tensorrt", "-o", "nowhere"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "builds on the machine where the engine is to run, and here" in done.stderr
 
 
 def test_a_library_that_is_missing_or_too_old_says_so() -> None:
