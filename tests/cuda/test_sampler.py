@@ -281,3 +281,22 @@ def test_64_pairs_of_the_true_size_over_whole_segments(cuda, mode):
     columns = columns_of(TRUE_SIZE, mode)
     steps = [[random_logits(rng, each, columns) for _ in range(12)] for each in options]
     run_pairs(cuda, TRUE_SIZE, options, steps)
+
+
+def test_after_a_drain_the_better_of_eos_and_eot_is_taken_whatever_the_temperature(cuda):
+    tables, rng = TABLES[5], np.random.default_rng(3)
+    options = [Options("fixed", max_steps=20, guidance=1.0, temperature=2.5, top_k=0, seed=i) for i in range(64)]
+    steps = []
+    for index, each in enumerate(options):
+        rows = [random_logits(rng, each, columns_of(tables, "fixed")) for _ in range(9)]
+        rows[1][0, 2] = 60  # stream 0 draws its pad: one frame, its drain, then the stop row
+        rows[8][0, :2] = [0.3, 0.0] if index % 2 else [0.0, 0.3]
+        steps.append(rows)
+    kernel = Kernel(cuda, tables, options)
+    pairs = [Pair(tables, each, kernel, i) for i, each in enumerate(options)]
+    for row in range(9):
+        kernel.step([each[row] for each in steps])
+        for pair, each in zip(pairs, steps, strict=True):
+            pair.check(each[row])
+    assert [kernel.progress_of(i)[:2] for i in range(64)] == [(9, STOP)] * 64
+    assert kernel.rows[:, 8 % kernel.capacity, 0].tolist() == [3, 2] * 32
