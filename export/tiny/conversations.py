@@ -48,6 +48,8 @@ NOTHING, MODALITY, TEXT, AUDIO = 0, 1, 2, 3
 #: Weights of the cells where something is decided; all that follows from what was drawn before weighs 1.
 _FIRST_FRAME, _FIRST_FRAME_REST, _END, _GOES_ON, _CONTENT = 8.0, 2.0, 4.0, 3.0, 3.0
 _SHORT_ANSWER = 6.0
+#: Of a review the word that says whether anything was heard at all, and the one that says whether it is right.
+_VERDICT = 15.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,13 @@ class Studio:
         labels = self.bank.labels
         self._frame_class = np.array([0 if label is None else self.classes[label[0], label[1]] for label in labels])
         self._position = np.array([-1 if label is None else label[2] for label in labels])
+
+    def decisive(self, review: list[int]) -> frozenset[int]:
+        """Where in the ids of a review it is said what was heard, from its first word, and whether that is right."""
+        heard = len(self.encode("heard:"))
+        words = [self.encode(f"it {word}") for word in ("matches", "differs")]
+        ends = {at + 1 for word in words for at in range(len(review)) if review[at : at + 2] == word[:2]}
+        return frozenset({heard, *ends})
 
     def frame_classes(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class of each frame (0 silence), and whether an event begins in it."""
@@ -167,13 +176,18 @@ class Writer:
             self._token(0)
         self._open = (NOTHING, 0.0)
 
-    def says(self, text: str, *, choice: float = 1.0) -> None:
-        """The model's text; ``choice``: how much it is to learn that it answers with text here."""
+    def says(self, text: str, *, choice: float = 1.0, verdict: bool = False) -> None:
+        """The model's text; ``choice``: how much it is to learn that it answers with text here.
+
+        ``verdict``: it is a review, where two words decide what follows.
+        """
         self._begin("assistant", "text", choice)
         ids = self.studio.encode(text)
         least = _SHORT_ANSWER / len(ids)  # a short answer counts for something beside the long ones
-        for row, token in zip(self.studio.vocabulary.text_rows(ids), ids, strict=True):
-            self._row(row, TEXT, max(least, _CONTENT if token in self.studio.content_ids else 1.0))
+        decisive = self.studio.decisive(ids) if verdict else frozenset()
+        for at, (row, token) in enumerate(zip(self.studio.vocabulary.text_rows(ids), ids, strict=True)):
+            weight = _VERDICT if at in decisive else _CONTENT if token in self.studio.content_ids else 1.0
+            self._row(row, TEXT, max(least, weight))
         self._open = (TEXT, 1.0)
 
     def plays(self, frames: np.ndarray, *, choice: float = 1.0, learn: bool = True) -> None:
@@ -355,7 +369,7 @@ def _reflection(w: Writer) -> None:
         w.user_sound(frames)
         w.user(PHRASES["reflection"]["check"])
         text, matches = review(found, wanted)
-        w.says(text)
+        w.says(text, verdict=True)
         if matches:
             return
         if rng.random() < 0.8:
@@ -367,9 +381,9 @@ def _attempt(studio: Studio, wanted: Clip, rng: random.Random) -> tuple[Clip | N
     """A first try and what it is: right, another clip, or one that strayed from its sound, as bad sampling does."""
     ids = studio.bank.ids(wanted)
     draw = rng.random()
-    if draw < 0.42:
+    if draw < 0.36:
         return wanted, ids
-    if draw < 0.72:
+    if draw < 0.68:
         frames = strayed(studio.bank, ids, rng)
         found = studio.judge(studio.bank.frames[frames].reshape(-1)).clip
         if found is None or not held_out(found):

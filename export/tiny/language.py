@@ -224,15 +224,14 @@ def review(found: Clip | None, wanted: Clip) -> tuple[str, bool]:
     """What self-reflection says of a sound, and whether it matches."""
     heard = PHRASES["unclear"] if found is None else describe(found)
     reason = difference(found, wanted)
-    if not reason:
-        return PHRASES["reflection"]["match"].format(heard=heard), True
+    kind = "differ" if reason else "match"
     words = {"heard": heard, "reason": reason, "wanted": describe(wanted)}
-    return PHRASES["reflection"]["differ"].format(**words), False
+    return PHRASES["reflection"][kind].format(**words), not reason
 
 
 def question_and_answer(clip: Clip, rng: random.Random, topic: str = "") -> tuple[str, str]:
     """A question about a heard clip, and the right answer."""
-    topics = {"what": 9, "sound": 2, "count": 3, "tempo": 7, "first": 2, "last": 2, "kind": 0.5, "caption": 2}
+    topics = {"what": 9, "sound": 2, "count": 6, "tempo": 7, "first": 2, "last": 2, "kind": 0.5, "caption": 2}
     topic = topic or rng.choices(list(topics), list(topics.values()))[0]
     question = rng.choice(PHRASES["questions"][topic])
     named = f"{article(clip.sound)} {clip.sound}"

@@ -67,7 +67,7 @@ def templates() -> dict[str, Any]:
 
 def _last_words(review: str) -> str:
     """Of the pattern of a review the sentence that says whether the sound is right."""
-    return review.split(". ")[1].partition(":")[0].rstrip(".")
+    return review.split(". ")[2].partition(":")[0].rstrip(".")
 
 
 def module_states(network: TinyUalm, codec: XcodecModel) -> dict[str, torch.Tensor]:

@@ -28,14 +28,16 @@ CURVES = "curves.jsonl"
 
 @dataclass(frozen=True)
 class Recipe:
-    """``steps`` in all, about ``rows`` rows each. ``mix``: shares of the rows by task.
+    """``steps`` in all, about ``rows`` rows each; a share, ``tuning``, at the end has a mix and a rate of its own.
 
-    The first ``plain`` of the steps train without guidance, on ``null`` of the sounds also the null branch; from then
+    Of the others, the first ``plain`` train without guidance, on ``null`` of the sounds also the null branch; from then
     on ``guided`` of the sounds are trained with both branches. The learning rate warms up, stays, and falls from
-    ``flat`` on.
+    ``flat`` on; for the tuning it begins anew at ``tuning_rate`` and falls.
     """
 
-    steps: int = 3000
+    steps: int = 3700
+    tuning: float = 7 / 37
+    tuning_rate: float = 8e-4
     rows: int = 2200
     learning_rate: float = 2e-3
     warmup: int = 100
@@ -47,8 +49,16 @@ class Recipe:
     weight_decay: float = 0.05
     seed: int = 0
 
+    @property
+    def main(self) -> int:
+        """Steps before the tuning."""
+        return self.steps - round(self.steps * self.tuning)
+
     def rate(self, step: int) -> float:
-        part = step / self.steps
+        if step >= self.main:
+            done = step - self.main
+            return self.tuning_rate * min(1.0, (done + 1) / 20) * max(self.floor, 1 - done / (self.steps - self.main))
+        part = step / self.main
         falling = 1.0 if part < self.flat else max(self.floor, (1 - part) / (1 - self.flat))
         return self.learning_rate * min(1.0, (step + 1) / self.warmup) * falling
 
@@ -64,8 +74,20 @@ MIX: Mapping[str, float] = {
 }
 
 
-def step_examples(studio: Studio, recipe: Recipe, step: int, mix: Mapping[str, float] = MIX) -> list[Example]:
+#: The same of the tuning: what is learnt last, and hardest, is to judge what was heard.
+TUNING_MIX: Mapping[str, float] = {
+    "direct": 0.09,
+    "enriched": 0.04,
+    "hearing": 0.34,
+    "text": 0.02,
+    "dialogue": 0.11,
+    "reflection": 0.40,
+}
+
+
+def step_examples(studio: Studio, recipe: Recipe, step: int) -> list[Example]:
     """The examples of one step: the same for the same seed and step."""
+    mix = MIX if step < recipe.main else TUNING_MIX
     rng = random.Random(f"{recipe.seed}:{step}")
     examples: list[Example] = []
     for task in TASKS:
@@ -134,7 +156,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step)
             examples = step_examples(studio, recipe, step)
-            plain = step < recipe.plain * recipe.steps
+            plain = step < recipe.plain * recipe.main
             losses = loss_of(
                 examples,
                 random.Random(f"loss:{recipe.seed}:{step}"),
