@@ -27,7 +27,7 @@ Resources = dict[str, dict[str, dict[str, int]]]
 
 
 def nvcc() -> str | None:
-    """The compiler, found as cmake/cuda.cmake finds it."""
+    """The compiler, found as csrc/cuda/build.cmake finds it."""
     folders = [Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
     path = os.pathsep.join(map(str, [os.environ.get("PATH", ""), *folders, "/usr/local/cuda/bin"]))
     return shutil.which("nvcc", path=path)
