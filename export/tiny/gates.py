@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime import AudioSampling, Model, Sound
+from ...runtime import AudioSampling, InputError, Model, Sound
 from ...runtime.segment import Segment
 from .conversations import apply_change, changes
 from .detect import Heard, Judge
@@ -201,9 +201,13 @@ class Examiner:
             self._tally("reflection: first tries").add(before == clip, describe(clip))
             if sound is None:
                 continue
-            review = session.ask(
-                [("user", sound), ("user", PHRASES["reflection"]["check"])], audio=AudioSampling(seed=number)
-            )
+            try:
+                review = session.ask(
+                    [("user", sound), ("user", PHRASES["reflection"]["check"])], audio=AudioSampling(seed=number)
+                )
+            except InputError as error:  # of one frame: too short to be heard, and so not repaired
+                self._tally("reflection: failures repaired").add(False, f"{describe(clip)}: {error}")
+                continue
             mended = _last_sound(review)
             after = before if mended is None else self._heard(mended).clip
             told = f"{describe(clip)}: first {_named(before)}; {review[0].text!r}; then {_named(after)}"
