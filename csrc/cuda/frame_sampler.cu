@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleArgs args)
   SequenceState& state = args.states[sequence];
   if (state.segment.ended || state.fault != 0) return;
 
-  // Nothing of the state that a block reads here is written before all eight blocks have arrived.
+  // Nothing of the state that a block reads up to its arrival is written before all eight blocks have arrived.
   const Segment segment = state.segment;
   int32_t id = 0;
   int32_t fault = 0;
@@ -91,7 +91,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleArgs args)
     }
   }
 
-  // The last block to arrive sees what all have written: each writes, fences, then counts itself.
+  // A block counts itself only when all its threads have read the state: a hold or a wrong head passes no other barrier,
+  // and the last block's writes would reach a warp that is late. That block sees what all have written: each writes,
+  // fences, then counts itself.
+  __syncthreads();
   if (threadIdx.x == 0) {
     state.drawn[stream] = id;
     state.stream_faults[stream] = fault;
