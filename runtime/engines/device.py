@@ -149,8 +149,9 @@ class Device:
     def uploaded(self, values: np.ndarray) -> Buffer:
         """A copy of ``values`` on the device."""
         buffer = self.allocate(values.nbytes)
-        self.upload(buffer.address, values)
-        self.synchronize()
+        with self.lock:
+            self.upload(buffer.address, values)
+            self.synchronize()
         return buffer
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> Pinned:

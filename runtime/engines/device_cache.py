@@ -6,6 +6,7 @@ the null branch of guidance. What lies behind the rows held is garbage at any ti
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,15 +86,14 @@ class DeviceCache:
     def save(self, rows: int) -> np.ndarray:
         """Branch 0, float32 [layers, 2, kv_heads, rows, head_dim]."""
         held = self._host(rows)
-        for (address, _), part in zip(self._heads(), held.reshape(-1, rows, self.shape.head_dim), strict=True):
+        for (address, _), part in zip(self._heads(), self._by_head(held), strict=True):
             self._device.download(part, address)
         self._device.synchronize()
         return widen(held)
 
     def restore(self, cache: np.ndarray) -> None:
         """Write rows as :meth:`save` gives them, rounded to what the cache is stored in, to branch 0."""
-        stored = narrow(cache, self.shape.number)
-        parts = stored.reshape(-1, cache.shape[3], self.shape.head_dim)
+        parts = self._by_head(narrow(cache, self.shape.number))
         for (address, _), part in zip(self._heads(), parts, strict=True):
             self._device.upload(address, part)
 
@@ -101,6 +101,10 @@ class DeviceCache:
         s = self.shape
         dtype = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[s.number]
         return np.empty((s.layers, 2, s.kv_heads, rows, s.head_dim), dtype)
+
+    def _by_head(self, cache: np.ndarray) -> np.ndarray:
+        """Rows as :meth:`save` gives them, which may be none: [layers x 2 x kv_heads, rows, head_dim]."""
+        return cache.reshape(math.prod(cache.shape[:3]), *cache.shape[3:])
 
     def _heads(self) -> list[tuple[int, tuple[int, int, int]]]:
         """Address of each head of branch 0, and (layer, keys or values, head), in the order of :meth:`save`."""

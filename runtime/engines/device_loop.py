@@ -62,7 +62,7 @@ class Outbox:
                 "weights)"
             )
         delay = STREAMS - 1
-        if drawn > row + 1:  # a row with another behind it ended nothing
+        if drawn > row + 1 or fault:  # a row with another behind it ended nothing, be it one that could not be drawn
             flags = _native.LATENT if sound and row >= delay else 0
         latent = self.latents.array[(row - delay) % RING].copy() if flags & _native.LATENT else None
         return Drawn(self.rows.array[row % RING].copy(), flags, latent)

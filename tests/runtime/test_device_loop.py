@@ -209,6 +209,26 @@ def test_logits_that_cannot_be_sampled_are_the_cpus_error_at_the_same_row(bundle
     assert found[0] == found[1]
 
 
+def test_the_latent_of_the_last_good_row_is_told_though_the_frame_behind_it_cannot_be_drawn(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    rows = drawn(begun(cpu_engine(bundle), seed=5)).rows[:, 0].tolist()
+    codes = range(bundle.manifest.vocabulary.audio_base + 3, bundle.manifest.vocabulary.audio_base + 10**6)
+    last = next(at for at in range(8, len(rows)) if rows[at] in codes and rows[at] not in rows[:at])
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "spoilt"))
+    spoil_embedding(folder, rows[last])
+    found: list[list[Frames]] = []
+    for engine in (cpu_engine(Bundle(folder, verify="never")), device_engine(Bundle(folder, verify="never"))):
+        sequence = begun(engine, seed=5)
+        found.append([])
+        with pytest.raises(EngineError, match=f"NaN among the candidates of row {last + 1}"):
+            while True:
+                found[-1].append(sequence.run_frames(1))
+    assert len(found[0]) == last + 1 and len(found[0][last].latents) == 1
+    for mine, other in zip(*found, strict=True):
+        assert_same(mine, other)
+
+
 def test_a_conversation_takes_over_what_another_left_and_knows_nothing_of_it(bundle: Bundle, engines: Pair) -> None:
     engine = device_engine(bundle)
     first = begun(engine, seed=1)
@@ -338,6 +358,24 @@ def test_sequences_of_several_threads_do_not_mix(engines: Pair) -> None:
         thread.join()
     for seed, frames in enumerate(expected):
         assert_same(found[seed], frames)
+
+
+def test_a_sequence_that_is_opened_while_another_thread_captures_waits(bundle: Bundle, engines: Pair) -> None:
+    engine = device_engine(bundle)
+    opened: list[Sequence] = []
+    thread = threading.Thread(target=lambda: opened.append(engine.open_sequence()))
+    waited: list[bool] = []
+
+    def enqueue() -> None:
+        thread.start()
+        thread.join(0.3)
+        waited.append(thread.is_alive())
+
+    with engine.device.lock:  # as whoever launches frames
+        engine.device.capture(enqueue)
+    thread.join(30)
+    assert waited == [True] and len(opened) == 1
+    np.testing.assert_array_equal(opened[0].modality_logits(), engines[0].open_sequence().modality_logits())
 
 
 def test_a_prompt_longer_than_one_call_takes_is_cut_where_the_cpu_cuts_it(bundle: Bundle) -> None:

@@ -115,6 +115,19 @@ def test_a_session_moves_between_the_engines(models: tuple[Model, Model], tmp_pa
     assert_same(mine, theirs)
 
 
+def test_a_session_in_which_nothing_was_said_is_saved_and_restored(models: tuple[Model, Model], tmp_path: Path) -> None:
+    shapes = [model.session()._sequence.save().shape for model in models]
+    assert shapes[0] == shapes[1] and shapes[0][3] == 0
+    said = []
+    for number, model in enumerate(models):
+        model.session().save(tmp_path / f"{number}.npz")
+        for other in models:
+            session = other.restore(tmp_path / f"{number}.npz")
+            said.append(session.ask("one", modality="audio", audio=AUDIO))
+    for each in said[1:]:
+        assert_same(said[0], each)
+
+
 def test_the_codec_in_pieces_is_the_cpus(bundle: Bundle) -> None:
     engines = cpu_engine(bundle), device_engine(bundle)
     codes = np.random.default_rng(0).integers(0, bundle.manifest.vocabulary.codebook_size, (70, 8)).astype(np.int16)
