@@ -123,6 +123,8 @@ def make_plan(folder: Path, device: Device, contexts: Sequence[int], guidance: f
     notes += [
         f"{taken}, and {LIBRARY / 2**20:.0f} MiB of the workspace as the library's: assumptions",
         f"the workspace holds the activations of {PREFILL_ROWS} rows",
+        "memory counts the cache of the rows held; a TensorRT engine allocates that of all its --max-context rows: for "
+        "its memory, give those as --context",
         f"the codec's weights are read once for {CHUNK} frames",
         "computing, launching and the speed of the codec and the encoder are not counted",
     ]
