@@ -64,7 +64,7 @@ def test_a_setting_that_means_nothing_is_refused(tmp_path):
         ({"UALM_CUDA_ARCHITECTURES": "90-real,90-virtual"}, ["90-real", "90-virtual"]),
     ],
 )
-def test_the_architectures_are_all_seven_or_those_named(tmp_path, environment, built):
+def test_the_architectures_are_all_eight_or_those_named(tmp_path, environment, built):
     status, said = configure(tmp_path, "CMAKE_EXPORT_COMPILE_COMMANDS=ON", **environment)
     assert status == 0, said
     assert "_cuda" in targets(tmp_path)

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 KERNELS = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 RECORD, PAGE = ROOT / "docs/cuda_resources.json", ROOT / "docs/cuda.md"
-ARCHITECTURES = ("80", "86", "87", "89", "90", "100", "120")
+ARCHITECTURES = ("80", "86", "87", "89", "90", "100", "110", "120")
 _BEGIN, _END = "<!-- resources -->\n", "<!-- end of resources -->"
 
 #: kernel -> architecture ("sm_80") -> bytes and counts.
