@@ -9,10 +9,13 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
+
+from ..errors import EngineError
 
 #: What numbers in device memory are stored in.
 Number = Literal["float32", "float16", "bfloat16"]
@@ -28,6 +31,20 @@ def number_code(cuda: Any, number: str) -> int:
         "int8": cuda.INT8_BLOCKS,
     }[number]
     return code
+
+
+@contextmanager
+def told_errors(cuda: Any) -> Iterator[None]:
+    """Errors of the GPU, and memory that ends, become an :class:`EngineError`."""
+    try:
+        yield
+    except cuda.CudaError as error:
+        raise EngineError(f"the GPU failed: {error}; open the model again, in a new process if it persists") from error
+    except MemoryError as error:
+        raise EngineError(
+            f"there is not enough memory ({error or 'of the host'}); close a conversation, or open the model with a "
+            "smaller max_context"
+        ) from error
 
 
 def _finally(owner: object, free: Callable[[int], None], handle: int) -> None:
@@ -172,6 +189,12 @@ class Device:
 
     def synchronize(self) -> None:
         self.stream.synchronize()
+
+    def finish(self) -> None:
+        """Wait until nothing is under way on either stream."""
+        with self.lock:  # a stream that somebody captures cannot be waited for
+            self.stream.synchronize()
+        self.codec_stream.synchronize()
 
     def event(self, *, timed: bool = False) -> Event:
         return Event(self.cuda, self.stream, timed=timed)

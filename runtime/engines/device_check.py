@@ -46,7 +46,8 @@ class CudaFacts:
     ``module_problem``: why the kernels cannot be loaded, None if they can. ``built_for``: compute capabilities that
     they hold machine code for; ``portable_from``: the least of those that the driver can compile them for, if any.
     ``needs_cuda`` and ``driver_cuda``: CUDA versions as 1000 x major + 10 x minor, of the module and the newest that
-    the driver serves (None: no driver); ``driver``: its own version. ``trouble``: why there are no GPUs, if CUDA says.
+    the driver serves (None: no driver); ``driver``: its own version. ``gpus``: the first, which is the one that engines
+    use; none where there is none, and ``trouble`` says why, if CUDA does.
     """
 
     module_problem: str | None
@@ -102,7 +103,7 @@ def _ask(cuda: Any) -> CudaFacts:
     built, portable = architectures(str(cuda.ARCHITECTURES))
     count, trouble = cuda.device_count()
     gpus = []
-    for index in range(count):
+    for index in range(min(count, 1)):  # asking for its memory takes some of it, which others may be at work with
         about = cuda.device_properties(index)
         major, minor = about["capability"]
         gpus.append(GpuFacts(about["name"], 10 * major + minor, about["memory_bytes"], about["free_bytes"]))

@@ -11,7 +11,7 @@ import numpy as np
 from ..bundle import Bundle, ModelIdentity
 from ..errors import EngineError
 from ..vocabulary import STREAMS, Vocabulary
-from .device import Device
+from .device import Device, told_errors
 from .device_body import DeviceBody, Modality
 from .device_cache import CacheShape, DeviceCache
 from .device_loop import AHEAD, Outbox
@@ -49,12 +49,24 @@ class DeviceModel:
             self._tables = SamplerTables(device, bundle)
             self._angles = device.uploaded(self.cos), device.uploaded(self.sin)
             self._null = device.uploaded(bundle.table("null.keys")), device.uploaded(bundle.table("null.values"))
-        self.body: DeviceBody
+        self._body: DeviceBody | None = None
         self._spare: deque[Workspace] = deque()
         self._released = False
 
+    @property
+    def body(self) -> DeviceBody:
+        """The transformer body and its heads; :class:`EngineError` once the engine is closed."""
+        if self._body is None:
+            raise EngineError("the model is closed; open it again")
+        return self._body
+
+    @body.setter
+    def body(self, body: DeviceBody) -> None:
+        self._body = body
+
     def open_sequence(self) -> DeviceSequence:
-        return DeviceSequence(self)
+        with told_errors(self.device.cuda):
+            return DeviceSequence(self)
 
     def take_workspace(self) -> Workspace:
         """What a sequence needs on the device: that of one that is over, or anew."""
@@ -70,8 +82,8 @@ class DeviceModel:
             self._spare.append(workspace)
 
     def release(self) -> None:
-        """Free what is kept for a next conversation, of which there is none."""
-        self._released = True
+        """Free the body, and what is kept for a next conversation, of which there is none."""
+        self._released, self._body = True, None
         self._spare.clear()
 
     def open_sampler(self, outbox: Outbox) -> DeviceSampler:

@@ -16,6 +16,7 @@ from ..sampling import AudioSampling, Mode, TextSampling
 from ..vocabulary import CHOOSABLE, MODALITIES, STREAMS
 from .base import Frames
 from .clock import Clock
+from .device import told_errors
 from .device_body import DeviceStep
 from .device_loop import Drawn, Flight
 
@@ -26,16 +27,12 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _told(method: _Method) -> _Method:
-    """An error of the GPU becomes an :class:`EngineError`."""
+    """See :func:`told_errors`."""
 
     @functools.wraps(method)
     def call(self: DeviceSequence, *arguments: Any, **options: Any) -> Any:
-        try:
+        with told_errors(self._device.cuda):
             return method(self, *arguments, **options)
-        except self._device.cuda.CudaError as error:
-            raise EngineError(
-                f"the GPU failed: {error}; open the model again, in a new process if it persists"
-            ) from error
 
     return cast(_Method, call)
 
@@ -146,13 +143,14 @@ class DeviceSequence:
     ) -> None:
         device, work, sampler = self._device, self._work, self._work.sampler
         self._branches = 2 if sampling.guidance > 1 else 1
+        # without the lock: a part that is loaded now has a lock of its own, and loading may collect what waits for ours
+        step, frame = work.frame(modality, self._branches)
         with device.lock:
             sampler.begin(modality, sampling, mode=mode, segment=segment)
             if self._branches == 2:
                 # a later segment writes its rows behind these: they stay right for the next null branch
                 self._engine.fill_null_prefix(work.cache, self._null_rows, self._length)
                 self._null_rows = self._length
-            step, frame = work.frame(modality, self._branches)
             device.upload(work.ids.address, self._engine.vocabulary.special_row(MODALITIES[modality])[None])
             sampler.embed(work.ids.address, 1, step.embeddings.address, copies=self._branches)
             step.begin(self._length)

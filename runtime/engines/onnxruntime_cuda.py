@@ -10,7 +10,7 @@ import onnxruntime as ort
 from ..bundle import Bundle
 from ..errors import EngineError
 from .base import Sequence as EngineSequence
-from .device import Device, Number
+from .device import Device, Number, told_errors
 from .device_body import Modality
 from .device_cache import CacheShape
 from .device_check import cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
@@ -123,8 +123,8 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
         return DeviceCodecStream(self)
 
     def close(self) -> None:
-        for stream in (self.device.stream, self.device.codec_stream):
-            stream.synchronize()  # frames that were launched ahead still read the weights
+        with told_errors(self.device.cuda):
+            self.device.finish()  # frames that were launched ahead still read the weights
         super().close()
         self.device_model.release()
 
@@ -164,4 +164,6 @@ def why_not(bundle: Bundle | None, max_context: int) -> str | None:
 
 def open_engine(bundle: Bundle, *, threads: int | None, max_context: int) -> OnnxRuntimeCudaEngine:
     """The engine on the first GPU."""
-    return OnnxRuntimeCudaEngine(bundle, Device(load_kernels()), threads=threads, max_context=max_context)
+    cuda = load_kernels()
+    with told_errors(cuda):
+        return OnnxRuntimeCudaEngine(bundle, Device(cuda), threads=threads, max_context=max_context)

@@ -54,6 +54,11 @@ class OnnxRuntimeParts:
 
     def session(self, role: str) -> Any:
         """The session of a part, loaded when first asked for."""
+        # one that is loaded is found without the lock: who asks may hold the device's, and a thread that is loading may
+        # wait for that one, where it happens to collect what a conversation left
+        found = self._sessions.get(role)
+        if found is not None:
+            return found
         with self._lock:
             self.check_open()
             if role not in self._sessions:

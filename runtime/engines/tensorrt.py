@@ -16,7 +16,7 @@ from ..errors import EngineError
 from ..tensors import widen
 from .base import CodecStream
 from .base import Sequence as EngineSequence
-from .device import Device
+from .device import Device, told_errors
 from .device_body import Modality
 from .device_cache import CacheShape
 from .device_check import CudaFacts, cuda_facts, gpu_problem, load_kernels
@@ -83,7 +83,9 @@ def open_engine(name: LibraryName, bundle: Bundle, *, max_context: int) -> Tenso
     problem = gpu_problem(facts)
     if problem is not None:
         raise EngineError(f"engine {name}: {problem}")
-    return TensorRtEngine(bundle, Device(load_kernels()), library, sm=facts.gpus[0].sm, max_context=max_context)
+    cuda = load_kernels()
+    with told_errors(cuda):
+        return TensorRtEngine(bundle, Device(cuda), library, sm=facts.gpus[0].sm, max_context=max_context)
 
 
 class TensorRtEngine:
@@ -141,16 +143,15 @@ class TensorRtEngine:
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         part = self._part("encoder")
-        with self._side_lock:
+        with self._side_lock, told_errors(self.device.cuda):
             if self._encoder is None:
                 self._encoder = TensorRtEncoder(self._side, part)
             return self._encoder.encode(inputs)
 
     def open_codec_stream(self) -> CodecStream:
-        codec = self.bundle.manifest.codec
-        return TensorRtCodecStream(
-            self._side, self._part("codec.stream"), hop_length=codec.hop_length, first_frames=codec.first_frames
-        )
+        codec, part = self.bundle.manifest.codec, self._part("codec.stream")
+        with self._side_lock, told_errors(self.device.cuda):
+            return TensorRtCodecStream(self._side, part, hop_length=codec.hop_length, first_frames=codec.first_frames)
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:
         return self.open_codec_stream().decode(latents, last=True)
@@ -165,8 +166,13 @@ class TensorRtEngine:
             if not self._closed:
                 self._parts.save_cache()
             self._closed = True
-            self._loaded.clear()
-        self._encoder = None
+        with told_errors(self.device.cuda):
+            self.device.finish()  # frames that were launched ahead still read the weights
+        self._loaded.clear()
+        with self._side_lock:
+            # streams of the codec that are still open keep the memory that they share
+            self._encoder, self._side = None, Side(self.device)
+        self.device_model.release()
 
 
 def _kernel_cache(bundle: Bundle, library: Library, sm: int) -> Path | None:

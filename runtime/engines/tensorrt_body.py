@@ -150,7 +150,8 @@ class TensorRtBody:
         self._choice()
 
     def open_step(self, cache: DeviceCache, modality: Modality, branches: int) -> DeviceStep:
-        return TensorRtStep(self, cache, modality, branches)
+        with self.device.lock:  # a context is set to its profile on the stream
+            return TensorRtStep(self, cache, modality, branches)
 
 
 class TensorRtStep:

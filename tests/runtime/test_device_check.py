@@ -13,9 +13,10 @@ import pytest
 import ualm.runtime
 from support.cuda_shim import load_shim
 from support.device import device_engine
+from support.fake_tensorrt import fake_library
 from ualm.runtime import EngineError, InputError, Model
 from ualm.runtime.bundle import Bundle
-from ualm.runtime.engines import onnxruntime_cuda, selection
+from ualm.runtime.engines import onnxruntime_cuda, selection, tensorrt
 from ualm.runtime.engines.device import Device
 from ualm.runtime.engines.device_check import (
     CudaFacts,
@@ -152,6 +153,14 @@ def test_facts_are_what_cuda_says(shim):
     assert [gpu.sm for gpu in facts.gpus] == [90] and facts.gpus[0].total == 8 * GIB
 
 
+def test_only_the_gpu_that_is_used_is_asked(shim):
+    cuda, asked = load_kernels(), []
+    real = cuda.device_properties
+    shim.setattr(cuda, "device_properties", lambda index: (asked.append(index), real(index))[1])
+    shim.setenv("UALM_SHIM_DEVICES", "3")
+    assert len(cuda_facts().gpus) == 1 and asked == [0]
+
+
 def test_memory_is_counted_from_the_bundle(bundle):
     need = memory_need(bundle, 1000, number="float32", prefill_rows=256)
     model = bundle.manifest.model
@@ -284,6 +293,27 @@ def test_a_driver_that_is_broken_leaves_the_cpu(bundle, shim):
     shim.setattr(cuda, "driver_version", fail)
     chosen = selection.choose(None, bundle, threads=1, max_context=64)
     assert chosen.engine.name == "onnxruntime" and "CUDA does not start here" in chosen.passed_over["onnxruntime-cuda"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("CudaError", "the GPU failed: out of it"), ("MemoryError", r"not enough memory \(out of it\)")]
+)
+def test_a_gpu_that_fails_while_a_bundle_is_opened_leaves_the_cpu(bundle, shim, kind, said):
+    cuda = load_kernels()
+
+    def fail():
+        raise (MemoryError if kind == "MemoryError" else cuda.CudaError)("out of it")
+
+    shim.setattr(cuda, "create_stream", fail)
+    shim.setattr(onnxruntime_cuda.ort, "get_available_providers", lambda: [onnxruntime_cuda.PROVIDER])
+    shim.setattr(tensorrt, "load_library", lambda name: fake_library())
+    chosen = selection.choose(None, bundle, threads=1, max_context=64)
+    assert chosen.engine.name == "onnxruntime"
+    assert re.search(said, chosen.passed_over["onnxruntime-cuda"])
+    with pytest.raises(EngineError, match=said):
+        selection.choose("onnxruntime-cuda", bundle, threads=1, max_context=64)
+    with pytest.raises(EngineError, match=said):
+        tensorrt.open_engine("tensorrt-rtx", bundle, max_context=64)
 
 
 def test_where_no_engine_runs_all_reasons_are_told(bundle, shim):

@@ -281,6 +281,69 @@ def test_an_error_of_the_gpu_is_an_engine_error(bundle: Bundle, monkeypatch: pyt
         sequence.run_frames(2)
 
 
+def test_pinned_memory_that_ends_is_an_engine_error(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = device_engine(bundle)
+    cuda = engine.device.cuda
+
+    def fail(nbytes: int) -> None:
+        raise cuda.CudaError("CUDA cannot allocate pinned memory: out of memory (cudaErrorMemoryAllocation)")
+
+    monkeypatch.setattr(cuda, "malloc_pinned", fail)
+    with pytest.raises(EngineError, match="the GPU failed: CUDA cannot allocate pinned memory"):
+        engine.open_sequence()
+
+
+def test_a_part_that_is_loaded_is_found_while_another_is_being_loaded(bundle: Bundle) -> None:
+    """Who loads may collect a conversation that is over, for which it waits for the device's lock."""
+    engine = device_engine(bundle)
+    loading, collected = threading.Event(), threading.Event()
+    sequence = engine.open_sequence()
+    rows = engine.vocabulary.text_rows([5, 6, 7])
+
+    def load(role: str) -> object:
+        loading.set()
+        collected.wait(10)
+        with engine.device.lock:  # as what is collected does
+            return object()
+
+    engine._load = load  # type: ignore[method-assign]
+    loader = threading.Thread(target=engine.session, args=("encoder",))
+    reader = threading.Thread(target=sequence.prefill, args=([rows],), daemon=True)
+    with engine.device.lock:
+        loader.start()
+        assert loading.wait(10)
+    reader.start()
+    reader.join(5)
+    found = not reader.is_alive()
+    collected.set()
+    assert found and sequence.length == 3
+    loader.join(10)
+    assert not loader.is_alive()
+
+
+@pytest.mark.parametrize("modality", ["audio", "text"])
+def test_no_part_is_loaded_with_the_devices_lock_held(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, modality: str
+) -> None:
+    engine = device_engine(bundle)
+    real, taken = engine._load, {}
+
+    def load(role: str) -> object:
+        def take() -> None:
+            taken[role] = engine.device.lock.acquire(timeout=1)
+            if taken[role]:
+                engine.device.lock.release()
+
+        other = threading.Thread(target=take)
+        other.start()
+        other.join()
+        return real(role)
+
+    monkeypatch.setattr(engine, "_load", load)
+    begun(engine, modality).run_frames(2)
+    assert taken == {f"head.{modality}": True}
+
+
 class _CapturedBody:
     """A body of which a whole step is captured, as TensorRT's is: it copies logits that lie on the device."""
 

@@ -3,6 +3,10 @@ that its calls fit together and that a captured step counts for itself. TensorRT
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +24,12 @@ from ualm.export.tensorrt_target import add_engines
 from ualm.runtime import AudioSampling, EngineError, TextSampling
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.base import Engine, Frames, Sequence
+from ualm.runtime.engines.device import Stream
 from ualm.runtime.engines.device_check import CudaFacts, GpuFacts
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ualm.runtime.engines.tensorrt import TensorRtEngine, find_engines, refusal
 from ualm.runtime.engines.tensorrt_body import bucket_rows
+from ualm.runtime.engines.tensorrt_context import Scratch
 
 CONTEXT = 640
 
@@ -141,6 +147,62 @@ def test_a_codec_stream_can_be_used_again_and_given_up(engines: Any) -> None:
     pieces = [stream.decode(latents[:25], last=False), stream.decode(latents[25:26], last=False)]
     pieces.append(stream.decode(latents[26:], last=True))
     np.testing.assert_allclose(np.concatenate(pieces), engines[0].decode_latents(latents), atol=1e-5)
+
+
+def test_closing_waits_for_both_streams_and_frees_what_no_conversation_holds(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(bundle)
+    body, device = weakref.ref(engine.device_model.body), engine.device
+    drawn(begun(engine, "text", 20))
+    engine.decode_latents(np.zeros((20, len(engine.rvq_bias)), np.float32))
+    gc.collect()
+    assert engine.device_model._spare
+    before, _ = device.memory()
+    waited: list[int] = []
+    real = Stream.synchronize
+    monkeypatch.setattr(Stream, "synchronize", lambda self: (waited.append(self.handle), real(self))[1])
+    engine.close()
+    gc.collect()
+    assert {device.stream.handle, device.codec_stream.handle} <= set(waited)
+    assert body() is None and not engine.device_model._spare
+    assert device.memory()[0] >= before + engine.device_model.shape.nbytes
+    for use in (engine.open_sequence, engine.open_codec_stream, lambda: engine.encode({})):
+        with pytest.raises(EngineError, match="the model is closed"):
+            use()
+    engine.close()  # once more changes nothing
+
+
+def test_a_conversation_that_outlives_its_engine_is_told_so(bundle: Bundle) -> None:
+    engine = opened(bundle)
+    sequence = begun(engine, "text", 20)
+    engine.close()
+    with pytest.raises(EngineError, match="the model is closed"):
+        sequence.prefill([engine.bundle.manifest.vocabulary.text_rows([1, 2])])
+
+
+def test_threads_that_open_their_first_codec_stream_share_one_scratch_memory(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(bundle)
+    made: list[int] = []
+    real = Scratch.reserve
+
+    def reserve(self: Scratch, nbytes: int) -> None:
+        if self._buffer is None:
+            time.sleep(0.1)  # the other thread finds it missing as well, unless it waits
+            made.append(nbytes)
+            self._buffer = self.device.allocate(nbytes)
+        real(self, nbytes)
+
+    monkeypatch.setattr(Scratch, "reserve", reserve)
+    threads = [threading.Thread(target=engine.open_codec_stream) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    engine.close()
 
 
 def test_a_bucket_is_at_most_half_larger_than_what_is_held() -> None:
