@@ -13,6 +13,7 @@ from ...runtime.errors import InputError, UalmError
 from ..environment import cores, current_load, describe_run
 from ..report import to_table
 from ..schema import Run
+from .engines import check_engines
 from .findings import WHOLE, Findings, gather, keep
 from .ground import Ground
 from .kernels import check_kernels
@@ -28,6 +29,7 @@ STAGES: dict[str, Callable[[Ground], Findings]] = {
     "kernels": check_kernels,
     "tensorrt-rtx": try_tensorrt_rtx,
     "loop": check_loop,
+    "engines": check_engines,
     **SHAPES,
 }
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,12 +17,15 @@ from support.cuda_shim import load_shim
 from ualm.bench.formats import read_report
 from ualm.bench.gpu import COPIES, CopyMeter, describe_gpu, gpu_of
 from ualm.bench.gpu_acceptance import __main__ as acceptance
-from ualm.bench.gpu_acceptance import kernels, machine, trials
+from ualm.bench.gpu_acceptance import engines, kernels, machine, trials
 from ualm.bench.gpu_acceptance.findings import WHOLE, Findings, Skip
+from ualm.bench.gpu_acceptance.ground import Ground
 from ualm.bench.schema import Report
+from ualm.export import targets, tensorrt_build, tensorrt_target
 from ualm.runtime import EngineError
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.device import Device
+from ualm.runtime.engines.tensorrt_library import Library
 
 Run = Callable[..., tuple[str | int | None, str]]
 
@@ -52,7 +58,7 @@ def verdicts(report: Report, stage: str) -> dict[str, str]:
 def test_every_stage_is_rehearsed_and_the_result_says_that_it_is_a_rehearsal(
     run: Run, tmp_path: Path, tiny_bundle: Path
 ) -> None:
-    stages = ["environment", "limits", "kernels", "tensorrt-rtx", "loop"]
+    stages = ["environment", "limits", "kernels", "tensorrt-rtx", "loop", "engines"]
     status, out = run("--stage", *stages, "--bundle", tiny_bundle)
     assert status is None
     report = kept(tmp_path)
@@ -65,6 +71,7 @@ def test_every_stage_is_rehearsed_and_the_result_says_that_it_is_a_rehearsal(
     assert set(verdicts(report, "kernels").values()) == {"pass"} and len(verdicts(report, "kernels")) == 9
     assert list(verdicts(report, "tensorrt-rtx").values()) == ["skipped", "pass", "pass"]
     assert set(verdicts(report, "loop").values()) == {"pass"}
+    assert set(verdicts(report, "engines").values()) == {"skipped"} and len(verdicts(report, "engines")) == 2
     measured = {(each.scenario, each.figure) for each in report.measurements}
     assert {("launch", "graph, device"), ("decode", "frame"), ("stream", "first_sample")} <= measured
     assert all("rehearsal" in each.subject.engine or "shim" in each.subject.engine for each in report.measurements)
@@ -223,3 +230,75 @@ def test_a_tensorrt_engine_that_crashes_or_errs_is_told(
     else:
         with pytest.raises(AssertionError, match=said):
             machine._try("8.0", build_only=False)
+
+
+@pytest.fixture
+def with_library(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A library that knows sm89 alone, on a machine with such a GPU; engines are not really built or run.
+
+    Gives what the stage asked for, in order.
+    """
+    asked: list[str] = []
+
+    def load(name: str) -> Library:
+        if name == "tensorrt":
+            raise EngineError("TensorRT cannot be imported")
+        return Library("tensorrt-rtx", SimpleNamespace(__version__="1.7"))
+
+    def make(order: targets.Order, progress: object) -> targets.Made:
+        assert order.run is not None and not order.output.exists()
+        shutil.copytree(order.run, order.output)
+        asked.append(f"build {order.target} {order.max_context}")
+        return targets.Made({"parts": {"backbone": {"seconds": 2.0, "bytes": 3 << 20}}}, ())
+
+    monkeypatch.setattr(engines, "load_library", load)
+    monkeypatch.setattr(engines, "local_sm", lambda: 89)
+    monkeypatch.setattr(tensorrt_build, "known_sms", lambda library: (89,))
+    monkeypatch.setitem(tensorrt_target.TARGETS, "tensorrt-rtx", make)
+    monkeypatch.setattr(engines, "why_not", lambda name, bundle, rows: None)
+    monkeypatch.setattr(
+        engines, "check_bundle", lambda ground, found, name, bundle: asked.append(f"check {name} {bundle.folder.name}")
+    )
+    monkeypatch.setattr(
+        engines, "measure_bundle", lambda ground, found, name, folder, contexts: asked.append(f"measure {folder.name}")
+    )
+    return asked
+
+
+def test_engines_are_built_anew_for_the_gpu_at_hand_and_then_tried(
+    with_library: list[str], tmp_path: Path, tiny_bundle: Path
+) -> None:
+    ground = Ground(out=tmp_path, work=tmp_path / "work", seed=0, dry_run=False, bundle_folder=tiny_bundle)
+    rows = min(4096, ground.bundle.manifest.model.max_positions)
+    for _ in range(2):  # what an earlier call left is replaced
+        built, missing = engines.check_engines(ground).checks
+        assert (built.verdict, built.detail) == ("pass", "TensorRT-RTX 1.7, sm89: 1 parts in 2 s, 3 MiB")
+        assert (missing.verdict, missing.detail) == ("skipped", "TensorRT cannot be imported")
+    folder = "engines_tensorrt-rtx"
+    assert with_library == [f"build sm89 {rows}", f"check tensorrt-rtx {folder}", f"measure {folder}"] * 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict", "said"),
+    [
+        ({"local_sm": 90}, "skipped", "TensorRT-RTX 1.7 does not build for sm90"),
+        ({"local_sm": EngineError("no NVIDIA driver was found")}, "skipped", "no NVIDIA driver was found"),
+        ({"why_not": "it is for another GPU"}, "fail", "built, but it is for another GPU"),
+    ],
+)
+def test_engines_that_are_not_there_are_not_tried(
+    changed: dict[str, object],
+    verdict: str,
+    said: str,
+    with_library: list[str],
+    tmp_path: Path,
+    tiny_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, result in changed.items():
+        raised = result if isinstance(result, EngineError) else None
+        monkeypatch.setattr(engines, name, Mock(return_value=result, side_effect=raised))
+    ground = Ground(out=tmp_path, work=tmp_path / "work", seed=0, dry_run=False, bundle_folder=tiny_bundle)
+    check = engines.check_engines(ground).checks[0]
+    assert (check.verdict, check.detail) == (verdict, said)
+    assert not [each for each in with_library if not each.startswith("build")]
