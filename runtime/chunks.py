@@ -161,15 +161,15 @@ class Pacer:
 
         0 where the engine is faster than real time. Otherwise, with q seconds a frame of which each lasts t, and
         pieces of m frames: the player may hold b seconds, gets m frames every m q seconds, and needs b - t for each
-        frame; it is served to the end if b >= t (frames (1 - t/q) + m t/q). As measured, and as if rows went on
-        taking as long.
+        frame; it is served to the end if b >= t (frames (1 - t/q) + m t/q). What a stage behind the codec holds back
+        is held in addition. As measured, and as if rows went on taking as long.
         """
         if self._pace is None or self._steady() is not None:
             return 0.0
         most = self._profile.most
         ratio = self._frame_seconds / (self._pace.row_seconds + self._pace.codec_seconds(most) / most)
         needed = self._frame_seconds * (frames * (1 - ratio) + most * ratio)
-        return min(max(needed, 0.0), frames * self._frame_seconds)
+        return min(max(needed, 0.0) + self._delay, frames * self._frame_seconds)
 
     def _steady(self) -> int | None:
         """The fewest frames whose rows and decoding take no longer than they play; None where no piece is so large."""

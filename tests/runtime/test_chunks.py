@@ -121,13 +121,22 @@ def test_playback_from_the_first_piece_never_starves_where_the_engine_is_faster_
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.floats(1.0, 5.0), st.floats(0.0, 0.02), st.floats(0.0, 0.01), st.integers(1, 400))
-def test_a_slower_engine_tells_the_preroll_that_is_enough(ratio: float, call: float, frame: float, frames: int) -> None:
+@given(
+    st.floats(1.0, 5.0),
+    st.floats(0.0, 0.02),
+    st.floats(0.0, 0.01),
+    st.integers(1, 400),
+    st.just(0.0) | st.floats(0.0, 3 * FRAME),
+)
+def test_a_slower_engine_tells_the_preroll_that_is_enough(
+    ratio: float, call: float, frame: float, frames: int, delay: float
+) -> None:
     """Rows alone take as long as they last, or up to five times as long."""
     machine, profile = Machine(ratio * FRAME, call, frame), PROFILES["balanced"]
-    hold = Pacer(profile, FRAME, 10, machine.pace(*range(1, profile.most + 11))).preroll(frames)
+    pace = machine.pace(*range(1, profile.most + 11))
+    hold = Pacer(profile, FRAME, 10, pace, delay=delay).preroll(frames)
     assert 0 < hold <= frames * FRAME
-    assert play(machine, profile, machine.pace(*range(1, profile.most + 11)), frames, hold=hold).silence < 1e-9
+    assert play(machine, profile, pace, frames, hold=hold, delay=delay).silence < 1e-9
 
 
 def test_the_preroll_is_not_idle() -> None:
