@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import numpy as np
 
 from .. import _native
-from ..errors import ContextError, EngineError
+from ..errors import EngineError
 from ..sampling import AudioSampling, Mode, TextSampling
 from ..vocabulary import CHOOSABLE, MODALITIES, STREAMS
 from .base import Frames
+from .checks import check_room, check_truncation
 from .clock import Clock
 from .device import told_errors
 from .device_body import DeviceStep
@@ -66,7 +67,7 @@ class DeviceSequence:
     @_told
     def prefill(self, parts: Parts[np.ndarray]) -> None:
         rows = sum(map(len, parts))
-        self._reserve(rows)
+        check_room(self._length, rows, self._engine.max_context)
         self._running, body = False, self._engine.body
         for pieces in _chunks(parts, body.prefill_rows):
             count = sum(map(len, pieces))
@@ -90,17 +91,8 @@ class DeviceSequence:
                 work.sampler.embed(address, len(ids), target, copies=1)
             at += len(piece)
 
-    def _reserve(self, rows: int) -> None:
-        limit = self._engine.max_context
-        if self._length + rows > limit:
-            raise ContextError(
-                f"the conversation needs {self._length + rows} rows ({self._length} held + {rows} new), but "
-                f"max_context = {limit}; open the model with a larger max_context, or shorten the input"
-            )
-
     def truncate(self, length: int) -> None:
-        if not 0 <= length <= self._length:
-            raise EngineError(f"truncate: {length} rows, but {self._length} are held")
+        check_truncation(length, self._length)
         self._length, self._null_rows = length, min(self._null_rows, length)
         self._running = False
         self._work.mend(length)
@@ -126,7 +118,7 @@ class DeviceSequence:
         if cache.shape != (model.layers, 2, model.kv_heads, rows, model.head_dim) or cache.dtype != np.float32:
             raise EngineError(f"restore: {cache.dtype} {list(cache.shape)} is not a cache of this model")
         self.truncate(0)
-        self._reserve(rows)
+        check_room(self._length, rows, self._engine.max_context)
         with self._device.lock:
             self._work.cache.restore(cache)
         self._length = rows
@@ -176,7 +168,7 @@ class DeviceSequence:
         drawn = complete = 0
         end: Literal["stop", "limit"] | None = None
         while drawn < count and end is None:
-            self._reserve(1)
+            check_room(self._length, 1, self._engine.max_context)
             self._length += 1  # the frame has fed its row, also where none could be drawn
             got = self._take(self._flight, count - drawn)
             rows[drawn] = got.row

@@ -16,10 +16,11 @@ import numpy as np
 
 from .. import _native
 from ..bundle import Bundle
-from ..errors import ContextError, EngineError
+from ..errors import EngineError
 from ..sampling import AudioSampling, Mode, TextSampling
 from ..vocabulary import MODALITIES, STREAMS
 from .base import Frames
+from .checks import check_room, check_truncation
 from .clock import Clock
 from .onnxruntime_codec import OnnxRuntimeCodecStream
 from .onnxruntime_io import BodyCall, HeadCall
@@ -119,7 +120,7 @@ class OnnxRuntimeSequence:
 
     def prefill(self, parts: Parts[np.ndarray]) -> None:
         embeddings = np.concatenate([self._embed(part) for part in parts])
-        self._reserve(len(embeddings))
+        check_room(self._length, len(embeddings), self._engine.max_context)
         for first in range(0, len(embeddings), PREFILL_ROWS):
             chunk = np.ascontiguousarray(embeddings[None, first : first + PREFILL_ROWS])
             role = self._engine.prefill_body(chunk.shape[1])
@@ -136,17 +137,8 @@ class OnnxRuntimeSequence:
         self._sampler.embed(np.ascontiguousarray(part, np.int32), out)
         return out
 
-    def _reserve(self, rows: int) -> None:
-        limit = self._engine.max_context
-        if self._length + rows > limit:
-            raise ContextError(
-                f"the conversation needs {self._length + rows} rows ({self._length} held + {rows} new), but "
-                f"max_context = {limit}; open the model with a larger max_context, or shorten the input"
-            )
-
     def truncate(self, length: int) -> None:
-        if not 0 <= length <= self._length:
-            raise EngineError(f"truncate: {length} rows, but {self._length} are held")
+        check_truncation(length, self._length)
         self._length, self._null_rows = length, min(self._null_rows, length)
         self._running = False
 
@@ -166,7 +158,7 @@ class OnnxRuntimeSequence:
         if cache.shape != (model.layers, 2, model.kv_heads, rows, model.head_dim) or cache.dtype != np.float32:
             raise EngineError(f"restore: {cache.dtype} {list(cache.shape)} is not a cache of this model")
         self.truncate(0)
-        self._reserve(rows)
+        check_room(self._length, rows, self._engine.max_context)
         for layer, parts in zip(self._cache, cache, strict=True):
             for target, source in zip(layer, parts, strict=True):
                 target[0, :, :rows] = source
@@ -213,7 +205,7 @@ class OnnxRuntimeSequence:
         drawn = complete = 0
         end: Literal["stop", "limit"] | None = None
         while drawn < count and end is None:
-            self._reserve(1)
+            check_room(self._length, 1, self._engine.max_context)
             step.run(self._length)
             self._length += 1
             head.run()
