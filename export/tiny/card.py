@@ -34,8 +34,8 @@ what it played, say what it heard, and play again where that is not what was ask
 {steps} steps, {rows} rows, {hours:.1f} h of processor time (of the main thread) from scratch. {held} % of
 the sequences of two or three notes were held out of every task; single notes and drums cannot be, and are all
 trained. The codec is built in closed form: no training, sounds of the domain come back at more than 50 dB with the
-weights rounded to bf16 (the tests hold it). `training.json` beside the run has the recipe and the curves. Made again
-by: `python -m ualm.export.tiny all WORK -o RUN`.
+weights rounded to bf16 (the tests hold it). `training.json` beside the run has the recipe and the curves. The
+recipe is one command: `python -m ualm.export.tiny all WORK -o RUN`.
 
 ## Gates
 
