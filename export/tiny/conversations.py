@@ -357,7 +357,7 @@ def _reflection(w: Writer) -> None:
         prompt, wanted = worded(prompt, rng), _trained(lambda: wish.sample(rng))
         choice = 1.0
     else:
-        wanted, choice = random_clip(rng, counts=(0.5, 0.25, 0.25), drums=0.3), 0.0
+        wanted, choice = random_clip(rng, counts=(0.4, 0.32, 0.28), drums=0.45), 0.0
         prompt = worded(exact_prompt(wanted, rng), rng)
     w.user(prompt)
     w.says(rich_caption(wanted), choice=choice)
@@ -381,9 +381,9 @@ def _attempt(studio: Studio, wanted: Clip, rng: random.Random) -> tuple[Clip | N
     """A first try and what it is: right, another clip, or one that strayed from its sound, as bad sampling does."""
     ids = studio.bank.ids(wanted)
     draw = rng.random()
-    if draw < 0.36:
+    if draw < 0.44:
         return wanted, ids
-    if draw < 0.68:
+    if draw < 0.72:
         frames = strayed(studio.bank, ids, rng)
         found = studio.judge(studio.bank.frames[frames].reshape(-1)).clip
         if found is None or not held_out(found):
@@ -395,7 +395,7 @@ def _attempt(studio: Studio, wanted: Clip, rng: random.Random) -> tuple[Clip | N
 def _mistaken(wanted: Clip, rng: random.Random) -> Clip:
     """Another clip, most often one that differs in one thing."""
     kinds = ["count", "sound", "any"]
-    kinds += ["note"] * 4 if not wanted.is_drum else ["sound", "sound"]
+    kinds += ["note"] * 4 if not wanted.is_drum else ["sound", "count"]
     kinds += ["tempo"] if len(wanted.notes) > 1 else []
     while True:
         kind = rng.choice(kinds)

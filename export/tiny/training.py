@@ -35,8 +35,8 @@ class Recipe:
     ``flat`` on; for the tuning it begins anew at ``tuning_rate`` and falls.
     """
 
-    steps: int = 3700
-    tuning: float = 7 / 37
+    steps: int = 4000
+    tuning: float = 0.25
     tuning_rate: float = 8e-4
     rows: int = 2200
     learning_rate: float = 2e-3
