@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import runtime
 from ..runtime.doctor import machine as describe_machine
 from ..runtime.doctor import versions as runtime_versions
-from .schema import Bandwidth, Gpu, Machine, Run
+from .schema import Bandwidth, Gpu, Machine, RoundTrip, Run
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -56,6 +56,7 @@ def describe_run(
     peers: tuple[str, ...] = (),
     gpu: Gpu | None = None,
     dry_run: bool = False,
+    core_round_trip: RoundTrip | None = None,
 ) -> Run:
     """The facts of this run. ``peers``: distributions beside the runtime's own whose versions count, torch for one."""
     return Run(
@@ -69,6 +70,7 @@ def describe_run(
         bandwidth=bandwidth,
         others_percent=others_percent,
         dry_run=dry_run,
+        core_round_trip=core_round_trip,
     )
 
 

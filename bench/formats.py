@@ -84,7 +84,7 @@ def _check_mark(document: Any) -> None:
     if not isinstance(document, dict) or document.get("schema") != NAME:
         raise ValueError(f"its schema is not {NAME!r}")
     if document.get("version") not in READ:
-        known = " and ".join(map(str, READ))
+        known = ", ".join(map(str, READ))
         raise ValueError(f"version {document.get('version')!r} of the schema; this ualm reads versions {known}")
 
 

@@ -111,8 +111,17 @@ def _facts(report: Report) -> list[str]:
         *_gpu(run),
         f"{_BANDWIDTHS[bandwidth.memory]} {bandwidth.best:.1f} GB/s (best of {bandwidth.passes} passes over "
         f"{bandwidth.bytes / 2**20:.0f} MiB{threads}, median {bandwidth.median:.1f})",
+        *_core_round_trip(run),
         *(_describe(subject) for subject in about.values()),
     ]
+
+
+def _core_round_trip(run: Run) -> list[str]:
+    found = run.core_round_trip
+    if found is None:
+        return []
+    spread = f"{found.best:.0f} to {found.worst:.0f}, {found.samples} times"
+    return [f"between two cores and back {found.median:.0f} ns ({spread})"]
 
 
 def _gpu(run: Run) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar
 
 from ..runtime.bundle import Bundle
 from .bandwidth import BandwidthMeter
-from .blocks import Measured, Progress, Samples, block_sizes, measure
+from .blocks import Block, Measured, Progress, Samples, block_sizes, measure
+from .core_distance import DistanceMeter
 from .environment import OtherProcesses, cores, current_load, describe_run
 from .gpu import CopyMeter, describe_gpu, gpu_of
 from .schema import Bandwidth, Comparison, Gpu, Measurement, Report, Setting, Subject, Traffic
@@ -19,6 +20,8 @@ from .subjects import AnySubject, PeerSubject, Request, open_subjects
 _QUIET = 3.0
 #: A best pass of the bandwidth that is so many times the median one is told.
 _STEADY = 1.25
+#: A round trip between cores that is so many times the best one is told.
+_APART = 2.5
 
 
 @dataclass(frozen=True)
@@ -144,16 +147,19 @@ def measure_subjects(
     repeat = repeat or scenario.default_repeat
     others = OtherProcesses()
     meter = BandwidthMeter(threads) if meter is None else meter
+    distance = DistanceMeter(threads)
     done: list[tuple[list[Case], list[Measured]]] = []
     try:
         progress("bandwidth")
         meter.measure()
+        distance.measure()
         for setting in settings:
             text = f"{scenario.name}: {', '.join(f'{name} {value}' for name, value in setting.items())}"
             progress(text)
             block = max(block_sizes(repeat))
             cases = [scenario.open(subject, setting, block=block, seed=seed) for subject in subjects]
-            done.append((cases, measure([case.block for case in cases], repeat, text, progress)))
+            blocks = [_then(case.block, distance.measure) for case in cases]
+            done.append((cases, measure(blocks, repeat, text, progress)))
             for case in cases:
                 case.close()
         progress("bandwidth")
@@ -179,6 +185,10 @@ def measure_subjects(
     if meter.result.best > _STEADY * meter.result.median:
         rates = f"{meter.result.best:.0f} GB/s, the median one {meter.result.median:.0f}"
         notes[f"the bandwidth's best pass read {rates}: shares of it are of the best, which may be an odd one"] = None
+    apart = distance.result
+    if apart is not None and apart.worst > _APART * apart.best:
+        times = f"{apart.best:.0f} to {apart.worst:.0f} ns"
+        notes[f"a line went between two cores and back in {times}: figures of several threads are of both"] = None
     run = describe_run(
         seed=seed,
         threads=threads,
@@ -188,8 +198,20 @@ def measure_subjects(
         peers=libraries,
         gpu=gpu,
         dry_run=dry_run,
+        core_round_trip=apart,
     )
     return Report(run, tuple(measurements), tuple(comparisons), tuple(notes))
+
+
+def _then(block: Block, after: Callable[[], None]) -> Block:
+    """The block, with something done behind it that is not timed."""
+
+    def both(count: int) -> Samples:
+        samples = block(count)
+        after()
+        return samples
+
+    return both
 
 
 def _measurements(

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 from .statistics import Summary
 
-NAME, VERSION = "ualm-bench", 2
-#: Versions that are read. 2 added what a GPU has to say (its facts, checks, its memory's bandwidth) and rehearsals.
-READ = (1, VERSION)
+NAME, VERSION = "ualm-bench", 3
+#: Versions that are read. 2 added what a GPU has to say (its facts, checks, its memory's bandwidth) and rehearsals, 3
+#: the distance of the cores.
+READ = (1, 2, VERSION)
 
 #: A setting of a scenario: the rows held, the modality, ...
 Setting = int | float | str | bool
@@ -40,6 +41,20 @@ class Bandwidth:
     best: float
     median: float
     memory: str = "host"
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """Nanoseconds that a cache line takes from one core to another and back, sampled before and after each block.
+
+    Where ``worst`` is several times ``best``, the cores were moved apart while it was measured, and figures of several
+    threads are of both.
+    """
+
+    samples: int
+    best: float
+    median: float
+    worst: float
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,8 @@ class Run:
 
     ``commit``: of the checkout, or the version of the package. ``others_percent``: share of the processors' time that
     went to other processes while it was measured; None where the system does not say. ``dry_run``: a rehearsal of what
-    is made for a GPU on a machine without one: its figures say nothing about any GPU.
+    is made for a GPU on a machine without one: its figures say nothing about any GPU. ``core_round_trip``: None for a
+    single thread.
     """
 
     created: str
@@ -92,6 +108,7 @@ class Run:
     bandwidth: Bandwidth
     others_percent: float | None
     dry_run: bool = False
+    core_round_trip: RoundTrip | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@
 #include <limits>
 #include <string>
 
+#include "cpu/core_round_trip.h"
 #include "cpu/frame_sampler.h"
 #include "cpu/quantize_blocks.h"
 #include "cpu/read_bandwidth.h"
@@ -276,6 +277,14 @@ py::tuple read_once(const py::array& words, int64_t threads) {
   return py::make_tuple(pass.sum, pass.seconds);
 }
 
+double core_round_trip(int64_t turns) {
+  if (turns < 1) refuse("turns = " + std::to_string(turns) + ": must be at least 1");
+  py::gil_scoped_release release;
+  const double seconds = ualm::core_round_trip(turns);
+  if (seconds < 0) throw std::runtime_error("core_round_trip: this machine does not give a second thread");
+  return seconds;
+}
+
 void quantize_blocks(const py::array& matrix, int64_t block, const py::array& divisors, int64_t low, int64_t high,
                      const py::object& importance, py::array& whole, py::array& scales, int64_t threads) {
   const float* values = view<float>("matrix", matrix, {{"in", -1}, {"out", -1}});
@@ -338,6 +347,7 @@ PYBIND11_MODULE(_native, module) {
              "divisors"_a.noconvert(), "low"_a, "high"_a, "importance"_a, "whole"_a.noconvert(), "scales"_a.noconvert(),
              "threads"_a);
   module.def("read_once", &read_once, "words"_a.noconvert(), "threads"_a);
+  module.def("core_round_trip", &core_round_trip, "turns"_a);
   module.def(
       "philox",
       [](std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> counter, std::tuple<uint32_t, uint32_t> key) {

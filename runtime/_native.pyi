@@ -131,6 +131,12 @@ def read_once(words: NDArray[np.uint64], threads: int) -> tuple[int, float]:
     RuntimeError where the machine does not give that many threads.
     """
 
+def core_round_trip(turns: int) -> float:
+    """Seconds that a cache line takes from one thread to another and back, the mean of ``turns`` of them.
+
+    RuntimeError where the machine gives no second thread.
+    """
+
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
     """Philox4x32-10."""
 

@@ -26,7 +26,7 @@ def bench(ualm: Callable[..., tuple[int, str, str]], small_buffer: None) -> Call
         status, out, err = ualm("bench", *arguments, "--threads", 1, "--format", "json")
         assert (status, err) == (0, "")
         document = json.loads(out)
-        assert (document.pop("schema"), document.pop("version")) == ("ualm-bench", 2)
+        assert (document.pop("schema"), document.pop("version")) == ("ualm-bench", 3)
         return from_json(Report, document)
 
     return run

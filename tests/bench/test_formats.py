@@ -22,6 +22,7 @@ from ualm.bench.schema import (
     Machine,
     Measurement,
     Report,
+    RoundTrip,
     Run,
     Subject,
     Traffic,
@@ -43,6 +44,7 @@ RUN = Run(
     machine=MACHINE,
     bandwidth=BANDWIDTH,
     others_percent=0.5,
+    core_round_trip=RoundTrip(13, 51.5, 54.0, 340.25),
 )
 SUBJECT = Subject("tiny", "onnxruntime", "ab" * 32, {"backbone.grouped": "int4", "head.audio": "int8"})
 RIVAL = Subject("reference-bf16", "torch 2.13", None, {"all": "bf16"})
@@ -138,8 +140,8 @@ def test_every_line_stands_for_itself():
     rows = list(csv.DictReader(io.StringIO(write_csv([report()]))))
     assert len(rows) == 5
     for line, row in zip(lines, rows, strict=True):
-        assert (line["schema"], line["version"], line["run"]["commit"]) == ("ualm-bench", 2, RUN.commit)
-        assert (row["schema"], row["version"], row["run.commit"]) == ("ualm-bench", "2", RUN.commit)
+        assert (line["schema"], line["version"], line["run"]["commit"]) == ("ualm-bench", 3, RUN.commit)
+        assert (row["schema"], row["version"], row["run.commit"]) == ("ualm-bench", "3", RUN.commit)
     assert rows[0]["measurement.summary.p50"] == "2.5" and rows[0]["measurement.settings.context"] == "256"
     assert rows[0][r"measurement.subject.precisions.backbone\.grouped"] == "int4"
 
@@ -199,7 +201,7 @@ def test_the_table_says_once_what_all_rows_have_in_common_and_keeps_every_figure
     ("change", "piece"),
     [
         ({"schema": "other"}, "'ualm-bench'"),
-        ({"version": 3}, "version 3"),
+        ({"version": 4}, "version 4"),
         ({"run": None}, "run is not an object"),
         ({"extra": 1}, "'extra'"),
         ({"measurements": [{}]}, r"measurements\[0\].scenario is missing"),

@@ -1,0 +1,39 @@
+"""How far apart the machine's cores are while it is measured.
+
+Threads that share an operator's work hand data over between their cores. Where two cores have a last-level cache in
+common that takes some 50 ns there and back, between groups of cores several times as long; and a virtual machine's
+cores may be moved from the one to the other at any time.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+from ..runtime import _native
+from .environment import cores
+from .schema import RoundTrip
+
+#: Turns of a batch, and batches of a sample; of these the least, as an interruption only adds.
+TURNS, BATCHES = 500, 5
+
+
+class DistanceMeter:
+    """Takes a sample whenever it is asked to, about a millisecond each."""
+
+    def __init__(self, threads: int) -> None:
+        """``threads``: that work together; a single one, or a single core, has no distance."""
+        self._one = min(threads, cores()) < 2
+        self._samples: list[float] = []
+
+    def measure(self) -> None:
+        if not self._one:
+            batches = [_native.core_round_trip(TURNS) for _ in range(BATCHES)]
+            self._samples.append(1e9 * min(batches))
+
+    @property
+    def result(self) -> RoundTrip | None:
+        """All samples so far; None where there are none."""
+        samples = self._samples
+        if not samples:
+            return None
+        return RoundTrip(len(samples), min(samples), statistics.median(samples), max(samples))
