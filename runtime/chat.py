@@ -109,20 +109,24 @@ def prompt_parts(
     ``hear`` turns a sound into feature rows. ``first``: a conversation begins (only its first turn has a ``bos``).
     """
     parts: list[np.ndarray] = []
-    rows = [vocabulary.special_row(BOS)] if first else []
+    rows: list[np.ndarray] = []
+    tokens = [BOS] if first else []  # stream 0 of what follows ``rows``
     for index, (role, modality, content) in enumerate(messages):
-        rows += [vocabulary.special_row(ROLES[role]), vocabulary.special_row(MODALITIES[modality])]
+        tokens += [ROLES[role], MODALITIES[modality]]
         if not isinstance(content, Sound):
-            rows.extend(vocabulary.text_rows(content))
-        elif role == "assistant":  # what the model made it knows as codes; only a user's sound is heard
-            assert content.codes is not None
-            rows.extend(vocabulary.delayed_rows(content.codes))
+            tokens += vocabulary.text_tokens(content)
         else:
-            parts += [np.stack(rows), hear(content)]
-            rows = []
+            rows.append(vocabulary.special_rows(tokens))
+            tokens = []
+            if role == "assistant":  # what the model made it knows as codes; only a user's sound is heard
+                assert content.codes is not None
+                rows.append(vocabulary.delayed_rows(content.codes))
+            else:
+                parts += [np.concatenate(rows), hear(content)]
+                rows = []
         same_role = index + 1 < len(messages) and messages[index + 1][0] == role
-        rows.append(vocabulary.special_row(EOT if same_role else EOS))
-    return [*parts, np.stack(rows)]
+        tokens.append(EOT if same_role else EOS)
+    return [*parts, np.concatenate([*rows, vocabulary.special_rows(tokens)])]
 
 
 def _check_message(message: Any, text: TextCodec) -> CheckedMessage:

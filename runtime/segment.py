@@ -62,7 +62,7 @@ class SegmentBuilder:
         """Add frames; returns text, or sound (float32 [n], or [n, channels]), that became certain."""
         self._rows.append(frames.rows)
         if self.modality == "audio":
-            return self._keep(self._sound.push(frames.latents, ends=frames.end is not None))
+            return self._keep(self._sound.push_drawn(frames.latents, ends=frames.end is not None))
         ids = frames.rows[: len(frames.rows) - (frames.end == "stop"), 0] - self._vocabulary.text_base
         return self._text.push(ids.tolist())
 

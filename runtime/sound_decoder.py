@@ -52,7 +52,10 @@ class SoundDecoder:
         Sound is float32 [n], or [n, channels] where a stage behind the codec makes several; often none, n = 0.
         ``ends``: no frames follow, :meth:`flush` does.
         """
-        frames = self._checked(latents)
+        return self.push_drawn(self._checked(latents), ends=ends)
+
+    def push_drawn(self, frames: np.ndarray, *, ends: bool = False) -> np.ndarray:
+        """Like :meth:`push`, for float32 frames of this model's own, which are right and which nobody writes to."""
         if len(frames):
             self._waiting.append(frames)
             self._frames += len(frames)
@@ -113,11 +116,12 @@ class SoundDecoder:
 
     def _decode(self, *, last: bool) -> list[np.ndarray]:
         """Samples of all frames that wait; at the end of the sound the rest."""
-        latents = np.concatenate(self._waiting) if self._waiting else np.empty((0, self._codec.latent_size), np.float32)
+        waiting = self._waiting or [np.empty((0, self._codec.latent_size), np.float32)]
+        latents = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
         self._waiting = []
         # equal parts: the first of a sound must be large enough to give a sample
         size = max(CALL_FRAMES, 2 * self._codec.first_frames)
-        parts = np.array_split(latents, max(math.ceil(len(latents) / size), 1))
+        parts = [latents] if len(latents) <= size else np.array_split(latents, math.ceil(len(latents) / size))
         pieces = []
         for number, frames in enumerate(parts, start=1):
             ends = last and number == len(parts)

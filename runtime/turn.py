@@ -36,7 +36,7 @@ QUEUE_EVENTS = 64
 #: Seconds between two looks at the cancel flag and the clock while the queue is full, or a sound is heard elsewhere.
 _POLL = 0.05
 #: Seconds of drawing between two looks at the caller, at most, where a row takes less.
-_CALL_SECONDS = 0.005
+_CALL_SECONDS = 0.02
 #: Seconds in which a thread whose start was interrupted begins to run, if it does at all.
 _START_SECONDS = 1.0
 
@@ -278,10 +278,11 @@ class Turn:
             self._put(SoundChunk(index, piece, rate, builder.samples_sent - len(piece), preroll))
 
     def _put(self, event: Event) -> None:
-        while True:
-            if self._slots.acquire(timeout=_POLL):
-                return self._hand_over(event)
-            self._check(0)
+        # at once where there is room, as nearly always: a wait with a time limit costs more
+        if not self._slots.acquire(blocking=False):
+            while not self._slots.acquire(timeout=_POLL):
+                self._check(0)
+        self._hand_over(event)
 
     def _hand_over(self, item: Event | _Outcome) -> None:
         self._queue.put(item)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,19 +55,24 @@ class Vocabulary:
 
     def special_row(self, token: int) -> np.ndarray:
         """A row with ``token`` in stream 0, int32 [8]."""
-        row = np.zeros(STREAMS, np.int32)
-        row[0] = token
-        return row
+        return self.special_rows([token])[0]
+
+    def special_rows(self, tokens: Sequence[int]) -> np.ndarray:
+        """Rows with ``tokens`` in stream 0, int32 [n, 8]."""
+        rows = np.zeros((len(tokens), STREAMS), np.int32)
+        rows[:, 0] = tokens
+        return rows
 
     def text_rows(self, token_ids: list[int]) -> np.ndarray:
-        """Rows of a text that goes in, int32 [n, 8].
+        """Rows of a text that goes in, int32 [n, 8]; see :meth:`text_tokens`."""
+        return self.special_rows(self.text_tokens(token_ids))
+
+    def text_tokens(self, token_ids: list[int]) -> list[int]:
+        """Ids in stream 0 of a text that goes in.
 
         Tokenizer id 0 becomes pad, not ``text_base``: the training preprocessor does so, and the weights know it.
         """
-        ids = np.asarray(token_ids, np.int32)
-        rows = np.zeros((len(ids), STREAMS), np.int32)
-        rows[:, 0] = np.where(ids == 0, PAD, ids + self.text_base)
-        return rows
+        return [PAD if token == 0 else token + self.text_base for token in token_ids]
 
     def codes(self, rows: np.ndarray) -> np.ndarray:
         """Undo the delay pattern: audio rows [T + 7, 8] without stop row -> codes int16 [T, 8]; a pad is code 0."""

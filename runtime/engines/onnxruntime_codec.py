@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +19,10 @@ class OnnxRuntimeCodecStream:
 
     def __init__(self, engine: OnnxRuntimeParts) -> None:
         self._engine = engine
-        inputs = [value for value in engine.session(ROLE).get_inputs() if value.name.startswith("left.")]
-        self._shapes: dict[str, tuple[int, ...]] = {value.name: tuple(value.shape) for value in inputs}
         self.reset()
 
     def reset(self) -> None:
-        self._states = {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
+        self._states: Mapping[str, np.ndarray] = self._engine.codec_silence
         self._begun = False
 
     def decode(self, latents: np.ndarray, *, last: bool) -> np.ndarray:

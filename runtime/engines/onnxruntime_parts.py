@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -78,6 +79,15 @@ class OnnxRuntimeParts:
             return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:  # pybind11 raises several unrelated types here
             raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error})") from error
+
+    @functools.cached_property
+    def codec_silence(self) -> Mapping[str, np.ndarray]:
+        """The codec's states before a sound, zeros by their names: streams begin with them and never write to them."""
+        inputs = self.session("codec.stream").get_inputs()
+        states = {i.name: np.zeros(i.shape, np.float32) for i in inputs if i.name.startswith("left.")}
+        for state in states.values():
+            state.flags.writeable = False
+        return states
 
     def unload(self, *parts: str) -> None:
         """Free the sessions of parts ("backbone", "head", "encoder", "codec"); they are loaded again when needed."""
