@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,6 +118,13 @@ def held_out(clip: Clip) -> bool:
         return False
     digest = hashlib.sha256(f"{clip.sound}:{clip.notes}".encode()).digest()
     return int.from_bytes(digest[:4], "big") % 100 < HELD_OUT_PERCENT
+
+
+def trained(make: Callable[[], Clip]) -> Clip:
+    """The first clip that ``make`` gives which training may see."""
+    while held_out(clip := make()):
+        pass
+    return clip
 
 
 def random_clip(

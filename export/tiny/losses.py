@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ...runtime.hearing import OMNI, FeatureSpec, log_mel, normalized
 from ...runtime.vocabulary import EOS, STREAMS, Vocabulary
-from .conversations import AUDIO, MODALITY, TEXT, Example
 from .network import TinyUalm
+from .writer import AUDIO, MODALITY, TEXT, Example
 
 SPEC = FeatureSpec(OMNI, 16000, 400, 160, 128, 4_800_000, True, window_frames=200)
 NULL_WEIGHT, PROBE_WEIGHT = 0.3, 0.5

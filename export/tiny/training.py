@@ -18,9 +18,10 @@ from torch import nn
 
 from ...runtime.errors import InputError
 from ...runtime.files import replacing_file
-from .conversations import TASKS, Example, Studio, make_example
+from .conversations import TASKS, make_example
 from .losses import LossFunction, mel_filters
 from .network import TinyUalm
+from .writer import Example, Studio
 
 STATE = "training.pt"
 CURVES = "curves.jsonl"

@@ -16,13 +16,13 @@ from ...runtime.files import replacing_file
 from ...runtime.vocabulary import Vocabulary
 from . import training
 from .codec import CODEBOOK, build_codec, make_model
-from .conversations import Studio
 from .domain import FrameBank, sounds
 from .network import TinyShape, TinyUalm
 from .run_folder import write_run
 from .soundfont import SOUNDFONT, render_sounds
 from .starting_point import start_codes
 from .tokens import TEXT_SIZE, content_tokens, load_tokenizer, train_tokenizer
+from .writer import Studio
 
 RENDERS, CODEC, TOKENIZER = "renders.npy", "codec.pt", "tokenizer.json"
 _CARD = Path(__file__).with_name("MODEL_CARD.md")

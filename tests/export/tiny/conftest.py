@@ -7,9 +7,9 @@ import pytest
 import soundfile
 from tokenizers import Tokenizer
 
-from ualm.export.tiny.conversations import Studio
 from ualm.export.tiny.domain import HIT, HOP, LAST, FrameBank, sounds
 from ualm.export.tiny.tokens import TEXT_SIZE, content_tokens, train_tokenizer
+from ualm.export.tiny.writer import Studio
 from ualm.runtime.vocabulary import Vocabulary
 
 #: What renders.flac holds, one after the other: real renders of the MIT soundfont, 24 frames each.

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 
 from ualm.export.exporter import export_run
 from ualm.export.tiny.codec import build_codec
-from ualm.export.tiny.conversations import Studio
 from ualm.export.tiny.domain import Clip, FrameBank
 from ualm.export.tiny.examine import codes_of
 from ualm.export.tiny.network import TinyShape, TinyUalm
 from ualm.export.tiny.run_folder import write_run
+from ualm.export.tiny.writer import Studio
 from ualm.runtime import Model, packaged
 from ualm.runtime.sound_decoder import SoundDecoder
 

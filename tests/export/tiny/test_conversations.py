@@ -7,20 +7,11 @@ import random
 import numpy as np
 import pytest
 
-from ualm.export.tiny.conversations import (
-    AUDIO,
-    MODALITY,
-    TASKS,
-    TEXT,
-    Studio,
-    Writer,
-    apply_change,
-    changes,
-    make_example,
-    strayed,
-)
+from ualm.export.tiny.attempts import strayed
+from ualm.export.tiny.conversations import TASKS, apply_change, changes, make_example
 from ualm.export.tiny.domain import TAIL, Clip, held_out, random_clip
 from ualm.export.tiny.language import parse_description
+from ualm.export.tiny.writer import AUDIO, MODALITY, TEXT, Studio, Writer
 from ualm.runtime.chat import prompt_parts
 from ualm.runtime.sound import Sound
 from ualm.runtime.vocabulary import EOS, EOT, MODALITIES, ROLES

@@ -14,13 +14,14 @@ from tokenizers import Tokenizer
 
 from ualm.export.exporter import export_run
 from ualm.export.tiny.codec import build_codec
-from ualm.export.tiny.conversations import Studio, make_example
+from ualm.export.tiny.conversations import make_example
 from ualm.export.tiny.domain import Clip, FrameBank
 from ualm.export.tiny.losses import LossFunction, mel_filters
 from ualm.export.tiny.network import TinyShape, TinyUalm
 from ualm.export.tiny.run_folder import FRAMES, write_run
 from ualm.export.tiny.starting_point import start_codes
 from ualm.export.tiny.training import CURVES, MIX, STATE, Recipe, curves, load_state, step_examples, train
+from ualm.export.tiny.writer import Studio
 from ualm.runtime import AudioSampling, Model, Sound
 from ualm.runtime.vocabulary import ROLES
 

@@ -1,0 +1,107 @@
+"""First tries that self-reflection hears: right ones, other clips, and sounds that strayed as bad sampling does."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from .domain import (
+    DRUMS,
+    HIT,
+    INSTRUMENTS,
+    LAST,
+    NOTES,
+    SLOTS,
+    TAIL,
+    Clip,
+    FrameBank,
+    held_out,
+    random_clip,
+    sounds,
+    trained,
+)
+from .writer import Studio
+
+
+def attempt(studio: Studio, wanted: Clip, rng: random.Random) -> tuple[Clip | None, np.ndarray]:
+    """A first try and what it is: right, another clip, or one that strayed from its sound, as bad sampling does."""
+    ids = studio.bank.ids(wanted)
+    draw = rng.random()
+    if draw < 0.44:
+        return wanted, ids
+    if draw < 0.72:
+        frames = strayed(studio.bank, ids, rng)
+        found = studio.judge(studio.bank.frames[frames].reshape(-1)).clip
+        if found is None or not held_out(found):
+            return found, frames
+    found = trained(lambda: _mistaken(wanted, rng))
+    return found, studio.bank.ids(found)
+
+
+def _mistaken(wanted: Clip, rng: random.Random) -> Clip:
+    """Another clip, most often one that differs in one thing."""
+    kinds = ["count", "sound", "any"]
+    kinds += ["note"] * 4 if not wanted.is_drum else ["sound", "count"]
+    kinds += ["tempo"] if len(wanted.notes) > 1 else []
+    while True:
+        kind = rng.choice(kinds)
+        notes, sound, tempo = list(wanted.notes), wanted.sound, wanted.tempo
+        if kind == "any":
+            found = random_clip(rng)
+            if found != wanted:
+                return found
+            continue
+        if kind == "note":
+            notes[rng.randrange(len(notes))] = rng.choice(list(NOTES))
+        elif kind == "sound":
+            sound = rng.choice(list(DRUMS if wanted.is_drum else INSTRUMENTS))
+        elif kind == "tempo":
+            tempo = rng.choice(list(SLOTS))
+        elif len(notes) > 1 and rng.random() < 0.5:
+            notes.pop(rng.randrange(len(notes)))
+        elif len(notes) < 3:
+            notes.insert(rng.randrange(len(notes) + 1), rng.choice(list(NOTES)) if not wanted.is_drum else notes[0])
+        found = Clip(sound, tuple(notes), tempo if len(notes) > 1 else "moderate")
+        if found != wanted:
+            return found
+
+
+def strayed(bank: FrameBank, ids: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Frames int64 [T] of a sound that leaves its path one to four times, as bad sampling makes it do.
+
+    From there on it follows another sound from the same place in the event or from its beginning, starts an event
+    again, falls silent, or takes a few frames from anywhere; now and then it ends early. Every frame is one of the
+    domain: what bad sampling draws is as well, nearly always.
+    """
+    path = [bank.labels[number] for number in ids]
+    leaves = sorted(rng.randrange(len(path) - 2) for _ in range(rng.choice((1, 1, 2, 3, 4))))
+    for at in leaves:
+        kind = rng.choice(("sound", "sound", "note", "event", "again", "silence", "anywhere"))
+        length = rng.choice((rng.randint(1, 4), rng.randint(3, 12), len(path)))
+        if kind == "silence":
+            piece: list[tuple[str, int, int, bool] | None] = [None] * length
+        elif kind == "anywhere":
+            piece = [rng.choice(bank.labels) for _ in range(min(length, 6))]
+        else:
+            piece = _other_path(path[at], kind, length, rng)
+        path[at : at + len(piece)] = piece[: len(path) - at]
+    if rng.random() < 0.25:
+        path = path[: rng.randint(8, len(path))]
+    path[-TAIL:] = [None] * TAIL
+    return np.array([bank.number(label) for label in path])
+
+
+def _other_path(
+    label: tuple[str, int, int, bool] | None, kind: str, length: int, rng: random.Random
+) -> list[tuple[str, int, int, bool] | None]:
+    """Frames of the event that a stray leads into; it ends with the event."""
+    sound, note, position, _ = label or (*rng.choice(sounds()), 0, False)
+    if kind == "note" and note != HIT:
+        note = rng.choice(list(NOTES))
+    elif kind in ("sound", "event", "note"):
+        sound, other = rng.choice(sounds())
+        note = note if sound in INSTRUMENTS and note != HIT else other
+    if kind in ("event", "again"):
+        position = 0
+    return [(sound, note, place, False) for place in range(position, min(position + length, LAST - 1))]
