@@ -36,8 +36,8 @@ class Recipe:
     ``flat`` on; for the tuning it begins anew at ``tuning_rate`` and falls.
     """
 
-    steps: int = 4000
-    tuning: float = 0.25
+    steps: int = 3800
+    tuning: float = 4 / 19
     tuning_rate: float = 8e-4
     rows: int = 2200
     learning_rate: float = 2e-3
