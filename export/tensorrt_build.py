@@ -130,8 +130,10 @@ def _spelled(sm: int) -> str:
 def _allow_decomposed_attention(trt: Any, network: Any) -> None:
     """Let attention that has no fused kernel (float32, heads under 16) be built from its parts.
 
-    Attention that has one keeps it.
+    Attention that has one keeps it. A library that knows no attention was given its parts.
     """
+    if not hasattr(trt.LayerType, "ATTENTION_INPUT"):
+        return
     for layer in layers_of(network):
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer

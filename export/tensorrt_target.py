@@ -142,7 +142,7 @@ def add_engines(
 
     The manifest is written last: whatever happens before leaves the bundle as it was. Reports by role.
     """
-    plans = plan_parts(bundle, max_context)
+    plans = plan_parts(bundle, max_context, cache=library.cache)
     made: dict[str, BuildReport] = {}
     written: list[Path] = []
     entries: dict[str, BundleFile] = {}
@@ -187,6 +187,7 @@ def _entry(manifest: Manifest, plan: PartPlan, name: str, library: Library, sms:
         weights_sha256=manifest.files[WEIGHTS].sha256,
         capacity=plan.capacity,
         profiles=plan.profiles,
+        cache=plan.cache,
     )
 
 

@@ -130,7 +130,7 @@ def test_new_rows_are_copied_to_their_positions(cuda, number, branches, rows, po
     for target, source in zip(expected, new, strict=True):
         target[:, :, at : at + rows] = source
     tables = [pointers(part) for part in (caches[:layers], caches[layers:], new[:layers], new[layers:])]
-    on_device = np.array([moved], np.int32)
+    on_device = np.array([moved], np.int64)
     cache = cuda.CacheLayout(
         number=getattr(cuda, number),
         layers=layers,

@@ -1,5 +1,8 @@
 """The TensorRT engine against the CPU engine, on a stand-in for TensorRT that we wrote (``support/fake_tensorrt.py``):
-that its calls fit together and that a captured step counts for itself. TensorRT itself was not run."""
+that its calls fit together and that a captured step counts for itself. TensorRT itself was not run.
+
+Everything holds for a library that writes the cache in place and for one like TensorRT 10.3, which cannot.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +33,23 @@ from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ualm.runtime.engines.tensorrt import TensorRtEngine, find_engines, refusal
 from ualm.runtime.engines.tensorrt_body import bucket_rows
 from ualm.runtime.engines.tensorrt_context import Scratch
+from ualm.runtime.engines.tensorrt_library import Library
 
 CONTEXT = 640
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("tensorrt")
+@pytest.fixture(scope="module", params=["in_place", "appended"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder, library = tmp_path_factory.mktemp("tensorrt"), fake_library(request.param)
     run = make_run(folder / "run", lean={"pad": -1.0, "eos": 0.5, "eot": 0.5})
     export_run(run.folder, folder / "bundle")
-    add_engines(Bundle(folder / "bundle"), fake_library(), (86, 89), max_context=CONTEXT, builder=fake_build)
+    add_engines(Bundle(folder / "bundle"), library, (86, 89), max_context=CONTEXT, builder=fake_build)
     return Bundle(folder / "bundle")
+
+
+def library_of(bundle: Bundle) -> Library:
+    """The stand-in that the engines of a bundle were built with."""
+    return fake_library(next(each.cache for each in bundle.manifest.engines if each.role == "backbone"))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +64,7 @@ def engines(
 
 def opened(bundle: Bundle, max_context: int = CONTEXT) -> TensorRtEngine:
     return TensorRtEngine(
-        bundle, ReplayingDevice(load_shim(), kind="cpu"), fake_library(), sm=89, max_context=max_context
+        bundle, ReplayingDevice(load_shim(), kind="cpu"), library_of(bundle), sm=89, max_context=max_context
     )
 
 
@@ -221,7 +230,8 @@ FACTS = CudaFacts(None, (80, 86, 89), None, 13000, 13000, "580.65", (GpuFacts("C
 
 
 def test_it_can_run_where_everything_fits(bundle: Bundle) -> None:
-    assert refusal(fake_library(), FACTS, bundle) is None and refusal(fake_library(), FACTS, None) is None
+    library = library_of(bundle)
+    assert refusal(library, FACTS, bundle) is None and refusal(library, FACTS, None) is None
 
 
 def changed(bundle: Bundle, folder: Path, **changes: Any) -> Bundle:
@@ -234,11 +244,11 @@ def changed(bundle: Bundle, folder: Path, **changes: Any) -> Bundle:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"library_version": "98.0"}, r"was built by version 98\.0, and 99\.1 is installed; build .*ualm export .*rtx"),
-        ({"sms": [86, 120]}, r"was built for sm86, sm120, and the GPU here is sm89; build .*--target sm89 -o"),
+        ({"library_version": "98.0"}, r"was built by version 98\.0, and 99\.1 is installed; build .*ualm export .*"),
+        ({"sms": [86, 120]}, r"was built for sm86, sm120, and the GPU here is sm89; build .*--engine tensorrt.* -o"),
         ({"onnx_sha256": "0"}, r"was built of another graph than the bundle's backbone"),
         ({"weights_sha256": "0"}, r"was built of other weights than the bundle's"),
-        ({"engine": "tensorrt"}, r"the bundle has no tensorrt-rtx engine of backbone; build them"),
+        ({"engine": "another"}, r"the bundle has no tensorrt(-rtx)? engine of backbone; build them"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -246,10 +256,11 @@ def test_a_stale_engine_is_refused_with_the_reason_and_the_mend(
     bundle: Bundle, tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
     stale = changed(bundle, tmp_path, **changes)
-    refused = refusal(fake_library(), FACTS, stale)
-    assert refused is not None
-    with pytest.raises(EngineError, match=reason):
-        find_engines(stale, fake_library(), 89)
+    library = library_of(bundle)
+    assert refusal(library, FACTS, stale) is not None
+    with pytest.raises(EngineError, match=reason) as refused:
+        find_engines(stale, library, 89)
+    assert ("--target sm89" in str(refused.value)) == library.compiles_for_others
     with pytest.raises(EngineError, match=reason):
         opened(stale)
 
