@@ -19,8 +19,8 @@ from .tensorrt_primitives import in_primitives, with_appended_cache
 
 #: Rows of the cache by default: the context that a model is opened with when none is asked for.
 DEFAULT_CONTEXT = 16384
-#: Most rows of a prompt in one call, by how the cache is written. Without an attention layer the scores of all heads lie
-#: in memory, and an engine's scratch is made for the most: 12 heads x 128 rows x 16384 columns are 96 MiB.
+#: Most rows of a prompt in one call, by how the cache is written. Without an attention layer the scores of all heads
+#: lie in memory, and an engine's scratch is made for the most: 12 heads x 128 rows x 16384 columns are 96 MiB.
 PREFILL_ROWS: dict[CacheKind, int] = {"in_place": 512, "appended": 128}
 #: Frames of a piece of sound: what the balanced profile of ``runtime.chunks`` begins with, and the most in one call.
 LIKELY_FRAMES, MOST_FRAMES = 10, 64

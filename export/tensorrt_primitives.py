@@ -42,14 +42,14 @@ def with_appended_cache(model: onnx.ModelProto) -> onnx.ModelProto:
     columns = _Columns(rewrite)
     for node in model.graph.node:
         if node.op_type == "Attention":
-            q, *held, _mask = node.input
-            slices = [made_by[name] for name in held]
-            writes = [made_by[each.input[0]] for each in slices]
-            if node.attribute or [each.op_type for each in (*slices, *writes)] != [*["Slice"] * 2, *["TensorScatter"] * 2]:
+            q = node.input[0]
+            slices = [made_by.get(name) for name in node.input[1:3]]
+            writes = [made_by.get(each.input[0]) for each in slices if each is not None and each.op_type == "Slice"]
+            if node.attribute or [write and write.op_type for write in writes] != ["TensorScatter"] * 2:
                 raise ExportError(f"graph {model.graph.name}: {node.name!r} is no attention of the standard dialect")
-            for write in writes:
+            for write in filter(None, writes):
                 renamed[write.input[1]] = write.output[0].replace("present_", "new_")
-            pasts, new = ([write.input[index] for write in writes] for index in (0, 1))
+            pasts, new = ([write.input[index] for write in filter(None, writes)] for index in (0, 1))
             _attend(rewrite, columns, node, q, pasts, new)
         elif node.op_type not in ("TensorScatter", "Slice"):
             rewrite.keep(node)
@@ -118,6 +118,7 @@ def _attend(
         op("Slice", past, begin, columns.looked_at, rows, at=f"held_{letter}")
         for letter, past in zip("kv", pasts, strict=True)
     )
+    parts = ("held", "fed")
     scores, values = [], []
     for at, key, value, mask in (
         ("held", held_key, held_value, columns.held),
@@ -127,10 +128,10 @@ def _attend(
         score = op("Mul", op("MatMul", query, key, at=f"{at}_products"), scale, at=f"{at}_scaled")
         scores.append(op("Add", score, mask, at=f"{at}_scores"))
         values.append(wide(value, f"{at}_value"))
-    highest = [op("ReduceMax", score, last, at=f"{at}_highest") for at, score in zip(("held", "fed"), scores, strict=True)]
+    highest = [op("ReduceMax", score, last, at=f"{at}_highest") for at, score in zip(parts, scores, strict=True)]
     peak = op("Max", *highest, at="peak")
     sums, products = [], []
-    for at, score, value in zip(("held", "fed"), scores, values, strict=True):
+    for at, score, value in zip(parts, scores, values, strict=True):
         weight = op("Exp", op("Sub", score, peak, at=f"{at}_below"), at=f"{at}_weights")
         sums.append(op("ReduceSum", weight, last, at=f"{at}_sum"))
         half = wide(narrow(weight, f"{at}_weights"), f"{at}_weights")
@@ -175,7 +176,8 @@ def _normalise(rewrite: _Rewrite, node: onnx.NodeProto) -> bool:
 
     last = rewrite.constant("last_axis", np.array([-1]))
     mean = op("ReduceMean", op("Mul", x, x, at="squares"), last, at="mean")
-    root = op("Sqrt", op("Add", mean, rewrite.constant(f"epsilon.{epsilon}", np.float32(epsilon)), at="above"), at="root")
+    above = op("Add", mean, rewrite.constant(f"epsilon.{epsilon}", np.float32(epsilon)), at="above")
+    root = op("Sqrt", above, at="root")
     rewrite.op("Mul", op("Div", x, root, at="divided"), weight, name=node.name, output=out)
     return True
 

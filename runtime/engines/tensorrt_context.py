@@ -61,7 +61,7 @@ class CompiledParts:
         that shape are worth compiling before the first run; others take kernels for any shape."""
         trt = self.library.module
         by_us = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not hasattr(engine, "create_runtime_config"):  # TensorRT before 10.10 or so
+        if not hasattr(engine, "create_runtime_config"):  # TensorRT 10.3
             return engine.create_execution_context(by_us)
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(by_us)
