@@ -238,7 +238,7 @@ def test_blocks_of_int8_are_widened_to_the_same_numbers(number: str) -> None:
 # ---- what they are made of ----
 
 
-@pytest.fixture(scope="module", params=["packaged", "omni int4", "afwhisper fp32"])
+@pytest.fixture(scope="module", params=["packaged", "omni int4", "omni bf16", "afwhisper fp32"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     if request.param == "packaged":
         return Bundle(default_bundle(), verify="never")
