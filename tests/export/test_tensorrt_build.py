@@ -198,6 +198,50 @@ def test_a_library_that_is_missing_or_too_old_says_so() -> None:
         load_library("tensorrt-rtx", old("1.1.1"))
 
 
+def older(library: Library) -> Library:
+    """A library as it would be without what TensorRT 10.3 lacks, as far as we ask for it."""
+    module = library.module
+    kinds = {name: kind for name, kind in module.LayerType.__members__.items() if name != "ATTENTION_INPUT"}
+    missing = {"INetworkDefinition": SimpleNamespace(), "LayerType": SimpleNamespace(**kinds)}
+    return Library(library.name, SimpleNamespace(**vars(module) | missing))
+
+
+def test_a_library_that_lacks_what_10_3_lacks_builds_engines_whose_rows_are_appended(bundle: Bundle) -> None:
+    library = older(find_library("tensorrt-rtx"))
+    reports = add_engines(bundle, library, (86,), max_context=512)
+    found = {engine.role: engine for engine in Bundle(bundle.folder).manifest.engines}
+    assert set(found) == set(ROLES) and found["backbone"].cache == "appended"
+    assert {profile.name: profile.shapes["row_offsets"][2] for profile in found["backbone"].profiles} == {
+        "prefill": (128,),
+        "decode": (1,),
+    }
+    assert reports["backbone"].layers["MATRIX_MULTIPLY"] == 8 * bundle.manifest.model.layers
+    again = add_engines(Bundle(bundle.folder), find_library("tensorrt-rtx"), (86,), builder=pretend)
+    assert set(again) == set(ROLES)
+    assert {engine.cache for engine in Bundle(bundle.folder).manifest.engines} == {"in_place"}
+
+
+def test_an_int4_graph_that_an_older_library_cannot_build_says_what_would_do(tmp_path: Path) -> None:
+    """By way of a GPU that has no product in float32."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["wide"], name="values", axis=0, block_size=32),
+        helper.make_node("MatMul", ["x", "wide"], ["y"], name="product"),
+    ]
+    tensors = [
+        helper.make_tensor("w", TensorProto.INT4, [32, 2], [1] * 64),
+        numpy_helper.from_array(np.ones((1, 2), np.float32), "s"),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name, size in (("x", 32), ("y", 2))]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    library = find_library("tensorrt-rtx")
+    with pytest.raises(ExportError, match=r"cannot build it .*; if it is the int4 weights .*--precision int8 or fp16$"):
+        build(older(library), tmp_path / "g.onnx", model, [], sms=(75,))
+    with pytest.raises(ExportError) as newer:
+        build(library, tmp_path / "g.onnx", model, [], sms=(75,))
+    assert "--precision" not in str(newer.value)
+
+
 # ---- the body that counts for itself ----
 
 

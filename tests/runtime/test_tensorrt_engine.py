@@ -7,10 +7,12 @@ Everything holds for a library that writes the cache in place and for one like T
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import time
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +234,31 @@ FACTS = CudaFacts(None, (80, 86, 89), None, 13000, 13000, "580.65", (GpuFacts("C
 def test_it_can_run_where_everything_fits(bundle: Bundle) -> None:
     library = library_of(bundle)
     assert refusal(library, FACTS, bundle) is None and refusal(library, FACTS, None) is None
+
+
+def test_memory_that_does_not_suffice_is_told_before_anything_is_loaded(bundle: Bundle, tmp_path: Path) -> None:
+    """And what it says would do does."""
+    library = library_of(bundle)
+
+    def refused(of: Bundle, free: int) -> str | None:
+        return refusal(library, replace(FACTS, gpus=(replace(FACTS.gpus[0], free=free),)), of)
+
+    fits, lacks = 1 << 34, 1 << 20
+    assert refused(bundle, fits) is None
+    assert "no precision of this model fits" in str(refused(bundle, lacks))
+    while fits - lacks > 1:
+        free = (fits + lacks) // 2
+        fits, lacks = (free, lacks) if refused(bundle, free) is None else (fits, free)
+    said = str(refused(bundle, lacks))
+    assert re.search(
+        r"Card has 0\.\d GiB free of 16\.0 GiB, and this bundle needs 0\.\d GiB .* 640 rows .*weights", said
+    )
+    found = re.search(r"build the engines for (512) rows or fewer: ualm export .* --max-context \1 -o ", said)
+    assert found, said
+    folder = changed_manifest(bundle.folder, tmp_path / "fewer", lambda document: None)
+    fewer = Bundle(folder, verify="never")
+    add_engines(fewer, library, (86, 89), max_context=int(found[1]), builder=fake_build)
+    assert refused(Bundle(folder, verify="never"), lacks) is None
 
 
 def changed(bundle: Bundle, folder: Path, **changes: Any) -> Bundle:
