@@ -13,9 +13,10 @@ from ..runtime.engine_files import CacheKind, EngineProfile
 from ..runtime.engines import tensorrt_names as names
 from ..runtime.errors import ExportError, InputError
 from ..runtime.hearing import AF_WHISPER, FeatureSpec
+from .tensorrt_appended import with_appended_cache
 from .tensorrt_check import Size, shape_range
 from .tensorrt_graph import dimensions, fix_dimensions, load_graph, with_own_positions
-from .tensorrt_primitives import in_primitives, with_appended_cache
+from .tensorrt_primitives import in_primitives
 
 #: Rows of the cache by default: the context that a model is opened with when none is asked for.
 DEFAULT_CONTEXT = 16384

@@ -19,10 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 from support.runs import make_run
 from ualm.export.exporter import export_run
 from ualm.export.quantize import dequantize, quantize
+from ualm.export.tensorrt_appended import with_appended_cache
 from ualm.export.tensorrt_build import build, find_library
 from ualm.export.tensorrt_graph import load_graph, with_own_positions
 from ualm.export.tensorrt_parts import plan_parts
-from ualm.export.tensorrt_primitives import OPSET, in_primitives, with_appended_cache
+from ualm.export.tensorrt_primitives import OPSET, in_primitives
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.errors import ExportError
 from ualm.runtime.packaged import default_bundle
