@@ -91,11 +91,17 @@ def _make(order: Order, progress: Progress, library: Library, sms: tuple[int, ..
         "library": library.title,
         "sms": list(sms),
         "built_not_run": True,
+        "cache": library.cache,
         "parts": {
             role: {"bytes": report.size_bytes, "seconds": round(report.seconds, 3)} for role, report in reports.items()
         },
     }
     lines += [f"{role:<26}{in_bytes(r.size_bytes):>16}{r.seconds:>12.1f} s" for role, r in reports.items()]
+    if library.cache == "appended":
+        lines.append(
+            f"{library.title} cannot write a cache in place: a kernel of ualm's appends to it, and attention and int8 "
+            "weights are written in primitives (docs/tensorrt.md)"
+        )
     built = f"{order.output}: engines of {library.title} for {', '.join(map(sm_name, sms))}; built, not run"
     return Made(result, (*lines, built))
 

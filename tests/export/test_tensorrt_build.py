@@ -206,16 +206,19 @@ def older(library: Library) -> Library:
     return Library(library.name, SimpleNamespace(**vars(module) | missing))
 
 
-def test_a_library_that_lacks_what_10_3_lacks_builds_engines_whose_rows_are_appended(bundle: Bundle) -> None:
-    library = older(find_library("tensorrt-rtx"))
-    reports = add_engines(bundle, library, (86,), max_context=512)
-    found = {engine.role: engine for engine in Bundle(bundle.folder).manifest.engines}
+def test_a_library_that_lacks_what_10_3_lacks_builds_engines_whose_rows_are_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ualm.export.tensorrt_target.find_library", lambda name: older(find_library(name)))
+    made = tensorrt_rtx(order(default_bundle(), tmp_path / "out", target="sm86", max_context=512), quiet)
+    assert made.result["cache"] == "appended" and "cannot write a cache in place" in made.lines[-2]
+    bundle = Bundle(tmp_path / "out")
+    found = {engine.role: engine for engine in bundle.manifest.engines}
     assert set(found) == set(ROLES) and found["backbone"].cache == "appended"
     assert {profile.name: profile.shapes["row_offsets"][2] for profile in found["backbone"].profiles} == {
         "prefill": (128,),
         "decode": (1,),
     }
-    assert reports["backbone"].layers["MATRIX_MULTIPLY"] == 8 * bundle.manifest.model.layers
     again = add_engines(Bundle(bundle.folder), find_library("tensorrt-rtx"), (86,), builder=pretend)
     assert set(again) == set(ROLES)
     assert {engine.cache for engine in Bundle(bundle.folder).manifest.engines} == {"in_place"}
