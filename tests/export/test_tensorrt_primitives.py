@@ -150,7 +150,7 @@ def bodies(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_a_conversation_is_the_same(bodies: tuple[Body, Body]) -> None:
     """A prompt in pieces, then steps of one branch and of two, to the last row of the cache.
 
-    float32 sums in another order: 1e-5 where values are about 5 (seen: 3e-6).
+    float32 sums in another order: 3e-5 of values up to 9 (seen: 8e-6).
     """
     random = np.random.default_rng(1)
     width, position = bodies[0].model.hidden_size, 0
@@ -159,7 +159,7 @@ def test_a_conversation_is_the_same(bodies: tuple[Body, Body]) -> None:
     for rows, columns in pieces:
         fed = random.standard_normal((1, rows, width), np.float32)
         expected = bodies[0].feed(fed, position, max(columns, position + rows))
-        np.testing.assert_allclose(bodies[1].feed(fed, position, columns), expected, atol=1e-5)
+        np.testing.assert_allclose(bodies[1].feed(fed, position, columns), expected, atol=3e-5)
         position += rows
     for body in bodies:  # the null branch gets its prefix elsewhere
         for cache in body.cache.values():
@@ -169,9 +169,9 @@ def test_a_conversation_is_the_same(bodies: tuple[Body, Body]) -> None:
         fed = random.standard_normal((branches.stop, 1, width), np.float32)
         expected = bodies[0].feed(fed, step, min(CAPACITY, (step // 8 + 1) * 8), branches)
         got = bodies[1].feed(fed, step, step if step % 3 else CAPACITY, branches)
-        np.testing.assert_allclose(got, expected, atol=1e-5)
+        np.testing.assert_allclose(got, expected, atol=3e-5)
     for name, cache in bodies[0].cache.items():
-        np.testing.assert_allclose(bodies[1].cache[name], cache, atol=1e-5)
+        np.testing.assert_allclose(bodies[1].cache[name], cache, atol=3e-5)
 
 
 @pytest.mark.parametrize(("rows", "position", "branches"), [(1, 0, 1), (4, 0, 1), (4, 9, 1), (1, 9, 2)])
