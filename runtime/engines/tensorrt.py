@@ -75,7 +75,7 @@ def _memory_problem(bundle: Bundle, library: Library, engines: Mapping[str, Engi
         command = _command(bundle, library, gpu.sm, "--max-context", str(rows))
         return f"build the engines for {rows} rows or fewer: {command}"
 
-    prefill_rows = max(each.shapes[OFFSETS][2][0] for each in body.profiles if OFFSETS in each.shapes)
+    prefill_rows = max((each.shapes[OFFSETS][2][0] for each in body.profiles if OFFSETS in each.shapes), default=0)
     need = memory_need(
         bundle,
         body.capacity,
