@@ -20,6 +20,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from ..runtime.bundle import MANIFEST, WEIGHTS, Bundle
+from ..runtime.engine_files import CacheKind
 from ..runtime.errors import ExportError, UalmError
 from .blocks import Samples
 from .environment import cores, current_load
@@ -86,7 +87,7 @@ class _Builds:
 
     def _build(self) -> dict[str, float]:
         command = [sys.executable, "-m", "ualm.bench.tensorrt_build_child", str(self._folder)]
-        command += [str(self._setting[name]) for name in ("part", "targets", "max_context")]
+        command += [str(self._setting[name]) for name in ("part", "targets", "max_context", "cache")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             watcher = Watcher(process.pid, share=_LOOKING)
             try:
@@ -112,13 +113,19 @@ def measure_builds(
     parts: Sequence[str] = (_BODY,),
     targets: Sequence[str] = ("sm89",),
     max_context: int = 16384,
+    cache: CacheKind = "in_place",
     repeat: int | None = None,
 ) -> Report:
     """Build ``parts`` of a bundle, or the body of a training run stored in ``precision``, for each of ``targets``
-    ("sm89", or several GPUs at once: "sm86,sm89")."""
+    ("sm89", or several GPUs at once: "sm86,sm89").
+
+    ``cache``: "appended" for the graphs that TensorRT before 10.15 gets.
+    """
     load_average = current_load()
     settings: list[dict[str, Setting]] = [
-        {"part": part, "targets": each, "max_context": max_context} for each in targets for part in parts
+        {"part": part, "targets": each, "max_context": max_context, "cache": cache}
+        for each in targets
+        for part in parts
     ]
     with _opened(source, precision, parts) as subject:
         return measure_subjects(
@@ -174,6 +181,7 @@ def _main(
     part: Annotated[list[str] | None, typer.Option(help="Part of a bundle; again for more.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="GPUs, as for ualm export; again for more builds.")] = None,
     max_context: Annotated[int, typer.Option(help="Rows of the cache.")] = 16384,
+    appended: Annotated[bool, typer.Option("--appended", help="The graphs that TensorRT before 10.15 gets.")] = False,
     repeat: Annotated[int | None, typer.Option(help="Times; once by default.")] = None,
 ) -> None:
     """Measure building with TensorRT-RTX; no GPU is needed, and nothing is run."""
@@ -184,6 +192,7 @@ def _main(
             parts=part or [_BODY],
             targets=target or ["sm89"],
             max_context=max_context,
+            cache="appended" if appended else "in_place",
             repeat=repeat,
         )
     except UalmError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx import TensorProto
 
 from ..runtime.engine_files import EngineProfile
 from ..runtime.engines.tensorrt_library import Library, joined, load_library, make_logger
@@ -93,7 +94,12 @@ def build(
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         where = f"compute capability {', '.join(map(_spelled, sms))}" if sms else "this GPU"
-        raise ExportError(f"{onnx_path}: {library.title} cannot build it for {where}: {logger.text()}")
+        # whether an older library takes blocks of 32 is not known: what to do if it does not
+        narrow = library.cache == "appended" and any(t.data_type == TensorProto.INT4 for t in model.graph.initializer)
+        mend = (
+            "; if it is the int4 weights that it cannot build, export with --precision int8 or fp16" if narrow else ""
+        )
+        raise ExportError(f"{onnx_path}: {library.title} cannot build it for {where}: {logger.text()}{mend}")
     if timing_cache is not None:
         timing_cache.parent.mkdir(parents=True, exist_ok=True)
         timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
@@ -130,8 +136,10 @@ def _spelled(sm: int) -> str:
 def _allow_decomposed_attention(trt: Any, network: Any) -> None:
     """Let attention that has no fused kernel (float32, heads under 16) be built from its parts.
 
-    Attention that has one keeps it.
+    Attention that has one keeps it. A library that knows no attention was given its parts.
     """
+    if not hasattr(trt.LayerType, "ATTENTION_INPUT"):
+        return
     for layer in layers_of(network):
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer

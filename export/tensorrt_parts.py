@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 
 from ..runtime.bundle import Bundle
-from ..runtime.engine_files import EngineProfile
+from ..runtime.engine_files import CacheKind, EngineProfile
 from ..runtime.engines import tensorrt_names as names
 from ..runtime.errors import ExportError, InputError
 from ..runtime.hearing import AF_WHISPER, FeatureSpec
+from .tensorrt_appended import with_appended_cache
 from .tensorrt_check import Size, shape_range
 from .tensorrt_graph import dimensions, fix_dimensions, load_graph, with_own_positions
+from .tensorrt_primitives import in_primitives
 
 #: Rows of the cache by default: the context that a model is opened with when none is asked for.
 DEFAULT_CONTEXT = 16384
-#: Most rows of a prompt in one call.
-PREFILL_ROWS = 512
+#: Most rows of a prompt in one call, by how the cache is written. Without an attention layer the scores of all heads
+#: lie in memory, and an engine's scratch is made for the most: 12 heads x 128 rows x 16384 columns are 96 MiB.
+PREFILL_ROWS: dict[CacheKind, int] = {"in_place": 512, "appended": 128}
 #: Frames of a piece of sound: what the balanced profile of ``runtime.chunks`` begins with, and the most in one call.
 LIKELY_FRAMES, MOST_FRAMES = 10, 64
 #: Seconds of sound up to which the encoder's first profile goes.
@@ -37,40 +40,48 @@ class PartPlan:
     path: Path
     model: onnx.ModelProto
     profiles: tuple[EngineProfile, ...]
-    #: Rows of the cache; 0 where there is none.
+    #: Rows of the cache, 0 where there is none, and how it is written.
     capacity: int = 0
+    cache: CacheKind = "in_place"
 
 
-def plan_parts(bundle: Bundle, max_context: int | None = None, *, roles: tuple[str, ...] = ()) -> list[PartPlan]:
+def plan_parts(
+    bundle: Bundle, max_context: int | None = None, *, cache: CacheKind = "in_place", roles: tuple[str, ...] = ()
+) -> list[PartPlan]:
     """The parts of ``bundle`` that an engine runs with, or only ``roles``.
 
     ``max_context``: rows that the cache is made for, fixed in the engine; the smaller of 16384 and the model's limit by
-    default. :class:`InputError` for one that the model cannot have.
+    default. :class:`InputError` for one that the model cannot have. ``cache``: "appended" for a library that cannot
+    write it in place, whose graphs are in primitives.
     """
     limit = bundle.manifest.model.max_positions
     capacity = min(DEFAULT_CONTEXT, limit) if max_context is None else max_context
     if not 1 <= capacity <= limit:
         raise InputError(f"--max-context {capacity}: give a whole number from 1 to {limit}, this model's limit")
-    plans = [plan_body(bundle.part("backbone"), capacity)]
-    plans += [_head(bundle, head) for head in ("text", "audio", "modality")]
-    plans += [_encoder(bundle), _codec(bundle)]
+    others = [_head(bundle, head) for head in ("text", "audio", "modality")]
+    others += [_encoder(bundle), _codec(bundle)]
+    if cache == "appended":
+        others = [replace(plan, model=in_primitives(plan.model)) for plan in others]
+    plans = [plan_body(bundle.part("backbone"), capacity, cache), *others]
     return [plan for plan in plans if not roles or plan.role in roles]
 
 
-def plan_body(path: Path, capacity: int) -> PartPlan:
+def plan_body(path: Path, capacity: int, cache: CacheKind = "in_place") -> PartPlan:
     """The body in ``path``: one engine for prompts and for steps of one and two branches, which share its weights.
 
     How many rows are looked at is the length of an input, so that attention costs what is held.
     """
     model = with_own_positions(load_graph(path))
+    if cache == "appended":
+        model = in_primitives(with_appended_cache(model))
     fix_dimensions(model, {"capacity": capacity}, path)
-    rows, few = min(PREFILL_ROWS, capacity), min(256, capacity)
+    rows, few = min(PREFILL_ROWS[cache], capacity), min(256, capacity)
     likely = min(1024, capacity)
     profiles: dict[str, _Sizes] = {
         names.PREFILL: {"batch": 1, "rows": (1, min(64, rows), rows), "total": (1, few, capacity)},
         names.DECODE: {"batch": (1, 2, 2), "rows": 1, "total": (1, likely, capacity)},
     }
-    return PartPlan("backbone", path, model, _profiles(model, path, profiles), capacity)
+    return PartPlan("backbone", path, model, _profiles(model, path, profiles), capacity, cache)
 
 
 def _head(bundle: Bundle, head: str) -> PartPlan:

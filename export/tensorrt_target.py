@@ -91,11 +91,17 @@ def _make(order: Order, progress: Progress, library: Library, sms: tuple[int, ..
         "library": library.title,
         "sms": list(sms),
         "built_not_run": True,
+        "cache": library.cache,
         "parts": {
             role: {"bytes": report.size_bytes, "seconds": round(report.seconds, 3)} for role, report in reports.items()
         },
     }
     lines += [f"{role:<26}{in_bytes(r.size_bytes):>16}{r.seconds:>12.1f} s" for role, r in reports.items()]
+    if library.cache == "appended":
+        lines.append(
+            f"{library.title} cannot write a cache in place: a kernel of ualm's appends to it, and attention and int8 "
+            "weights are written in primitives (docs/tensorrt.md)"
+        )
     built = f"{order.output}: engines of {library.title} for {', '.join(map(sm_name, sms))}; built, not run"
     return Made(result, (*lines, built))
 
@@ -142,7 +148,7 @@ def add_engines(
 
     The manifest is written last: whatever happens before leaves the bundle as it was. Reports by role.
     """
-    plans = plan_parts(bundle, max_context)
+    plans = plan_parts(bundle, max_context, cache=library.cache)
     made: dict[str, BuildReport] = {}
     written: list[Path] = []
     entries: dict[str, BundleFile] = {}
@@ -187,6 +193,7 @@ def _entry(manifest: Manifest, plan: PartPlan, name: str, library: Library, sms:
         weights_sha256=manifest.files[WEIGHTS].sha256,
         capacity=plan.capacity,
         profiles=plan.profiles,
+        cache=plan.cache,
     )
 
 

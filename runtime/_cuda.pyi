@@ -26,7 +26,8 @@ def device_count() -> tuple[int, str]:
     """Devices, and if there are none, why: a clause such as "no NVIDIA driver was found"."""
 
 def device_properties(device: int) -> dict[str, Any]:
-    """``name``, ``capability`` (major, minor), ``multiprocessors``, ``memory_bytes``, ``free_bytes``, ``l2_bytes``."""
+    """``name``, ``capability`` (major, minor), ``multiprocessors``, ``memory_bytes``, ``free_bytes``, ``l2_bytes``,
+    ``integrated``: whether its memory is the host's."""
 
 def driver_version() -> int:
     """The newest CUDA that the driver serves, 1000 major + 10 minor; 0 without a driver."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 Shape = tuple[int, ...]
+#: How the rows that the body was fed come into the cache: the engine writes them there itself, or it gives them apart
+#: and the runtime appends them (TensorRT before 10.15).
+CacheKind = Literal["in_place", "appended"]
 #: Smallest, most likely and largest.
 Range = tuple[Shape, Shape, Shape]
 
@@ -39,8 +42,8 @@ class EngineFile:
     """A part, compiled.
 
     ``engine``: the library, by its name of ``--engine``. ``sms``: compute capabilities, 89 for 8.9. ``onnx_sha256``,
-    ``weights_sha256``: of the files that it was made of. ``capacity``: rows of the cache that the body is made for; 0
-    for other parts.
+    ``weights_sha256``: of the files that it was made of. ``capacity``: rows of the cache that the body is made for, and
+    ``cache``: how it is written; 0 and no matter for other parts.
     """
 
     role: str
@@ -52,10 +55,14 @@ class EngineFile:
     weights_sha256: str
     capacity: int
     profiles: tuple[EngineProfile, ...]
+    cache: CacheKind = "in_place"
 
     def to_json(self) -> dict[str, Any]:
         profiles = [profile.to_json() for profile in self.profiles]
-        return {**vars(self), "sms": list(self.sms), "profiles": profiles}
+        entry = {**vars(self), "sms": list(self.sms), "profiles": profiles}
+        if self.cache == "in_place":  # as every entry was before there was another kind, so that older readers take it
+            del entry["cache"]
+        return entry
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> EngineFile:
@@ -68,6 +75,8 @@ class EngineFile:
             raise ValueError(f"engines: sms = {list(sms)!r}")
         if type(engine.capacity) is not int or engine.capacity < 0:
             raise ValueError(f"engines: capacity = {engine.capacity!r}")
+        if engine.cache not in get_args(CacheKind):
+            raise ValueError(f"engines: cache = {engine.cache!r}")
         for name in ("role", "engine", "file", "library_version", "onnx_sha256", "weights_sha256"):
             if not isinstance(getattr(engine, name), str):
                 raise ValueError(f"engines: {name} = {getattr(engine, name)!r}")

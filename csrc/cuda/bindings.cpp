@@ -212,7 +212,7 @@ void bind_cache(py::module_& module) {
         args.new_row_stride = new_row_stride;
         args.rows = rows;
         args.position = position;
-        args.device_position = pointer_of<int32_t>(device_position);
+        args.device_position = pointer_of<int64_t>(device_position);
         raise(launch_kv_write(args, stream_of(stream)));
       },
       "cache"_a, py::kw_only(), "branches"_a, "branch_stride"_a, "keys"_a, "values"_a, "new_keys"_a, "new_values"_a,

@@ -55,6 +55,7 @@ py::dict device_properties(int device) {
   found["memory_bytes"] = total_bytes;
   found["free_bytes"] = free_bytes;
   found["l2_bytes"] = properties.l2CacheSize;
+  found["integrated"] = properties.integrated != 0;
   return found;
 }
 

@@ -152,8 +152,9 @@ struct KvWriteArgs {
   int64_t new_branch_stride, new_head_stride, new_row_stride;
   int32_t rows;
   int32_t position;
-  // Unless null, added to `position`: for a captured launch. The caller keeps the sum within the capacity.
-  const int32_t* device_position;
+  // Unless null, added to `position`: for a captured launch, in the type that engines count positions in. The caller
+  // keeps the sum within the capacity.
+  const int64_t* device_position;
 };
 Launched launch_kv_write(const KvWriteArgs& args, Stream stream);
 

@@ -7,10 +7,12 @@ device memory is host memory and everything put on a stream has happened when th
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -217,4 +219,20 @@ class Device:
     def memory(self) -> tuple[int, int]:
         """Bytes free and in all."""
         about = self.cuda.device_properties(self.index)
-        return about["free_bytes"], about["memory_bytes"]
+        return free_bytes(about), about["memory_bytes"]
+
+
+def free_bytes(about: Mapping[str, Any], meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that can be allocated, of a device's properties.
+
+    A GPU that shares the host's memory (Jetson) counts what the system keeps of files as taken, which it gives back
+    when asked: there the system's own count is taken.
+    """
+    free = int(about["free_bytes"])
+    if not about["integrated"]:
+        return free
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return free
+    return max(free, int(found.group(1)) << 10) if found else free

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..tensors import widen
-from .device import NUMBER_BYTES, Device, Memory, Number, Part
+from .device import NUMBER_BYTES, Device, Memory, Number, Part, number_code
 
 #: Every layer's keys and values begin at a multiple of this many bytes, as memory of their own would.
 ALIGNMENT = 256
@@ -50,6 +51,18 @@ class CacheShape:
     def nbytes(self) -> int:
         return self.capacity * self.bytes_per_row
 
+    def layout(self, cuda: Any) -> Any:
+        """What the kernels are told of it."""
+        return cuda.CacheLayout(
+            number=number_code(cuda, self.number),
+            layers=self.layers,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            capacity=self.capacity,
+            head_stride=self.capacity * self.head_dim,
+            position_stride=self.head_dim,
+        )
+
 
 class DeviceCache:
     """Keys and values of every layer, and what the loop does with them besides attention."""
@@ -63,9 +76,10 @@ class DeviceCache:
         parts = [Part(whole, at * stride, half) for at in range(2 * shape.layers)]
         #: Keys and values of each layer.
         self.layers: list[tuple[Memory, Memory]] = list(zip(parts[::2], parts[1::2], strict=True))
-        #: Addresses of branch 1 in every layer, int64 [2, layers] in device memory: keys, then values.
-        addresses = [[layer[half].address + shape.branch_bytes for layer in self.layers] for half in (0, 1)]
-        self.null_addresses = device.uploaded(np.array(addresses, np.int64))
+        #: Addresses of every layer, and those of branch 1, int64 [2, layers] in device memory: keys, then values.
+        addresses = np.array([[layer[half].address for layer in self.layers] for half in (0, 1)], np.int64)
+        self.addresses = device.uploaded(addresses)
+        self.null_addresses = device.uploaded(addresses + shape.branch_bytes)
 
     def copy_rows(self, source: DeviceCache, rows: int) -> None:
         """Take the first ``rows`` rows of branch 0 of another cache of this shape."""

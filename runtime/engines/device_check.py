@@ -14,7 +14,7 @@ from typing import Any
 
 from ..bundle import Bundle
 from ..errors import EngineError
-from .device import NUMBER_BYTES, Number
+from .device import NUMBER_BYTES, Number, free_bytes
 from .device_cache import CacheShape
 
 #: Memory beyond weights and cache that a body needs: the libraries' own code and handles (as CUDA 13's runtime, cuBLAS
@@ -106,7 +106,7 @@ def _ask(cuda: Any) -> CudaFacts:
     for index in range(min(count, 1)):  # asking for its memory takes some of it, which others may be at work with
         about = cuda.device_properties(index)
         major, minor = about["capability"]
-        gpus.append(GpuFacts(about["name"], 10 * major + minor, about["memory_bytes"], about["free_bytes"]))
+        gpus.append(GpuFacts(about["name"], 10 * major + minor, about["memory_bytes"], free_bytes(about)))
     return CudaFacts(
         module_problem=None,
         built_for=built,
@@ -157,23 +157,45 @@ class MemoryNeed:
         return self.fixed + self.rows * self.row
 
 
-def memory_need(bundle: Bundle, max_context: int, *, number: Number, prefill_rows: int) -> MemoryNeed:
-    """What ``bundle`` takes on a GPU, counted from its manifest and tables, with a cache stored in ``number``."""
+def memory_need(
+    bundle: Bundle,
+    max_context: int,
+    *,
+    number: Number,
+    prefill_rows: int,
+    weights: int | None = None,
+    score_bytes: int | None = None,
+) -> MemoryNeed:
+    """What ``bundle`` takes on a GPU, counted from its manifest and tables, with a cache stored in ``number``.
+
+    ``weights``: bytes of the engines that hold them; None counts them as they are stored. ``score_bytes``: of one score
+    of attention and what is made of it; None for a ``number``.
+    """
     parts, model = bundle.manifest.parts, bundle.manifest.model
-    weights = sum(int(parts[role].get("weight_bytes", 0)) for role in _LOADED if role in parts)
+    if weights is None:
+        weights = sum(int(parts[role].get("weight_bytes", 0)) for role in _LOADED if role in parts)
     tables = sum(bundle.table(name).nbytes for name in _TABLES)
     # a prompt's rows at once: three times the widest activation, which is no wider than 8 hidden states
     activations = 3 * 8 * model.hidden_size * prefill_rows * 4
     # of a row of context: its cache; its angles, single and double, its place and its zero of a mask (see
     # onnxruntime_device.PositionTables); and its column of a prompt's scores and mask
     positions = 6 * 4 * (model.head_dim // 2) + 2 * 8 + 2 * 4
-    scores = prefill_rows * (model.heads * NUMBER_BYTES[number] + 4)
+    scores = prefill_rows * (model.heads * (NUMBER_BYTES[number] if score_bytes is None else score_bytes) + 4)
     cache = CacheShape(model.layers, model.kv_heads, model.head_dim, max_context, number).bytes_per_row
     return MemoryNeed(weights, tables, LIBRARY_BYTES + activations, cache + positions + scores, max_context)
 
 
-def memory_problem(need: MemoryNeed, gpu: GpuFacts, precisions: Mapping[str, str]) -> str | None:
-    """Why ``need`` does not fit, and what would; None if it does. ``precisions``: the manifest's, by part."""
+def memory_problem(
+    need: MemoryNeed,
+    gpu: GpuFacts,
+    precisions: Mapping[str, str],
+    *,
+    fewer_rows: Callable[[int], str] = lambda rows: f"open it with a max_context of {rows} or less",
+) -> str | None:
+    """Why ``need`` does not fit, and what would; None if it does. ``precisions``: the manifest's, by part.
+
+    ``fewer_rows``: how to have no more than a number of rows.
+    """
     if need.total <= gpu.free:
         return None
     says = (
@@ -183,7 +205,7 @@ def memory_problem(need: MemoryNeed, gpu: GpuFacts, precisions: Mapping[str, str
     )
     rows = (gpu.free - need.fixed) // need.row // 256 * 256
     if rows >= 256:
-        return f"{says}; open it with a max_context of {rows} or less"
+        return f"{says}; {fewer_rows(rows)}"
     bits = _BITS.get(precisions.get("backbone", "fp32"), 32.0)
     for name, fewer in _BITS.items():
         smaller = need.total - int(need.weights * (1 - fewer / bits))

@@ -109,17 +109,8 @@ def fill_null_prefix(
     position, float32 [positions, head_dim / 2].
     """
     shape, cuda = cache.shape, device.cuda
-    layout = cuda.CacheLayout(
-        number=number_code(cuda, shape.number),
-        layers=shape.layers,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        capacity=shape.capacity,
-        head_stride=shape.capacity * shape.head_dim,
-        position_stride=shape.head_dim,
-    )
     cuda.fill_null_prefix(
-        layout,
+        shape.layout(cuda),
         keys=cache.null_addresses.address,
         values=cache.null_addresses.address + shape.layers * 8,
         null_keys=null[0].address,

@@ -19,13 +19,13 @@ from .base import Sequence as EngineSequence
 from .device import Device, told_errors
 from .device_body import Modality
 from .device_cache import CacheShape
-from .device_check import CudaFacts, cuda_facts, gpu_problem, load_kernels
+from .device_check import CudaFacts, GpuFacts, cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
 from .device_model import DeviceModel, columns_of
 from .tensorrt_body import BodyParts, TensorRtBody
 from .tensorrt_codec import Side, TensorRtCodecStream, TensorRtEncoder
 from .tensorrt_context import CompiledPart, CompiledParts
 from .tensorrt_library import Library, load_library, sm_name
-from .tensorrt_names import LibraryName
+from .tensorrt_names import OFFSETS, LibraryName
 
 #: Parts that an engine needs.
 ROLES = ("backbone", "head.text", "head.audio", "head.modality", "encoder", "codec.stream")
@@ -35,8 +35,6 @@ _HEADS: tuple[Modality, ...] = ("audio", "text")
 def find_engines(bundle: Bundle, library: Library, sm: int) -> dict[str, EngineFile]:
     """The engine file of each role for a GPU; :class:`EngineError` where one is missing or must not be run."""
     files, parts = bundle.manifest.files, bundle.manifest.parts
-    again = f"ualm export {bundle.folder} --engine {library.name}"
-    again += f" --target {sm_name(sm)} -o {bundle.folder}" if library.compiles_for_others else f" -o {bundle.folder}"
     found: dict[str, EngineFile] = {}
     reasons: list[str] = []
     for engine in bundle.manifest.engines:
@@ -56,7 +54,38 @@ def find_engines(bundle: Bundle, library: Library, sm: int) -> dict[str, EngineF
     if not missing:
         return found
     why = reasons[0] if reasons else f"the bundle has no {library.name} engine of {missing[0]}"
-    raise EngineError(f"{why}; build them with: {again}")
+    raise EngineError(f"{why}; build them with: {_command(bundle, library, sm)}")
+
+
+def _command(bundle: Bundle, library: Library, sm: int, *options: str) -> str:
+    """The command that builds a bundle's engines for a GPU."""
+    target = ("--target", sm_name(sm)) if library.compiles_for_others else ()
+    words = ("ualm export", str(bundle.folder), "--engine", library.name, *target, *options, "-o", str(bundle.folder))
+    return " ".join(words)
+
+
+def _memory_problem(bundle: Bundle, library: Library, engines: Mapping[str, EngineFile], gpu: GpuFacts) -> str | None:
+    """Why the engines, their scratch and a conversation do not fit, and what would; None if they do.
+
+    Scratch is known once an engine is loaded, which takes its memory first: here it is the most that prompts need.
+    """
+    body = engines["backbone"]
+
+    def fewer_rows(rows: int) -> str:
+        command = _command(bundle, library, gpu.sm, "--max-context", str(rows))
+        return f"build the engines for {rows} rows or fewer: {command}"
+
+    prefill_rows = max((each.shapes[OFFSETS][2][0] for each in body.profiles if OFFSETS in each.shapes), default=0)
+    need = memory_need(
+        bundle,
+        body.capacity,
+        number=bundle.manifest.parts["backbone"].get("compute", "float32"),
+        prefill_rows=prefill_rows,
+        weights=sum(bundle.manifest.files[engine.file].size for engine in engines.values()),
+        # without an attention layer: scores and their exponentials in float32, and these narrowed
+        score_bytes=4 + 4 + 2 if body.cache == "appended" else None,
+    )
+    return memory_problem(need, gpu, bundle.manifest.precision, fewer_rows=fewer_rows)
 
 
 def why_not(name: LibraryName, bundle: Bundle | None) -> str | None:
@@ -71,10 +100,10 @@ def refusal(library: Library, facts: CudaFacts, bundle: Bundle | None) -> str | 
     if problem is not None or bundle is None:
         return problem
     try:
-        find_engines(bundle, library, facts.gpus[0].sm)
+        engines = find_engines(bundle, library, facts.gpus[0].sm)
     except EngineError as error:
         return str(error)
-    return None
+    return _memory_problem(bundle, library, engines, facts.gpus[0])
 
 
 def open_engine(name: LibraryName, bundle: Bundle, *, max_context: int) -> TensorRtEngine:

@@ -18,6 +18,7 @@ from .device import Buffer, Device
 from .device_body import DeviceStep, Modality
 from .device_cache import CacheShape, DeviceCache
 from .tensorrt_context import Call, CompiledPart, Scratch
+from .tensorrt_rows import RowWriter, open_writer
 
 #: Rows of the smallest bucket.
 SMALLEST = 256
@@ -72,6 +73,7 @@ class TensorRtBody:
         self._counting = device.uploaded(np.arange(counted, dtype=np.int64))
         self._angles = [device.uploaded(table) for table in angles]
         self._position, self._ignored = device.allocate(8), device.allocate(8)
+        self._writer = self.open_writer(branches=1, rows=self.prefill_rows)
         self._prefill: Call | None = None
         self._choice: Call | None = None
 
@@ -91,6 +93,10 @@ class TensorRtBody:
                     self.device.cuda.set_bytes(memory.address, 0, memory.nbytes, self.device.stream.handle)
         return cache
 
+    def open_writer(self, *, branches: int, rows: int) -> RowWriter:
+        """What brings the rows of calls of the body into a cache."""
+        return open_writer(self.parts.backbone.entry.cache, self.device, self.shape, branches=branches, rows=rows)
+
     def bound(self, profile: str, *, steady: bool) -> Call:
         """A call of the body with everything bound that belongs to no conversation."""
         call = self.parts.backbone.call(profile, self.scratch, steady=steady)
@@ -102,6 +108,7 @@ class TensorRtBody:
         self,
         call: Call,
         cache: DeviceCache,
+        writer: RowWriter,
         *,
         branches: int,
         rows: int,
@@ -121,7 +128,7 @@ class TensorRtBody:
         for layer, halves in enumerate(cache.layers):
             for name, buffer in zip(("key", "value"), halves, strict=True):
                 call.input(f"past_{name}.{layer}", buffer.address, bound)
-                call.output(f"present_{name}.{layer}", buffer.address)
+        writer.bind(call, cache)
         call.output("hidden", hidden.address)
         call.output(names.NEXT_POSITION, next_position.address)
 
@@ -132,6 +139,7 @@ class TensorRtBody:
         self.bind(
             self._prefill,
             cache,
+            self._writer,
             branches=1,
             rows=rows,
             looked_at=bucket_rows(held + rows, self.shape.capacity),
@@ -141,6 +149,7 @@ class TensorRtBody:
             next_position=self._ignored,
         )
         self._prefill()
+        self._writer.write(cache, rows, self._position)
 
     def modality_logits(self, hidden: Buffer, out: Buffer) -> None:
         if self._choice is None:
@@ -165,6 +174,7 @@ class TensorRtStep:
         self.logits = device.allocate(branches * body.columns[modality] * 4)
         self._hidden = device.allocate(branches * width * 4)
         self._position, self._next = device.allocate(8), device.allocate(8)
+        self._writer = body.open_writer(branches=branches, rows=1)
         self._calls: dict[int, Call] = {}
         self._head = body.parts.heads[modality].call(names.HEAD, body.scratch, steady=True)
         self._head.input("hidden", self._hidden.address, (branches, width))
@@ -190,6 +200,7 @@ class TensorRtStep:
         if call is None:
             call = self._calls[rows] = self._bound(rows)
         call()
+        self._writer.write(self._cache, 1, self._position)
         self._body.device.copy(self._position.address, self._next.address, 8)
         self._head()
 
@@ -199,6 +210,7 @@ class TensorRtStep:
         body.bind(
             call,
             self._cache,
+            self._writer,
             branches=self._branches,
             rows=1,
             looked_at=rows,

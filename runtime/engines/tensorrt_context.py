@@ -60,8 +60,11 @@ class CompiledParts:
         """An execution context without memory of its own. ``steady``: it will see one shape, so that kernels made for
         that shape are worth compiling before the first run; others take kernels for any shape."""
         trt = self.library.module
+        by_us = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(engine, "create_runtime_config"):  # TensorRT 10.3
+            return engine.create_execution_context(by_us)
         config = engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        config.set_execution_context_allocation_strategy(by_us)
         if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):  # TensorRT-RTX compiles where it runs
             strategies = trt.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER if steady else strategies.NONE
@@ -107,11 +110,6 @@ class CompiledPart:
     @property
     def profiles(self) -> Sequence[str]:
         return [profile.name for profile in self.entry.profiles]
-
-    def aliased_input(self, output: str) -> str | None:
-        """The input whose memory an output must be given, if it has one."""
-        name = self._engine.get_aliased_input_tensor(output)
-        return str(name) if name else None
 
     def static_shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._engine.get_tensor_shape(name))

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..engine_files import CacheKind
 from ..errors import EngineError
 from .tensorrt_names import LibraryName
 
 _MODULES: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _TITLES: dict[LibraryName, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+#: The oldest TensorRT whose parser and bindings were looked at: that of JetPack 6.
+_OLDEST = (10, 3)
 _INSTALL: dict[LibraryName, str] = {
     "tensorrt": 'pip install "ualm[tensorrt]" (on Jetson it comes with JetPack)',
     "tensorrt-rtx": 'pip install "ualm[tensorrt-rtx]"',
@@ -44,6 +48,12 @@ class Library:
         """Whether it builds for GPUs that are not here."""
         return self.name == "tensorrt-rtx"
 
+    @property
+    def cache(self) -> CacheKind:
+        """How its engines write the cache. Those that cannot write it in place lack newer operators as well, and get
+        their graphs in primitives."""
+        return "in_place" if hasattr(self.module.INetworkDefinition, "add_kv_cache_update") else "appended"
+
 
 def load_library(name: LibraryName, find: Callable[[str], Any] = importlib.import_module) -> Library:
     """Import a library; :class:`EngineError` where it is missing, broken or too old for our graphs."""
@@ -52,13 +62,24 @@ def load_library(name: LibraryName, find: Callable[[str], Any] = importlib.impor
     except (ImportError, OSError) as error:  # OSError: a shared library of it cannot be loaded
         raise EngineError(f"{_TITLES[name]} cannot be imported ({error}); install it: {_INSTALL[name]}") from error
     library = Library(name, module)
-    # JetPack 6 brings TensorRT 10.3, which has neither this nor the rotary embedding as layers
-    if not hasattr(module.INetworkDefinition, "add_kv_cache_update"):
-        raise EngineError(
-            f"{library.title} has no layer that updates a KV cache in place, which our engines are built with; install "
-            f"a newer one: {_INSTALL[name]}"
-        )
+    if library.cache == "appended":
+        if name == "tensorrt-rtx":
+            raise EngineError(
+                f"{library.title} has no layer that updates a KV cache in place, which our engines are built with; "
+                f"install a newer one: {_INSTALL[name]}"
+            )
+        if _release(library.version) < _OLDEST:
+            raise EngineError(
+                f"{library.title} is older than {_OLDEST[0]}.{_OLDEST[1]}, the first that our engines are built with; "
+                f"install a newer one: {_INSTALL[name]}"
+            )
     return library
+
+
+def _release(version: str) -> tuple[int, int]:
+    """Major and minor number of "10.3.0"; (0, 0) for what is no version."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 
 
 def make_logger(module: Any) -> Any:

@@ -29,7 +29,8 @@ def test_a_part_of_a_bundle_is_measured_in_a_process_of_its_own() -> None:
 
 def test_the_body_of_a_training_run_is_built_without_the_rest(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    report = measure_builds(run.folder, precision="fp16", max_context=64)
+    report = measure_builds(run.folder, precision="fp16", max_context=64, cache="appended")
+    assert {each.settings["cache"] for each in report.measurements} == {"appended"}
     assert report.measurements[0].subject.precisions == {"backbone": "fp16"}
     with pytest.raises(ExportError, match=r"of a training run only the backbone is built"):
         measure_builds(run.folder, parts=("encoder",))

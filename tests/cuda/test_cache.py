@@ -130,7 +130,7 @@ def test_new_rows_are_copied_to_their_positions(cuda, number, branches, rows, po
     for target, source in zip(expected, new, strict=True):
         target[:, :, at : at + rows] = source
     tables = [pointers(part) for part in (caches[:layers], caches[layers:], new[:layers], new[layers:])]
-    on_device = np.array([moved], np.int32)
+    on_device = np.array([moved], np.int64)
     cache = cuda.CacheLayout(
         number=getattr(cuda, number),
         layers=layers,
@@ -158,6 +158,53 @@ def test_new_rows_are_copied_to_their_positions(cuda, number, branches, rows, po
     )
     for found, wanted in zip(caches, expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_captured_launch_appends_where_the_position_says_when_it_runs(cuda):
+    """As a decode step does it: the position moves on between two launches of one graph."""
+    layers, heads, head_dim, capacity = 2, 2, 8, 6
+    caches = [np.zeros((2, heads, capacity, head_dim), np.float16) for _ in range(2 * layers)]
+    new = [np.zeros((2, heads, 1, head_dim), np.float16) for _ in range(2 * layers)]
+    tables = [pointers(part) for part in (caches[:layers], caches[layers:], new[:layers], new[layers:])]
+    position, stream = np.array([0], np.int64), cuda.create_stream()
+    cache = cuda.CacheLayout(
+        number=cuda.FLOAT16,
+        layers=layers,
+        kv_heads=heads,
+        head_dim=head_dim,
+        capacity=capacity,
+        head_stride=capacity * head_dim,
+        position_stride=head_dim,
+    )
+    cuda.begin_capture(stream)
+    cuda.write_kv_rows(
+        cache,
+        branches=2,
+        branch_stride=heads * capacity * head_dim,
+        keys=address(tables[0]),
+        values=address(tables[1]),
+        new_keys=address(tables[2]),
+        new_values=address(tables[3]),
+        new_branch_stride=heads * head_dim,
+        new_head_stride=head_dim,
+        new_row_stride=head_dim,
+        rows=1,
+        position=0,
+        device_position=address(position),
+        stream=stream,
+    )
+    graph = cuda.end_capture(stream)
+    expected = [each.copy() for each in caches]
+    for step in range(capacity):
+        position[0] = step
+        for place, (target, source) in enumerate(zip(expected, new, strict=True)):
+            source[...] = np.random.default_rng(7 * step + place).normal(size=source.shape)
+            target[:, :, step] = source[:, :, 0]
+        cuda.launch_graph(graph, stream)
+        for found, wanted in zip(caches, expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    cuda.destroy_graph(graph)
+    cuda.destroy_stream(stream)
 
 
 @pytest.mark.parametrize("frames_last", [True, False])

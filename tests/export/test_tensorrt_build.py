@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,11 @@ from onnx import TensorProto, helper, numpy_helper
 from ualm.export.targets import Order
 from ualm.export.tensorrt_build import BuildReport, build, find_library
 from ualm.export.tensorrt_compare import differences
-from ualm.export.tensorrt_graph import fix_dimensions, load_graph, with_own_positions
-from ualm.export.tensorrt_parts import plan_parts
+from ualm.export.tensorrt_graph import load_graph, with_own_positions
+from ualm.export.tensorrt_parts import plan_body, plan_parts
 from ualm.export.tensorrt_target import add_engines, tensorrt, tensorrt_rtx
 from ualm.runtime.bundle import Bundle
+from ualm.runtime.engine_files import CacheKind
 from ualm.runtime.engines.tensorrt import ROLES, find_engines
 from ualm.runtime.engines.tensorrt_library import Library, load_library, make_logger
 from ualm.runtime.errors import BundleError, EngineError, ExportError, InputError
@@ -180,14 +183,66 @@ def test_a_library_that_is_missing_or_too_old_says_so() -> None:
     def missing(name: str) -> Any:
         raise ImportError(f"No module named {name!r}")
 
-    class Old:
-        __version__ = "10.3.0"
-        INetworkDefinition = object
+    def old(version: str) -> Callable[[str], Any]:
+        return lambda name: SimpleNamespace(__version__=version, INetworkDefinition=object)
 
     with pytest.raises(EngineError, match=r"TensorRT cannot be imported \(No module.*JetPack"):
         load_library("tensorrt", missing)
-    with pytest.raises(EngineError, match=r"TensorRT 10\.3\.0 has no layer that updates a KV cache in place"):
-        load_library("tensorrt", lambda name: Old)
+    for version in ("10.2.0.post1", "8.6.2", "10", "unknown"):
+        with pytest.raises(
+            EngineError, match=rf"TensorRT {version} is older than 10\.3, the first .*; install a newer"
+        ):
+            load_library("tensorrt", old(version))
+    assert load_library("tensorrt", old("10.3.0")).cache == "appended"
+    with pytest.raises(EngineError, match=r"TensorRT-RTX 1\.1\.1 has no layer that updates a KV cache in place"):
+        load_library("tensorrt-rtx", old("1.1.1"))
+
+
+def older(library: Library) -> Library:
+    """A library as it would be without what TensorRT 10.3 lacks, as far as we ask for it."""
+    module = library.module
+    kinds = {name: kind for name, kind in module.LayerType.__members__.items() if name != "ATTENTION_INPUT"}
+    missing = {"INetworkDefinition": SimpleNamespace(), "LayerType": SimpleNamespace(**kinds)}
+    return Library(library.name, SimpleNamespace(**vars(module) | missing))
+
+
+def test_a_library_that_lacks_what_10_3_lacks_builds_engines_whose_rows_are_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ualm.export.tensorrt_target.find_library", lambda name: older(find_library(name)))
+    made = tensorrt_rtx(order(default_bundle(), tmp_path / "out", target="sm86", max_context=512), quiet)
+    assert made.result["cache"] == "appended" and "cannot write a cache in place" in made.lines[-2]
+    bundle = Bundle(tmp_path / "out")
+    found = {engine.role: engine for engine in bundle.manifest.engines}
+    assert set(found) == set(ROLES) and found["backbone"].cache == "appended"
+    assert {profile.name: profile.shapes["row_offsets"][2] for profile in found["backbone"].profiles} == {
+        "prefill": (128,),
+        "decode": (1,),
+    }
+    again = add_engines(Bundle(bundle.folder), find_library("tensorrt-rtx"), (86,), builder=pretend)
+    assert set(again) == set(ROLES)
+    assert {engine.cache for engine in Bundle(bundle.folder).manifest.engines} == {"in_place"}
+
+
+def test_an_int4_graph_that_an_older_library_cannot_build_says_what_would_do(tmp_path: Path) -> None:
+    """By way of a GPU that has no product in float32."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["wide"], name="values", axis=0, block_size=32),
+        helper.make_node("MatMul", ["x", "wide"], ["y"], name="product"),
+    ]
+    tensors = [
+        helper.make_tensor("w", TensorProto.INT4, [32, 2], [1] * 64),
+        numpy_helper.from_array(np.ones((1, 2), np.float32), "s"),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name, size in (("x", 32), ("y", 2))]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    library = find_library("tensorrt-rtx")
+    with pytest.raises(ExportError, match=r"cannot build it .*; if it is the int4 weights .*--precision int8 or fp16$"):
+        build(older(library), tmp_path / "g.onnx", model, [], sms=(75,))
+    with pytest.raises(ExportError) as newer:
+        build(library, tmp_path / "g.onnx", model, [], sms=(75,))
+    assert "--precision" not in str(newer.value)
 
 
 # ---- the body that counts for itself ----
@@ -245,14 +300,13 @@ def test_own_positions_give_what_the_told_ones_give(
 Change = Callable[[onnx.ModelProto], None]
 
 
-def packaged_network(part: str = "backbone.onnx") -> tuple[onnx.ModelProto, Any, Any]:
+def packaged_network(part: str = "backbone.onnx", cache: CacheKind = "in_place") -> tuple[onnx.ModelProto, Any, Any]:
     """A part of the packaged bundle, the network parsed from it, and the library's module (kept alive with it)."""
     trt = find_library("tensorrt-rtx").module
     path = default_bundle() / part
     model = load_graph(path)
     if part == "backbone.onnx":
-        model = with_own_positions(model)
-        fix_dimensions(model, {"capacity": 64}, path)
+        model = plan_body(path, 64, cache).model
     logger = make_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -281,7 +335,7 @@ def wider_weight(model: onnx.ModelProto) -> None:
 
 
 def coarser_scales(model: onnx.ModelProto) -> None:
-    name = node_of(model, "DequantizeLinear").input[1]
+    name = f"{node_of(model, 'DequantizeLinear').input[0]}.scale"
     scale = next(each for each in model.graph.initializer if each.name == name)
     scale.dims[0] *= 2
 
@@ -305,6 +359,18 @@ def another_bias(model: onnx.ModelProto) -> None:
     node_of(model, "Mul").input.append("forgotten")
 
 
+def float_row(model: onnx.ModelProto) -> None:
+    """As if the new keys had been narrowed."""
+    next(each for each in model.graph.output if each.name == "new_key.0").type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def another_mask(model: onnx.ModelProto) -> None:
+    """As if what hides columns were not read: the graph reads it where the network does not."""
+    next(each for each in model.graph.node if each.name == "backbone.0.attention.held_scaled").input[1] = (
+        "appended.held"
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -318,12 +384,31 @@ def another_bias(model: onnx.ModelProto) -> None:
     ids=lambda value: value.__name__ if callable(value) else None,
 )
 def test_a_network_that_is_not_its_graph_is_named(change: Change, named: str) -> None:
-    model, (network, _owners), trt = packaged_network()
+    assert_named("in_place", change, named)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (another_node, r"Add '.*' left no layer \('lost'"),
+        (wider_weight, r"weight 'backbone\.0\.qkv' has \d+ numbers in INT8, the graph says \d+ in INT4"),
+        (coarser_scales, r"weight 'backbone\.0\.qkv\.scale' has 4096 numbers in HALF, the graph says 8192 in FLOAT16"),
+        (float_cache, r"value 'past_key\.0' is HALF, the graph says FLOAT"),
+        (float_row, r"value 'new_key\.0' is HALF, the graph says FLOAT"),
+        (another_mask, r"input 1 \('appended\.held'\) of Mul 'backbone\.0\.attention\.held_scaled'"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_a_network_that_is_not_its_graph_in_primitives_is_named(change: Change, named: str) -> None:
+    assert_named("appended", change, named)
+
+
+def assert_named(cache: CacheKind, change: Change, named: str) -> None:
+    model, (network, _owners), trt = packaged_network(cache=cache)
     assert differences(model, network, trt) == []
     change(model)
     found = "; ".join(differences(model, network, trt))
-    assert found
-    assert __import__("re").search(named, found), found
+    assert re.search(named, found), found
 
 
 def test_a_convolution_keeps_its_weights() -> None:
@@ -352,11 +437,19 @@ def test_a_precision_that_the_parser_narrows_fails_the_build(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("part", "on_host"), [("backbone.onnx", set()), ("codec_stream.onnx", {"first", "last"})], ids=["body", "codec"]
+    ("part", "cache", "on_host"),
+    [
+        ("backbone.onnx", "in_place", set()),
+        ("backbone.onnx", "appended", set()),
+        ("codec_stream.onnx", "in_place", {"first", "last"}),
+    ],
+    ids=["body", "body in primitives", "codec"],
 )
-def test_positions_are_read_on_the_device_and_the_codecs_flags_on_the_host(part: str, on_host: set[str]) -> None:
+def test_positions_are_read_on_the_device_and_the_codecs_flags_on_the_host(
+    part: str, cache: CacheKind, on_host: set[str]
+) -> None:
     """The engine binds them so; a position that were needed on the host could not count within a captured step."""
-    _, (network, _owners), _trt = packaged_network(part)
+    _, (network, _owners), _trt = packaged_network(part, cache)
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     assert {tensor.name for tensor in inputs if tensor.is_shape_tensor} == on_host
     assert {tensor.name for tensor in inputs if tensor.is_execution_tensor} == {t.name for t in inputs} - on_host

@@ -17,7 +17,7 @@ from support.fake_tensorrt import fake_library
 from ualm.runtime import EngineError, InputError, Model
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines import onnxruntime_cuda, selection, tensorrt
-from ualm.runtime.engines.device import Device
+from ualm.runtime.engines.device import Device, free_bytes
 from ualm.runtime.engines.device_check import (
     CudaFacts,
     GpuFacts,
@@ -151,6 +151,17 @@ def test_facts_are_what_cuda_says(shim):
     facts = cuda_facts()
     assert (facts.module_problem, facts.built_for, facts.driver_cuda) == (None, (80, 90), 13000)
     assert [gpu.sm for gpu in facts.gpus] == [90] and facts.gpus[0].total == 8 * GIB
+
+
+def test_a_gpu_with_the_hosts_memory_has_what_the_system_would_give_back(shim, tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal:  9 kB\nMemFree:  1 kB\nMemAvailable:    6291456 kB\n")
+    about = {"free_bytes": GIB, "integrated": True}
+    assert free_bytes(about, tmp_path / "meminfo") == 6 * GIB
+    assert free_bytes(about | {"free_bytes": 7 * GIB}, tmp_path / "meminfo") == 7 * GIB
+    assert free_bytes(about | {"integrated": False}, tmp_path / "meminfo") == GIB
+    assert free_bytes(about, tmp_path / "none") == GIB
+    shim.setenv("UALM_SHIM_INTEGRATED", "1")
+    assert load_kernels().device_properties(0)["integrated"] is True
 
 
 def test_only_the_gpu_that_is_used_is_asked(shim):

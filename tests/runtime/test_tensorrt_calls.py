@@ -1,4 +1,5 @@
-"""What our code calls of TensorRT exists there: names, parameters and enum members, by the bindings of 10.16 and 11.4.
+"""What our code calls of TensorRT exists there: names, parameters and enum members, by the bindings of
+10.3 (JetPack 6), 10.13, 10.16 and 11.4.
 
 The bindings were looked at, not run: this is no test of TensorRT. The facts lie in ``tensorrt_bindings.json``; where
 ``UALM_TENSORRT_BINDINGS`` names a folder with the wheels, they are read from these once more.
@@ -11,11 +12,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from support.tensorrt_bindings import FACTS, facts_of, read_wheel
+from ualm.runtime.engines.tensorrt_library import load_library
 
 ROOT = Path(__file__).parents[2]
 #: File -> what its variables are.
@@ -49,6 +52,20 @@ RTX_ONLY = {
     ("IRuntimeConfig", "set_runtime_cache"),
     ("IRuntimeCache", "deserialize"),
     ("IRuntimeCache", "serialize"),
+}
+#: What is only used where a library has what is asked for before: a member of a class or of an enumeration -> the uses
+#: behind that question, with the keywords of a call.
+ASKED: dict[tuple[str, str], set[tuple[str, str, tuple[str, ...]]]] = {
+    ("ICudaEngine", "create_runtime_config"): {
+        ("ICudaEngine", "create_runtime_config", ()),
+        ("ICudaEngine", "create_execution_context", ("runtime_config",)),
+        ("IRuntimeConfig", "set_execution_context_allocation_strategy", ()),
+    },
+    ("LayerType", "ATTENTION_INPUT"): {
+        ("IAttentionInputLayer", "attention", ()),
+        ("IAttention", "decomposable", ()),
+        ("LayerType", "ATTENTION_INPUT", ()),
+    },
 }
 #: Attributes of classes that layers are turned into.
 SUBCLASSES = {
@@ -103,8 +120,10 @@ def takes(overloads: list[list[str]], count: int, keywords: tuple[str, ...]) -> 
 
 def problems(facts: dict[str, Any], *, rtx: bool) -> list[str]:
     found = []
+    present = {(each, name) for group in ("classes", "enums") for each, names in facts[group].items() for name in names}
+    unasked = {use for question, behind in ASKED.items() if question not in present for use in behind}
     for kind, name, count, keywords, place in uses():
-        if (kind, name) in RTX_ONLY and not rtx:
+        if ((kind, name) in RTX_ONLY and not rtx) or (kind, name, keywords) in unasked:
             continue
         known = facts["classes"].get(kind)
         if known is None or name not in known:
@@ -112,7 +131,7 @@ def problems(facts: dict[str, Any], *, rtx: bool) -> list[str]:
         elif count != -1 and (known[name] is None or not takes(known[name], count, keywords)):
             found.append(f"{place}: {kind}.{name} takes {known[name]}, not {count} and {list(keywords)}")
     for enum, member, place in members():
-        if member not in facts["enums"].get(enum, ()):
+        if member not in facts["enums"].get(enum, ()) and (enum, member, ()) not in unasked:
             found.append(f"{place}: {enum} has no {member}")
     return found
 
@@ -124,14 +143,33 @@ def stored() -> dict[str, Any]:
 
 def test_the_uses_are_found() -> None:
     found = {(kind, name) for kind, name, *_ in uses()}
-    assert {("IExecutionContext", "execute_async_v3"), ("ICudaEngine", "get_aliased_input_tensor")} <= found
+    assert {("IExecutionContext", "execute_async_v3"), ("ICudaEngine", "create_execution_context")} <= found
     assert {("Builder", "build_serialized_network"), ("IAttention", "decomposable"), *RTX_ONLY} <= found
     assert ("TensorIOMode", "INPUT") in {(enum, member) for enum, member, _ in members()}
 
 
-@pytest.mark.parametrize("version", ["10.16.1.11", "11.4.0.106"])
+VERSIONS = {"10.3.0": "appended", "10.13.3.9": "appended", "10.16.1.11": "in_place", "11.4.0.106": "in_place"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_what_we_call_is_in_the_bindings(version: str) -> None:
     assert problems(stored()[version], rtx=False) == []
+
+
+def test_what_is_asked_for_is_used_behind_the_question() -> None:
+    found = {(kind, name, keywords) for kind, name, _, keywords, _ in uses()} | {(*each[:2], ()) for each in members()}
+    assert set.union(*ASKED.values()) <= found
+    without = {
+        version for version, facts in stored().items() if "create_runtime_config" not in facts["classes"]["ICudaEngine"]
+    }
+    assert without == {"10.3.0"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_cache_is_written_as_the_bindings_allow(version: str) -> None:
+    network = SimpleNamespace(**dict.fromkeys(stored()[version]["classes"]["INetworkDefinition"]))
+    module = SimpleNamespace(__version__=version, INetworkDefinition=network)
+    assert load_library("tensorrt", lambda name: module).cache == VERSIONS[version]
 
 
 def test_what_we_call_is_in_tensorrt_rtx() -> None:
@@ -154,9 +192,13 @@ def test_a_call_that_does_not_exist_is_noticed() -> None:
 def test_layer_kinds_and_types_that_we_compare_with_are_the_librarys() -> None:
     from ualm.export.tensorrt_compare import _LAYERS, _NUMBERS, _TYPES
 
+    newer = {"ATTENTION_OUTPUT", "KV_CACHE_UPDATE", "ROTARY_EMBEDDING"}
     for version, facts in stored().items():
-        assert set(_LAYERS.values()) | {"CONSTANT"} <= set(facts["enums"]["LayerType"]), version
-        assert set(_TYPES.values()) | set(_NUMBERS) <= set(facts["enums"]["DataType"]), version
+        wanted = set(_LAYERS.values()) | {"CONSTANT"}
+        unknown = newer if VERSIONS[version] == "appended" else set()
+        assert wanted - unknown <= set(facts["enums"]["LayerType"]), version
+        unknown = {"FP4"} if version == "10.3.0" else set()
+        assert (set(_TYPES.values()) | set(_NUMBERS)) - unknown <= set(facts["enums"]["DataType"]), version
 
 
 @pytest.mark.skipif(

@@ -19,7 +19,7 @@ import onnx
 import onnxruntime as ort
 
 from ualm.export.tensorrt_build import BuildReport
-from ualm.runtime.engine_files import EngineProfile
+from ualm.runtime.engine_files import CacheKind, EngineProfile
 from ualm.runtime.engines.device import Device
 from ualm.runtime.engines.tensorrt_library import Library
 
@@ -39,12 +39,16 @@ class ILogger:
 
 
 class Runtime:
+    """TensorRT 10.3 makes contexts without a configuration of their own."""
+
+    engines: type[Engine]
+
     def __init__(self, logger: Any) -> None:
         self.logger = logger
 
     def deserialize_cuda_engine(self, serialized: Any) -> Engine | None:
         try:
-            return Engine(json.loads(bytes(serialized)), self.logger)
+            return self.engines(json.loads(bytes(serialized)), self.logger)
         except ValueError:
             self.logger.log(ILogger.ERROR, "the plan is damaged")
             return None
@@ -75,12 +79,19 @@ class Engine:
     def get_aliased_input_tensor(self, name: str) -> str:
         return name.replace("present_", "past_") if name.startswith("present_") else ""
 
+    def create_execution_context(
+        self, strategy: str | None = None, *, runtime_config: RuntimeConfig | None = None
+    ) -> Context:
+        assert (strategy if runtime_config is None else runtime_config.strategy) == "USER_MANAGED"
+        return Context(self)
+
+
+class NewerEngine(Engine):
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig()
 
-    def create_execution_context(self, *, runtime_config: RuntimeConfig) -> Context:
-        assert runtime_config.strategy == "USER_MANAGED"
-        return Context(self)
+
+Runtime.engines = Engine
 
 
 class RuntimeConfig:
@@ -149,17 +160,22 @@ class Context:
         return np.frombuffer(ctypes.string_at(self.addresses[name], nbytes), dtype).reshape(shape)
 
 
-def fake_library() -> Library:
-    """The stand-in, as the library ``tensorrt-rtx``."""
+class NewerRuntime(Runtime):
+    engines = NewerEngine
+
+
+def fake_library(cache: CacheKind = "in_place") -> Library:
+    """The stand-in: as the library ``tensorrt-rtx``, and with an appended cache as a ``tensorrt`` like 10.3."""
+    newer = cache == "in_place"
     module = SimpleNamespace(
         __version__=VERSION,
         ILogger=ILogger,
-        Runtime=Runtime,
+        Runtime=NewerRuntime if newer else Runtime,
         TensorIOMode=SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT"),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="USER_MANAGED"),
-        INetworkDefinition=SimpleNamespace(add_kv_cache_update=None),
+        INetworkDefinition=SimpleNamespace(add_kv_cache_update=None) if newer else SimpleNamespace(),
     )
-    return Library("tensorrt-rtx", module)
+    return Library("tensorrt-rtx" if newer else "tensorrt", module)
 
 
 def fake_build(

@@ -1,6 +1,6 @@
 """What the Python bindings of TensorRT offer: names, parameters and enum members, read from the real bindings.
 
-The bindings come as wheels (``tensorrt-cu13-bindings`` 11, ``tensorrt-cu12-bindings`` 10.16) whose native libraries are
+The bindings come as wheels (``tensorrt-cu13-bindings`` 11, ``tensorrt-cu12-bindings`` 10) whose native libraries are
 not needed to look at them: a stand-in with the nine symbols that the bindings import is compiled in their place.
 Nothing of TensorRT runs.
 

@@ -97,7 +97,7 @@ using cudaGraphExec_t = struct ShimGraph*;
 
 struct cudaDeviceProp {
   char name[256];
-  int major, minor, multiProcessorCount, l2CacheSize;
+  int major, minor, multiProcessorCount, l2CacheSize, integrated;
 };
 
 cudaError_t cudaGetLastError();

@@ -1,6 +1,6 @@
 // The runtime's calls on the CPU: memory is the host's, a stream runs what it is given at once, a graph records it.
 // The environment says what machine to pretend: UALM_SHIM_DEVICES (1), UALM_SHIM_DRIVER (13000; 0: none),
-// UALM_SHIM_CAPABILITY (9.0), UALM_SHIM_MEMORY (bytes, 8 GiB).
+// UALM_SHIM_CAPABILITY (9.0), UALM_SHIM_MEMORY (bytes, 8 GiB), UALM_SHIM_INTEGRATED (0).
 // Device memory begins as NaN, and what is written behind the end of an allocation is an error when that is freed.
 #include <chrono>
 #include <map>
@@ -133,6 +133,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->minor = std::stoi(capability.substr(capability.find('.') + 1));
   properties->multiProcessorCount = 1;
   properties->l2CacheSize = 1 << 20;
+  properties->integrated = std::stoi(setting("UALM_SHIM_INTEGRATED", "0"));
   return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) {
