@@ -133,9 +133,7 @@ class Graph:
     def _as_float8(self, x: str, weight: str) -> str:
         """``x`` rounded for a product: with these two nodes before it TensorRT multiplies in float8."""
         scale = self.weight(f"{weight}.input_scale", self.compute)
-        codes = self.op(
-            "QuantizeLinear", x, scale, name=f"{weight}.input_codes", output_dtype=TensorProto.FLOAT8E4M3FN
-        )
+        codes = self.op("QuantizeLinear", x, scale, name=f"{weight}.input_codes", output_dtype=TensorProto.FLOAT8E4M3FN)
         return self.op("DequantizeLinear", codes, scale, name=f"{weight}.input")
 
     @property

@@ -76,9 +76,7 @@ class InputScales:
             done += 1
             self._progress(done, total)
 
-        hidden_states(
-            lambda name: self._store.read_back(self._folder, name), self._shape, sequences, on_product=look
-        )
+        hidden_states(lambda name: self._store.read_back(self._folder, name), self._shape, sequences, on_product=look)
         for name, peak in self.peaks.items():
             scale = np.array(scale_of(MARGIN * peak), np.float16)
             self._store.rewrite(self._folder, f"{name}.input_scale", scale)

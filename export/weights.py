@@ -29,8 +29,8 @@ ALIGNMENT = 64
 PAGE = 4096
 
 #: How a tensor of each dtype lies in the file: safetensors' name, numpy's dtype, and how many elements make one of it.
-#: numpy has no bfloat16 and no float8, whose bits are kept as uint16 and uint8, and neither library has int4, of which a
-#: byte holds two.
+#: numpy has neither bfloat16 nor float8, whose bits are kept as uint16 and uint8, and nobody has int4, of which a byte
+#: holds two.
 _STORED = {
     "float32": ("F32", np.float32, 1),
     "float16": ("F16", np.float16, 1),
