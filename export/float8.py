@@ -64,6 +64,6 @@ def round_values(x: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _rounded(x: np.ndarray, scale: float) -> torch.Tensor:
-    # torch rounds what is beyond the range to NaN
+    # what torch makes of values beyond the range, NaN or the end, depends on its version
     scaled = torch.from_numpy(np.multiply(x, np.float32(1 / scale), dtype=np.float32))
     return scaled.clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)

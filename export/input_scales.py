@@ -40,7 +40,8 @@ PROMPTS = (
 
 def built_in_conversations(spec: FeatureSpec) -> list[list[Message]]:
     """What a bundle is scaled by whether or not it is given conversations of its own."""
-    return [*([("user", prompt)] for prompt in PROMPTS), [("user", probe_sound(spec)), ("user", QUESTION)]]
+    told: list[list[Message]] = [[("user", prompt)] for prompt in PROMPTS]
+    return [*told, [("user", probe_sound(spec)), ("user", QUESTION)]]
 
 
 class InputScales:

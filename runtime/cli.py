@@ -108,7 +108,8 @@ def export(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Format of the backbone and its heads: fp32 (a bundle's default), bf16, fp16, fp8, int8 or int4."
+            help="Format of the backbone and its heads: fp32 (a bundle's default), bf16, fp16, fp8 (on GPUs from sm89), "
+            "int8 or int4."
         ),
     ] = None,
     encoder_precision: Annotated[
