@@ -108,7 +108,7 @@ def export(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Format of the backbone and its heads: fp32 (a bundle's default), bf16, fp16, fp8 (on GPUs from sm89), "
+            help="Format of the backbone and its heads: fp32 (a bundle's default), bf16, fp16, fp8 (GPUs from sm89), "
             "int8 or int4."
         ),
     ] = None,
