@@ -108,8 +108,8 @@ def _refuse_fp8(order: Order, sms: tuple[int, ...]) -> None:
         return
     others = "" if order.target is None else "leave such out of --target, or "
     raise InputError(
-        f"{what}: {older} cannot multiply fp8, which takes {sm_name(FP8_SM)} or newer; {others}{mend} int8 or int4, "
-        "which are as small, or fp16"
+        f"{what}: {older} cannot multiply fp8, which takes {sm_name(FP8_SM)} or newer; {others}{mend} int8, "
+        "int4 or fp16"
     )
 
 
