@@ -177,7 +177,7 @@ def test_a_network_that_computes_otherwise_is_named(change: Change, named: str, 
 
 @pytest.mark.parametrize("target", ["sm86", "sm86,sm89"])
 def test_older_gpus_are_refused_by_name_before_anything_is_written(run: Path, target: str, tmp_path: Path) -> None:
-    said = r"--precision fp8: sm86 cannot multiply fp8, which takes sm89 or newer; leave .* --target, or choose int8, int4"
+    said = r"--precision fp8: sm86 cannot multiply fp8, which takes sm89 or newer; leave .* --target, or choose int8"
     with pytest.raises(InputError, match=said):
         tensorrt_rtx(order(run, tmp_path / "out", target=target), quiet)
     assert list(tmp_path.iterdir()) == []
