@@ -23,17 +23,22 @@ from .subjects import precisions_of
 from .traffic import weight_bytes
 
 #: Bytes of a weight of a matrix, without scales, in each format of docs/precision.md.
-_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5}
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
 #: Body -> head, encoder, codec: the policy of docs/precision.md.
 _POLICY = {
     "fp32": ("fp32", "fp32", "fp32"),
     "bf16": ("bf16", "fp16", "fp16"),
     "fp16": ("fp16", "fp16", "fp16"),
+    "fp8": ("int8", "fp16", "fp16"),
     "int8": ("int8", "int8", "fp16"),
     "int4": ("int8", "int8", "fp16"),
 }
 #: Inputs that share a scale of two bytes, in int8 and int4.
 _BLOCK = 32
+#: Bytes of the scales of an fp8 matrix: its own, and that of what it is multiplied with.
+_FP8_SCALES = 4
+#: Compute capability from which GPUs multiply fp8.
+FP8_CAPABILITY = 8.9
 #: Rows of a prompt that are taken in at once: their activations are the largest.
 PREFILL_ROWS = 512
 #: Bytes that a library, its context on the device and its scratch take: an assumption.
@@ -112,6 +117,12 @@ def make_plan(folder: Path, device: Device, contexts: Sequence[int], guidance: f
     shown = [name for name in _BYTES if name != {"fp16": "bf16"}.get(own, "fp16")]  # equal in bytes
     shapes = _Shapes(bundle)
     rows, notes = [], []
+    needs = f"fp8 needs compute capability {FP8_CAPABILITY}"
+    if device.sm == "unknown":
+        notes.append(f"{needs}, and this device's is not known")
+    elif float(device.sm) < FP8_CAPABILITY:
+        shown.remove("fp8")
+        notes.append(f"{needs}: {device.name} cannot multiply it{' and so not run this bundle' * (own == 'fp8')}")
     for precision in shown:
         sizes = shapes.own() if precision == own else shapes.sizes(precision)
         if sizes is None:
@@ -197,12 +208,12 @@ class _Shapes:
     def sizes(self, precision: str) -> Sizes | None:
         """As an export to ``precision`` would have it; None where that would refuse."""
         head, encoder, codec = _POLICY[precision]
-        if precision in ("int8", "int4"):
-            matrices = [name for name in self._named("backbone.", "head.") if self._is_matrix(name)]
-            even = precision != "int4" or all(
-                self._columns(name) % 2 == 0 for name in matrices if name.startswith("backbone.")
-            )
-            if not even or any(self._inputs(name) % _BLOCK for name in matrices):
+        formats = {"backbone.": precision, "head.": head}
+        for prefix, stored in formats.items():
+            matrices = [name for name in self._named(prefix) if self._is_matrix(name)]
+            if stored in ("int8", "int4") and any(self._inputs(name) % _BLOCK for name in matrices):
+                return None
+            if stored == "int4" and any(self._columns(name) % 2 for name in matrices):
                 return None
         return Sizes(
             body=sum(self._bytes(name, precision) for name in self._named("backbone.")),
@@ -222,7 +233,8 @@ class _Shapes:
 
     def _named(self, *prefixes: str) -> Iterator[str]:
         """Tensors by prefix; scales belong to their matrix."""
-        return (name for name in self._tensors if name.startswith(prefixes) and not name.endswith(".scale"))
+        scales = (".scale", ".input_scale")
+        return (name for name in self._tensors if name.startswith(prefixes) and not name.endswith(scales))
 
     def _encoder(self) -> Iterator[str]:
         return (name for name in self._named("encoder.") if name != "encoder.mel_filters")
@@ -236,8 +248,7 @@ class _Shapes:
 
     def _columns(self, name: str) -> int:
         """Outputs of a matrix; a byte holds two of int4."""
-        tensor = self._tensors[name]
-        return tensor.shape[1] * (2 if tensor.dtype.name == "uint8" else 1)
+        return self._tensors[name].shape[1] * (2 if self._tensors.stored_as(name) == "U8" else 1)
 
     def _inputs(self, name: str) -> int:
         return self._tensors[name].shape[0]
@@ -250,5 +261,8 @@ class _Shapes:
         if tensor.ndim != 2:
             return round(math.prod(tensor.shape) * _BYTES[precision])
         inputs, outputs = self._inputs(name), self._columns(name)
+        numbers = round(inputs * outputs * _BYTES[precision])
+        if precision == "fp8":
+            return numbers + _FP8_SCALES
         scales = 0 if _BYTES[precision] > 1 else outputs * (1 if column else inputs // _BLOCK)
-        return round(inputs * outputs * _BYTES[precision]) + 2 * scales
+        return numbers + 2 * scales

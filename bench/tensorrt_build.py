@@ -34,6 +34,8 @@ from .statistics import Summary
 #: The most of the time that looks at private memory may take, see ``export``.
 _LOOKING = 0.05
 _BODY = "backbone"
+#: Rows of the embedding table, ids of text, that an fp8 body is scaled by when it is exported for a build alone.
+SCALING_ROWS = slice(256, 320)
 
 
 class _Source:
@@ -156,9 +158,11 @@ def _opened(source: Path, precision: str, parts: Sequence[str]) -> Iterator[_Sou
 
 
 def _write_body(run: Path, precision: str, folder: Path) -> None:
-    """The standard body of a run and its weights, in ``precision``."""
+    """The standard body of a run and its weights, in ``precision``; fp8 is scaled by rows of the embedding table."""
     from ..export.backbone import BackbonePlan
     from ..export.checkpoint import Checkpoint
+    from ..export.heads import EMBEDDING
+    from ..export.input_scales import InputScales
     from ..export.precision import BACKBONE, Precision
     from ..export.run import find_run, read_recipe
     from ..export.weights import WeightStore
@@ -167,11 +171,14 @@ def _write_body(run: Path, precision: str, folder: Path) -> None:
     files = find_run(run)
     shape = read_recipe(files.config).backbone
     store = WeightStore(WEIGHTS)
-    plan = BackbonePlan(Checkpoint(files.weights), shape, store, BACKBONE[formats.backbone])
+    checkpoint = Checkpoint(files.weights)
+    plan = BackbonePlan(checkpoint, shape, store, BACKBONE[formats.backbone])
     store.lay_out()
     plan.graph("standard", formats.compute).save(folder, f"{_BODY}.onnx")
     for _ in store.write(folder):
         pass
+    if precision == "fp8":
+        InputScales(folder, store, shape).see([checkpoint.read(EMBEDDING, SCALING_ROWS)])
 
 
 def _main(

@@ -60,6 +60,7 @@ GATES = {
     "fp32": Gate(0.999, 1e-4),
     "bf16": Gate(0.97, 0.01),
     "fp16": Gate(0.99, 0.002),
+    "fp8": Gate(0.92, 0.05),
     "int8": Gate(0.96, 0.02),
     "int4": Gate(0.85, 0.15),
 }
@@ -114,14 +115,10 @@ def hold_rows(
 ) -> list[HeldSegment]:
     """Let the engine answer each conversation, in sound and in text; ``hear`` gives the features of sounds."""
     vocabulary = bundle.manifest.vocabulary
-    text = TextCodec(bundle.path(TOKENIZER))
     embedding = bundle.table("embedding")
-    assistant = vocabulary.special_row(ROLES["assistant"])[None]
     held: list[HeldSegment] = []
-    for index, messages in enumerate(conversations):
-        checked = check_messages(messages, vocabulary, text, lambda sound: None)
-        parts = [*prompt_parts(checked, vocabulary, hear or _deaf), assistant]
-        prompt = np.concatenate([part if part.dtype == np.float32 else _embed(embedding, part) for part in parts])
+    for index, parts in enumerate(read_rows(bundle, conversations, hear)):
+        prompt = embed_parts(embedding, parts)
         sequence = engine.open_sequence()
         sequence.prefill(parts)
         for modality in MODALITY_ROWS:
@@ -131,6 +128,24 @@ def hold_rows(
             for rows, logits in _answers(sequence, modality, seed=index):
                 held.append(HeldSegment(modality, prefix, rows, logits))
     return held
+
+
+def read_rows(
+    bundle: Bundle, conversations: Sequence[Sequence[Message]], hear: Callable[[Sound], np.ndarray] | None = None
+) -> Iterator[list[np.ndarray]]:
+    """Of each conversation what the model reads before it answers: rows int32 [n, 8], and features float32 [n, H] of
+    sounds."""
+    vocabulary = bundle.manifest.vocabulary
+    text = TextCodec(bundle.path(TOKENIZER))
+    assistant = vocabulary.special_row(ROLES["assistant"])[None]
+    for messages in conversations:
+        checked = check_messages(messages, vocabulary, text, lambda sound: None)
+        yield [*prompt_parts(checked, vocabulary, hear or _deaf), assistant]
+
+
+def embed_parts(table: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Input embeddings float32 [n, H] of what :func:`read_rows` gives for a conversation."""
+    return np.concatenate([part if part.dtype == np.float32 else _embed(table, part) for part in parts])
 
 
 def _deaf(sound: Sound) -> np.ndarray:

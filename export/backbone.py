@@ -17,6 +17,7 @@ import numpy as np
 
 from ..runtime.errors import ExportError
 from .checkpoint import TensorSource
+from .forward import RoundInput
 from .graph import Graph
 from .qwen2 import BackboneShape
 from .weights import WeightStore
@@ -245,10 +246,13 @@ def inverse_frequencies(shape: BackboneShape) -> np.ndarray:
     return (1.0 / (shape.rope_theta**exponents)).numpy()
 
 
-def null_branch_vectors(read: Callable[[str], np.ndarray], shape: BackboneShape) -> tuple[np.ndarray, np.ndarray]:
+def null_branch_vectors(
+    read: Callable[[str], np.ndarray], shape: BackboneShape, round_input: RoundInput = lambda name, x: x
+) -> tuple[np.ndarray, np.ndarray]:
     """Un-rotated keys and values of the guidance null branch, each float32 [layers, kv_heads, head_dim].
 
-    ``read`` gives the body's tensors by their names in the bundle, as they are stored: what an engine computes with.
+    ``read`` gives the body's tensors by their names in the bundle, as they are stored: what an engine computes with;
+    ``round_input`` what it multiplies them with.
     Every row of the null prefix has the zero embedding, so at each layer all positions hold one and the same value
     vector; attention over equal values returns that value whatever the weights, hence one row, without any
     attention, gives the whole prefix for any length.
@@ -262,13 +266,16 @@ def null_branch_vectors(read: Callable[[str], np.ndarray], shape: BackboneShape)
         scale = np.sqrt(np.mean(np.square(vector, dtype=np.float64)) + s.rms_norm_eps)
         return read(name) * (vector / scale).astype(np.float32)
 
+    def product(vector: np.ndarray, name: str) -> np.ndarray:
+        return round_input(name, vector) @ read(name)
+
     for i in range(s.layers):
         o = f"backbone.{i}"
-        qkv = norm(f"{o}.input_norm", x) @ read(f"{o}.qkv") + read(f"{o}.qkv_bias")
+        qkv = product(norm(f"{o}.input_norm", x), f"{o}.qkv") + read(f"{o}.qkv_bias")
         keys[i] = qkv[q_size : q_size + kv_size].reshape(s.kv_heads, s.head_dim)
         values[i] = qkv[q_size + kv_size :].reshape(s.kv_heads, s.head_dim)
-        x = x + np.repeat(values[i], s.heads // s.kv_heads, axis=0).reshape(-1) @ read(f"{o}.o")
-        gate, up = np.split(norm(f"{o}.post_norm", x) @ read(f"{o}.gate_up"), 2)
+        x = x + product(np.repeat(values[i], s.heads // s.kv_heads, axis=0).reshape(-1), f"{o}.o")
+        gate, up = np.split(product(norm(f"{o}.post_norm", x), f"{o}.gate_up"), 2)
         silu = gate * (0.5 * (1.0 + np.tanh(0.5 * gate)))  # x * sigmoid(x), in a form that cannot overflow
-        x = x + (silu * up).astype(np.float32) @ read(f"{o}.down")
+        x = x + product((silu * up).astype(np.float32), f"{o}.down")
     return keys, values

@@ -16,9 +16,14 @@ import soundfile
 import torch
 
 from ..runtime import _native
+from ..runtime.bundle import Bundle
 from ..runtime.chat import Message
+from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
+from ..runtime.engines.onnxruntime_parts import OnnxRuntimeParts
 from ..runtime.errors import ExportError, InputError
+from ..runtime.hearing import FeatureSpec, Hearing
 from ..runtime.sound import Sound
+from .agreement import branches, embed_parts, hold_rows, read_rows
 from .forward import hidden_states
 from .quantize import BLOCK, DIVISORS, LIMITS, pack_int4
 from .qwen2 import BackboneShape
@@ -26,6 +31,8 @@ from .weights import WeightStore
 
 #: What is added to the diagonal of the second moments, as a share of its mean (GPTQ's own).
 DAMPING = 0.01
+#: Rows that a conversation may have.
+CONTEXT = 8192
 #: What is asked about a sound that is only there to be heard.
 QUESTION = "What do you hear?"
 _TEXT_SUFFIXES = (".txt", ".text")
@@ -71,6 +78,42 @@ def _lines(file: Path) -> list[str]:
         return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"--calibrate {file}: not a readable text in UTF-8 ({error})") from error
+
+
+def rows_read(bundle: Bundle, conversations: Sequence[Sequence[Message]]) -> list[np.ndarray]:
+    """Input embeddings float32 [n, H] of what the model reads before it answers, and a row of the null branch's."""
+    parts = OnnxRuntimeParts(bundle, threads=None, max_context=_context(bundle))
+    table = bundle.table("embedding")
+    try:
+        read = [embed_parts(table, each) for each in read_rows(bundle, conversations, _ears(bundle, parts))]
+    finally:
+        parts.close()
+    return [*read, np.zeros((1, table.shape[1]), np.float32)]
+
+
+def rows_said(bundle: Bundle, conversations: Sequence[Sequence[Message]]) -> list[np.ndarray]:
+    """Input embeddings float32 [n, H] of what the model reads and answers, both branches of guidance."""
+    engine = OnnxRuntimeEngine(bundle, max_context=_context(bundle))
+    try:
+        held = hold_rows(engine, bundle, conversations, _ears(bundle, engine))
+    finally:
+        engine.close()
+    table = bundle.table("embedding")
+    return [sequence for segment in held for sequence in branches(segment, table)]
+
+
+def _context(bundle: Bundle) -> int:
+    return min(CONTEXT, bundle.manifest.model.max_positions)
+
+
+def _ears(bundle: Bundle, parts: OnnxRuntimeParts) -> Callable[[Sound], np.ndarray]:
+    hearing = Hearing(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
+
+    def hear(sound: Sound) -> np.ndarray:
+        prepared = hearing.prepare(sound)
+        return parts.encode(prepared.inputs)[: prepared.rows]
+
+    return hear
 
 
 def calibrate(

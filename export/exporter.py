@@ -27,18 +27,15 @@ from ..runtime.bundle import (
     PostCodecIdentity,
     describe_file,
 )
-from ..runtime.engines.base import open_engine
 from ..runtime.errors import ExportError, InputError
 from ..runtime.files import replacing_folder
-from ..runtime.hearing import Hearing
 from ..runtime.sampling import AudioSampling, TextSampling
-from ..runtime.sound import Sound
 from ..runtime.templates import Templates
 from ..runtime.tensors import MappedTensors
 from ..runtime.vocabulary import Vocabulary
-from .agreement import branches, hold_rows, misses
+from .agreement import misses
 from .backbone import BackbonePlan, null_branch_vectors
-from .calibrate import CalibrationSet, calibrate
+from .calibrate import CalibrationSet, calibrate, rows_read, rows_said
 from .checkpoint import Checkpoint
 from .codec import CodecPart, plan_codec
 from .encoder_afwhisper import plan_encoder as plan_afwhisper
@@ -49,6 +46,7 @@ from .forward import hidden_states
 from .golden import check_onnxruntime, tolerances, write_golden
 from .graph import Graph
 from .heads import HeadsPlan
+from .input_scales import InputScales, built_in_conversations
 from .integer import integer_products
 from .measure import measure_quality
 from .precision import BACKBONE, CODEC, ENCODER, PREFILL, Precision
@@ -57,8 +55,6 @@ from .run import Recipe, RunFiles, find_run, read_recipe
 from .tokenizer import write_tokenizer
 from .weights import WeightStore
 
-#: Rows that a conversation of a calibration may have.
-CALIBRATION_ROWS = 8192
 #: Un-rotated keys and values of the guidance null branch.
 NULL_TABLES = ("null.keys", "null.values")
 
@@ -106,8 +102,8 @@ def export_run(
     :class:`OutputError` when the bundle cannot be written.
     """
     formats = Precision.of(precision, encoder_precision, codec_precision, prefill_precision)
-    if calibration is not None and precision not in LIMITS:
-        raise ExportError(f"--calibrate: only int8 and int4 are rounded by calibration, not {precision}; leave it out")
+    if calibration is not None and precision not in (*LIMITS, "fp8"):
+        raise ExportError(f"--calibrate: it is for int8, int4 and fp8, not for {precision}; leave it out")
     examples = CalibrationSet.read(calibration) if calibration is not None else None
     check_onnxruntime()
     clock = _Clock()
@@ -123,7 +119,7 @@ def export_run(
         plan.write(folder, progress)
         clock.lap("write")
         manifest = dataclasses.replace(plan.manifest(files), templates=templates, post_codec=stage)
-        if examples is not None:
+        if examples is not None or precision == "fp8":
             manifest = dataclasses.replace(manifest, files=_sizes(folder))
             _write_manifest(manifest, folder)
             plan.calibrate(folder, examples, progress)
@@ -205,7 +201,7 @@ class _Plan:
         s = self.shape
 
         # keys and values come from one pass over what was written by then
-        vectors = functools.cache(lambda: null_branch_vectors(self._stored, s))
+        vectors = functools.cache(lambda: null_branch_vectors(self._stored, s, self._round_input))
         shape = (s.layers, s.kv_heads, s.head_dim)
         for index, name in enumerate(NULL_TABLES):
             self.store.add(name, shape, functools.partial(lambda index: vectors()[index], index))
@@ -255,37 +251,39 @@ class _Plan:
 
     def body(self, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Hidden states of the body as it is stored, in float32."""
-        return hidden_states(self._stored, self.shape, sequences)
+        return hidden_states(self._stored, self.shape, sequences, round_input=self._round_input)
 
-    def calibrate(self, folder: Path, calibration: CalibrationSet, progress: Progress) -> None:
-        """Round the body anew on what the bundle in ``folder`` reads and says."""
+    def calibrate(self, folder: Path, examples: CalibrationSet | None, progress: Progress) -> None:
+        """Fit the body to what the bundle in ``folder`` reads and says: whole numbers are rounded anew, and what fp8
+        matrices are multiplied with gets its scales."""
         bundle = Bundle(folder, verify="never")
-        longest = min(CALIBRATION_ROWS, self.shape.max_positions)
-        engine = open_engine("onnxruntime", bundle, threads=None, max_context=longest)
-        hearing = Hearing(self.encoder.features, bundle.table("encoder.mel_filters"))
+        conversations = [] if examples is None else list(examples.conversations)
 
-        def hear(sound: Sound) -> np.ndarray:
-            prepared = hearing.prepare(sound)
-            return engine.encode(prepared.inputs)[: prepared.rows]
+        def tell(done: int, total: int) -> None:
+            progress("calibrate", done, total)
 
         try:
-            held = hold_rows(engine, bundle, calibration.conversations, hear)
+            if self.formats.backbone == "fp8":
+                conversations += built_in_conversations(self.encoder.features)
+                scales = InputScales(folder, self.store, self.shape, tell)
+                scales.see(rows_read(bundle, conversations))  # with these it can speak
+                self._rewrite_null_branch(folder)
+                scales.see(rows_said(bundle, conversations))
+            else:
+                said = rows_said(bundle, conversations)
+                calibrate(folder, self.store, self.shape, BACKBONE[self.formats.backbone], said, tell)
         except InputError as error:
             raise ExportError(f"--calibrate: {error}") from error
-        finally:
-            engine.close()
-        table = bundle.table("embedding")
-        sequences = [sequence for segment in held for sequence in branches(segment, table)]
-        calibrate(
-            folder,
-            self.store,
-            self.shape,
-            BACKBONE[self.formats.backbone],
-            sequences,
-            lambda done, total: progress("calibrate", done, total),
-        )
-        for name, values in zip(NULL_TABLES, null_branch_vectors(self._stored, self.shape), strict=True):
+        self._rewrite_null_branch(folder)
+
+    def _rewrite_null_branch(self, folder: Path) -> None:
+        vectors = null_branch_vectors(self._stored, self.shape, self._round_input)
+        for name, values in zip(NULL_TABLES, vectors, strict=True):
             self.store.rewrite(folder, name, values)
+
+    def _round_input(self, name: str, x: np.ndarray) -> np.ndarray:
+        assert self._folder is not None
+        return self.store.round_input(self._folder, name, x)
 
     def _stored(self, name: str) -> np.ndarray:
         """A tensor as the blob has it."""

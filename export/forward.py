@@ -16,6 +16,8 @@ from .qwen2 import BackboneShape
 
 #: Called with a matrix's name in the bundle and what is about to be multiplied with it, float32 [rows, in].
 OnProduct = Callable[[str, torch.Tensor], None]
+#: Likewise; gives what is multiplied instead, as an engine rounds it.
+RoundInput = Callable[[str, np.ndarray], np.ndarray]
 
 
 @torch.inference_mode()
@@ -24,6 +26,7 @@ def hidden_states(
     shape: BackboneShape,
     sequences: Sequence[np.ndarray],
     on_product: OnProduct = lambda name, x: None,
+    round_input: RoundInput = lambda name, x: x,
 ) -> list[np.ndarray]:
     """Final-norm hidden states float32 [n, H] of each sequence of input embeddings float32 [n, H], from position 0.
 
@@ -39,6 +42,7 @@ def hidden_states(
 
     def product(name: str, rows: torch.Tensor) -> torch.Tensor:
         on_product(name, rows)
+        rows = torch.from_numpy(round_input(name, rows.numpy()))
         return rows @ torch.from_numpy(np.require(read(name), requirements=("C", "W")))
 
     def norm(name: str, rows: torch.Tensor) -> torch.Tensor:

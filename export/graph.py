@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from .float8 import FLOAT8
 from .quantize import BLOCK
 from .weights import SCALED_DTYPES, WeightStore
 
@@ -87,11 +88,12 @@ class Graph:
     def matrix(self, name: str) -> str:
         """A matrix of the blob in any format (planned with ``WeightStore.add_matrix``), in the graph's ``compute``."""
         planned = self._weights[name]
-        if planned.dtype not in SCALED_DTYPES:
+        if planned.dtype not in (*SCALED_DTYPES, FLOAT8):
             return self.weight(name, self.compute)
         self._external[name] = None
         scale = self.weight(f"{name}.scale", self.compute)
-        layout: dict[str, Any] = {"axis": 1} if planned.dtype == "int8column" else {"axis": 0, "block_size": BLOCK}
+        layouts: dict[str, dict[str, Any]] = {"int8column": {"axis": 1}, FLOAT8: {}}
+        layout = layouts.get(planned.dtype, {"axis": 0, "block_size": BLOCK})
         return self.op("DequantizeLinear", name, scale, name=f"{name}.values", **layout)
 
     def constant(self, values: np.ndarray | Sequence[int] | Sequence[float] | int | float, dtype: str) -> str:
@@ -121,9 +123,18 @@ class Graph:
         return names
 
     def linear(self, x: str, weight: str, bias: str | None = None, *, name: str = "") -> str:
-        """``x @ weight + bias`` with the weight stored [in, out]; all in the graph's ``compute``."""
+        """``x @ weight + bias`` with the weight stored [in, out]; all in the graph's ``compute``, but for ``x``, which
+        is rounded to float8 where the weight is."""
+        if self._weights[weight].dtype == FLOAT8:
+            x = self._as_float8(x, weight)
         y = self.op("MatMul", x, self.matrix(weight), name=name and f"{name}.matmul")
         return self.op("Add", y, self.weight(bias, self.compute), name=name and f"{name}.add") if bias else y
+
+    def _as_float8(self, x: str, weight: str) -> str:
+        """``x`` rounded for a product: with these two nodes before it TensorRT multiplies in float8."""
+        scale = self.weight(f"{weight}.input_scale", self.compute)
+        codes = self.op("QuantizeLinear", x, scale, name=f"{weight}.input_codes", output_dtype=TensorProto.FLOAT8E4M3FN)
+        return self.op("DequantizeLinear", codes, scale, name=f"{weight}.input")
 
     @property
     def weight_bytes(self) -> int:

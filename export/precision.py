@@ -1,7 +1,8 @@
 """Which weights are stored in what: the precision policy.
 
 Tables, norms, biases and the modality head are never narrowed; the encoder and the heads never go under 8 bits, because
-guidance multiplies an error of the logits by up to twice its scale, and what is misheard cannot be repaired.
+guidance multiplies an error of the logits by up to twice its scale, and what is misheard cannot be repaired. Beside an
+fp8 body the heads are int8: that is as small, and its steps are finer (docs/precision.md).
 """
 
 from __future__ import annotations
@@ -10,9 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..runtime.errors import ExportError
+from .float8 import FLOAT8
 
 #: What ``ualm export`` calls a format -> what a tensor of it is stored in (see ``weights``).
-BACKBONE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8", "int4": "int4"}
+BACKBONE = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp8": FLOAT8,
+    "int8": "int8",
+    "int4": "int4",
+}
 ENCODER = {"fp32": "float32", "fp16": "float16", "int8": "int8column"}
 PREFILL = {"none": None, "int8": "int8column"}
 CODEC = {"fp32": "float32", "fp16": "float16"}
@@ -21,6 +30,7 @@ _POLICY = {
     "fp32": ("fp32", "fp32", "fp32"),
     "bf16": ("bf16", "fp16", "fp16"),
     "fp16": ("fp16", "fp16", "fp16"),
+    "fp8": ("int8", "fp16", "fp16"),
     "int8": ("int8", "int8", "fp16"),
     "int4": ("int8", "int8", "fp16"),
 }

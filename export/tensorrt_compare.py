@@ -143,11 +143,11 @@ def _changed_weights(model: onnx.ModelProto, walk: _Network, trt: Any) -> Iterat
                 f"{_type_name(tensor.data_type)}"
             )
     for node in model.graph.node:
-        if node.op_type != "DequantizeLinear" or node.output[0] not in walk.producers:
+        if node.op_type not in ("DequantizeLinear", "QuantizeLinear") or node.output[0] not in walk.producers:
             continue
         layer = walk.producers[node.output[0]]
         scale = stored.get(node.input[1])
-        if layer.type.name == "DEQUANTIZE" and scale is not None:
+        if layer.type.name == _LAYERS[node.op_type] and scale is not None:
             found = tuple(layer.get_input(1).shape)
             if found != tuple(scale.dims):
                 yield f"{node.op_type} {node.name!r} has scales {list(found)}, the graph says {list(scale.dims)}"

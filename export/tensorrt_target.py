@@ -19,7 +19,6 @@ from ..runtime.bundle import MANIFEST, WEIGHTS, Bundle, BundleFile, Manifest, de
 from ..runtime.cli_common import in_bytes
 from ..runtime.engine_files import EngineFile
 from ..runtime.engines.tensorrt_library import Library, local_sm, sm_name
-from ..runtime.engines.tensorrt_names import LibraryName
 from ..runtime.errors import EngineError, ExportError, InputError
 from ..runtime.files import replacing_file, replacing_folder
 from .targets import BUNDLE_OPTIONS, Made, Order, Progress, Target, refuse_others
@@ -30,7 +29,7 @@ from .tensorrt_parts import PartPlan, plan_parts
 def tensorrt_rtx(order: Order, progress: Progress) -> Made:
     """Engines for the GPUs of ``--target``; needs none here."""
     refuse_others(order, "tensorrt-rtx", *BUNDLE_OPTIONS, "target", "max_context")
-    library = _library("tensorrt-rtx", order)
+    library = find_library("tensorrt-rtx")
     return _make(order, progress, library, _target_sms(order.target, library))
 
 
@@ -48,19 +47,13 @@ def tensorrt(order: Order, progress: Progress) -> Made:
         raise ExportError(
             f"--engine tensorrt builds on the machine where the engine is to run, and here {error}"
         ) from (error)
-    return _make(order, progress, _library("tensorrt", order), (sm,))
+    return _make(order, progress, find_library("tensorrt"), (sm,))
 
+
+#: First compute capability that multiplies float8.
+FP8_SM = 89
 
 TARGETS: dict[str, Target] = {"tensorrt-rtx": tensorrt_rtx, "tensorrt": tensorrt}
-
-
-def _library(name: LibraryName, order: Order) -> Library:
-    if order.precision == "fp8":
-        raise InputError(
-            "--precision fp8: bundles have no fp8 weights yet; choose fp16 or bf16, or int8 or int4, which read fewer "
-            "bytes a step"
-        )
-    return find_library(name)
 
 
 def _target_sms(target: str | None, library: Library) -> tuple[int, ...]:
@@ -82,6 +75,7 @@ def _target_sms(target: str | None, library: Library) -> tuple[int, ...]:
 
 
 def _make(order: Order, progress: Progress, library: Library, sms: tuple[int, ...]) -> Made:
+    _refuse_fp8(order, sms)
     lines: list[str] = []
     with _bundle(order, progress, lines) as bundle:
         reports = add_engines(bundle, library, sms, max_context=order.max_context, progress=progress)
@@ -104,6 +98,25 @@ def _make(order: Order, progress: Progress, library: Library, sms: tuple[int, ..
         )
     built = f"{order.output}: engines of {library.title} for {', '.join(map(sm_name, sms))}; built, not run"
     return Made(result, (*lines, built))
+
+
+def _refuse_fp8(order: Order, sms: tuple[int, ...]) -> None:
+    """:class:`InputError` for an fp8 body on GPUs that multiply none, before anything is written."""
+    older = ", ".join(sm_name(sm) for sm in sms if sm < FP8_SM)
+    if not older:
+        return
+    what, mend = "--precision fp8", "choose"
+    if order.run is not None and (order.run / MANIFEST).is_file():
+        if Bundle(order.run, verify="never").manifest.precision["backbone"] != "fp8":
+            return
+        what, mend = f"{order.run} has an fp8 body", "give a bundle exported with --precision"
+    elif order.precision != "fp8":
+        return
+    others = "" if order.target is None else "leave such out of --target, or "
+    raise InputError(
+        f"{what}: {older} cannot multiply fp8, which takes {sm_name(FP8_SM)} or newer; {others}{mend} int8, "
+        "int4 or fp16"
+    )
 
 
 @contextmanager

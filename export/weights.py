@@ -19,6 +19,8 @@ import torch
 
 from ..runtime.errors import ExportError
 from ..runtime.tensors import widen
+from . import float8
+from .float8 import FLOAT8
 from .quantize import block_of, check_matrix, check_values, dequantize, pack_int4, quantize, unpack_int4
 
 #: Every tensor starts at a multiple of this many bytes: a cache line, and enough for any vector load.
@@ -27,7 +29,8 @@ ALIGNMENT = 64
 PAGE = 4096
 
 #: How a tensor of each dtype lies in the file: safetensors' name, numpy's dtype, and how many elements make one of it.
-#: numpy has no bfloat16, whose bits are kept as uint16, and neither library has int4, of which a byte holds two.
+#: numpy has neither bfloat16 nor float8, whose bits are kept as uint16 and uint8, and nobody has int4, of which a byte
+#: holds two.
 _STORED = {
     "float32": ("F32", np.float32, 1),
     "float16": ("F16", np.float16, 1),
@@ -38,8 +41,9 @@ _STORED = {
     "int8column": ("I8", np.int8, 1),
     "uint8": ("U8", np.uint8, 1),
     "int4": ("U8", np.uint8, 2),
+    FLOAT8: ("F8_E4M3", np.uint8, 1),
 }
-#: Dtypes that have a scale beside them, see ``quantize``.
+#: Dtypes of whole numbers that have scales beside them, see ``quantize``.
 SCALED_DTYPES = ("int8", "int8column", "int4")
 #: Weights as numbers: what a matrix or a convolution can be stored in without a scale.
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
@@ -89,7 +93,10 @@ class WeightStore:
 
     def add_matrix(self, name: str, shape: tuple[int, int], make: Callable[[], np.ndarray], dtype: str) -> str:
         """Plan what is multiplied with, [in, out], in any format; ``make`` gives float32. Block formats get a second
-        tensor, ``name.scale``. Raises ExportError if the format cannot hold the shape."""
+        tensor, ``name.scale``, float8 a third (see :meth:`_add_float8`). Raises ExportError if the format cannot hold
+        the shape."""
+        if dtype == FLOAT8:
+            return self._add_float8(name, shape, make)
         if dtype not in SCALED_DTYPES:
             return self.add(name, shape, make, dtype)
         check_matrix(name, shape, dtype)
@@ -112,6 +119,27 @@ class WeightStore:
         self._exact[name] = make
         self.add(name, shape, lambda: halves().pop(0), dtype)
         self.add(f"{name}.scale", scale_shape, take_scale, "float16")
+        return name
+
+    def _add_float8(self, name: str, shape: tuple[int, int], make: Callable[[], np.ndarray]) -> str:
+        """Plan codes, ``name.scale`` and ``name.input_scale``, both float16 []: the second is that of what the matrix
+        is multiplied with. It is NaN until :mod:`input_scales` has seen some of that."""
+
+        @functools.cache
+        def halves() -> list[np.ndarray]:
+            matrix = make()
+            float8.check_values(name, matrix)
+            return list(float8.quantize(matrix))
+
+        def take_scale() -> np.ndarray:
+            scale = halves().pop()
+            halves.cache_clear()
+            return scale
+
+        self._exact[name] = make
+        self.add(name, shape, lambda: halves().pop(0), FLOAT8)
+        self.add(f"{name}.scale", (), take_scale, "float16")
+        self.add(f"{name}.input_scale", (), lambda: np.array(np.nan, np.float16), "float16")
         return name
 
     def exact(self, name: str) -> np.ndarray:
@@ -165,7 +193,7 @@ class WeightStore:
             for tensor in self._tensors.values():
                 offset, nbytes = self.place(tensor.name)
                 file.write(b"\0" * (offset - file.tell()))
-                values = np.ascontiguousarray(_as_stored(tensor.make(), tensor.dtype))
+                values = np.asarray(_as_stored(tensor.make(), tensor.dtype), order="C")
                 _check_stored(tensor, values)
                 file.write(values.data if values.ndim else values.tobytes())
                 file.flush()  # what comes later may be computed from what is there already
@@ -175,19 +203,27 @@ class WeightStore:
         """A float tensor or matrix of the written file as float32: what an engine multiplies with."""
         tensor = self._tensors[name]
         stored = self._map(folder, tensor)
+        if tensor.dtype == FLOAT8:
+            return float8.dequantize(stored, float(self.read_back(folder, f"{name}.scale")[0]))
         if tensor.dtype not in SCALED_DTYPES:
             return widen(stored) if tensor.dtype in FLOAT_DTYPES else stored
         whole = unpack_int4(stored) if tensor.dtype == "int4" else stored
         return dequantize(whole, self._map(folder, self._tensors[f"{name}.scale"]))
 
+    def round_input(self, folder: Path, name: str, x: np.ndarray) -> np.ndarray:
+        """``x`` float32 as an engine multiplies it with a matrix of the written file: rounded if that is float8."""
+        if self._tensors[name].dtype != FLOAT8:
+            return x
+        return float8.round_values(x, float(self.read_back(folder, f"{name}.input_scale")[0]))
+
     def rewrite(self, folder: Path, name: str, values: np.ndarray) -> None:
         """Replace a tensor of the written file; ``values`` as :class:`PlannedTensor` makes them."""
         tensor = self._tensors[name]
-        stored = np.ascontiguousarray(_as_stored(values, tensor.dtype))
+        stored = np.asarray(_as_stored(values, tensor.dtype), order="C")
         _check_stored(tensor, stored)
         with open(folder / self.filename, "r+b") as file:
             file.seek(self.place(name)[0])
-            file.write(stored.data)
+            file.write(stored.data if stored.ndim else stored.tobytes())
 
     def _map(self, folder: Path, tensor: PlannedTensor) -> np.ndarray:
         offset, _ = self.place(tensor.name)

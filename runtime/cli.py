@@ -107,7 +107,10 @@ def export(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="Format of the backbone and its heads: fp32 (a bundle's default), bf16, fp16, int8 or int4."),
+        typer.Option(
+            help="Format of the backbone and its heads: fp32 (a bundle's default), bf16, fp16, fp8 (GPUs from sm89), "
+            "int8 or int4."
+        ),
     ] = None,
     encoder_precision: Annotated[
         str | None, typer.Option(help="Format of the encoder: fp32, fp16 or int8; what suits --precision by default.")
@@ -121,7 +124,7 @@ def export(
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="Prompts (.txt, one a line), sounds, or a folder of both, to round int8 and int4 by."),
+        typer.Option(help="Prompts (.txt, one a line), sounds, or a folder of both, to fit int8, int4 and fp8 to."),
     ] = None,
     accept_quality: Annotated[
         bool, typer.Option("--accept-quality", help="Keep a bundle that agrees too little with fp32.")

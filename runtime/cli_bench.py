@@ -189,11 +189,11 @@ def load(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a UALM training run.")],
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, int8 or int4, as for `ualm export`.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, fp8, int8 or int4, as for `ualm export`.")] = "fp32",
     encoder_precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8, likewise.")] = None,
     codec_precision: Annotated[str | None, typer.Option(help="fp32 or fp16, likewise.")] = None,
     prefill: Annotated[str | None, typer.Option(help="int8, likewise.")] = None,
-    calibrate: Annotated[Path | None, typer.Option(help="Prompts and sounds to round by, likewise.")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="Prompts and sounds to fit a format to, likewise.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Folder for the bundle, which is deleted otherwise.")] = None,
     repeat: RepeatOption = None,
     form: FormatOption = None,

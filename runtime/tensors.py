@@ -20,6 +20,7 @@ _DTYPES = {
     "I16": np.int16,
     "I8": np.int8,
     "U8": np.uint8,
+    "F8_E4M3": np.uint8,  # its bits, likewise
 }
 
 
@@ -53,6 +54,10 @@ class MappedTensors(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def stored_as(self, name: str) -> str:
+        """Safetensors' name of a tensor's type, where numpy has none of its own: "BF16", "F8_E4M3"."""
+        return str(self._header[name]["dtype"])
 
     def __getitem__(self, name: str) -> np.ndarray:
         try:

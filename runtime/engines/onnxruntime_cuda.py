@@ -158,6 +158,12 @@ def why_not(bundle: Bundle | None, max_context: int) -> str | None:
         )
     if bundle is None:
         return None
+    if bundle.manifest.precision["backbone"] == "fp8":
+        return (
+            "this bundle's body is fp8, which ONNX Runtime does not multiply on a GPU; compile it for the GPU: ualm "
+            f"export {bundle.folder} --engine tensorrt-rtx --target sm89 -o {bundle.folder} (docs/tensorrt.md), or "
+            "export the run with --precision int8"
+        )
     need = memory_need(bundle, max_context, number=cache_shape(bundle, max_context).number, prefill_rows=PREFILL_ROWS)
     return memory_problem(need, facts.gpus[0], bundle.manifest.precision)
 

@@ -49,6 +49,9 @@ class OnnxRuntimeParts:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # block formats: multiply rows rounded to 8 bits, block by block (docs/precision.md has what that costs)
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+        if self.bundle.manifest.parts[role].get("precision") == "fp8":
+            # its matrices would be widened at every run; so they are once, when they are loaded, as narrow floats are
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         return options

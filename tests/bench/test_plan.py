@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundles(run: Path) -> dict[str, Path]:
-    precisions = ("fp32", "bf16", "int8", "int4")
+    precisions = ("fp32", "bf16", "fp8", "int8", "int4")
     return {name: export_run(run, run.parent / name, precision=name, accept_quality=True).bundle for name in precisions}
 
 
@@ -39,7 +39,7 @@ def rows_of(bundle: Path, **options: Any) -> dict[str, PlanRow]:
     return {row.precision: row for row in make_plan(bundle, CUSTOM, (64,), **options).rows}
 
 
-@pytest.mark.parametrize("seen_from", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("seen_from", ["fp32", "bf16", "fp8", "int8", "int4"])
 def test_other_precisions_are_computed_to_the_byte(bundles: dict[str, Path], seen_from: str) -> None:
     planned = rows_of(bundles[seen_from])
     assert [name for name, row in planned.items() if row.own] == [seen_from]
@@ -88,9 +88,22 @@ def test_the_verdict_turns_where_bytes_and_memory_do(bundles: dict[str, Path]) -
 
 def test_a_format_that_cannot_hold_the_model_is_left_out_and_told(tiny_bundle: Path) -> None:
     plan = make_plan(tiny_bundle, CUSTOM, (64,))  # its inner width, 48, is no whole number of blocks
-    assert [row.precision for row in plan.rows] == ["fp32", "bf16"]
+    assert [row.precision for row in plan.rows] == ["fp32", "bf16", "fp8"]
     for name in ("int8", "int4"):
         assert any(note.startswith(f"{name} cannot hold this model") for note in plan.notes)
+
+
+def test_fp8_is_planned_where_it_can_be_multiplied(bundles: dict[str, Path]) -> None:
+    for name, able in (("orin-nano", False), ("agx-orin", False), ("thor", True), ("rtx4090", True), ("h100", True)):
+        plan = make_plan(bundles["int8"], DEVICES[name], (64,))
+        assert ("fp8" in [row.precision for row in plan.rows]) == able
+        assert any("fp8 needs compute capability 8.9" in note and name in note for note in plan.notes) != able
+    plan = make_plan(bundles["fp8"], DEVICES["agx-orin"], (64,))
+    assert not any(row.own for row in plan.rows)
+    assert any("agx-orin cannot multiply it and so not run this bundle" in note for note in plan.notes)
+    unknown = make_plan(bundles["fp8"], CUSTOM, (64,))
+    assert any(row.own for row in unknown.rows)
+    assert any("this device's is not known" in note for note in unknown.notes)
 
 
 def test_contexts_cost_kv_alone(bundles: dict[str, Path]) -> None:
@@ -156,7 +169,7 @@ def test_the_command_says_that_it_is_a_bound_in_every_format(
             lines += document["rows"]
         if form not in ("table", "markdown"):
             assert [(row["precision"], int(row["context"])) for row in lines] == [
-                (name, rows) for name in ("fp32", "bf16", "int8", "int4") for rows in (16, 64)
+                (name, rows) for name in ("fp32", "bf16", "fp8", "int8", "int4") for rows in (16, 64)
             ]
     status, out, _ = ualm("bench", "plan", bundle, "--device", "thor", "-o", tmp_path / "plan.json")
     assert status == 0

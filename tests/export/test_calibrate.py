@@ -125,6 +125,6 @@ def test_bad_sets_are_refused_by_name(run: Path, tmp_path: Path) -> None:
         with pytest.raises(ExportError, match=message) as refused:
             CalibrationSet.read(tmp_path / name)
         assert str(tmp_path / name) in str(refused.value)
-    with pytest.raises(ExportError, match="only int8 and int4 are rounded by calibration, not fp16"):
+    with pytest.raises(ExportError, match="it is for int8, int4 and fp8, not for fp16"):
         export_run(run, tmp_path / "bundle", precision="fp16", calibration=tmp_path / "latin.txt")
     assert not (tmp_path / "bundle").exists()

@@ -62,7 +62,7 @@ def test_the_engine_computes_what_the_stored_weights_mean(exported: Any, precisi
     engine.close()
     assert checks and all(check.passed for check in checks)
     exact = [check for check in checks if check.tolerance <= 1e-4]
-    assert len(exact) == {"fp32": 8, "bf16": 8, "fp16": 8, "int8": 2, "int4": 2}[precision]
+    assert len(exact) == {"fp32": 8, "bf16": 8, "fp16": 8, "fp8": 3, "int8": 2, "int4": 2}[precision]
 
 
 @pytest.mark.parametrize("precision", BACKBONE)
@@ -86,6 +86,7 @@ def test_blob_sizes_shrink_with_the_format(exported: Any) -> None:
 
     sizes = {precision: body(precision) for precision in BACKBONE}
     assert sizes["fp32"] > 1.9 * sizes["bf16"] == 1.9 * sizes["fp16"]
+    assert sizes["fp8"] / sizes["fp16"] == pytest.approx(1 / 2, rel=0.01)
     # 32 numbers and a scale of two bytes: 34 bytes, and 18 bytes, of 64
     assert sizes["int8"] / sizes["fp16"] == pytest.approx(34 / 64, rel=0.05)
     assert sizes["int4"] / sizes["fp16"] == pytest.approx(18 / 64, rel=0.1)
@@ -99,7 +100,7 @@ def test_the_null_branch_is_that_of_the_stored_weights(exported: Any, precision:
     fp32 = Bundle(exported("fp32").bundle).table("null.keys")
     assert keys.dtype == np.float32
     changed = np.abs(keys - fp32).max()
-    assert (changed > 1e-4) == (precision in ("int8", "int4"))
+    assert (changed > 1e-4) == (precision in ("fp8", "int8", "int4"))
 
 
 def test_tables_stay_as_the_checkpoint_has_them(exported: Any, run: Path) -> None:
@@ -161,7 +162,8 @@ def test_encoder_and_codec_can_be_chosen_apart(run: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fp8",), "precision = 'fp8': choose fp32, bf16, fp16, int8, int4"),
+        (("fp4",), "precision = 'fp4': choose fp32, bf16, fp16, fp8, int8, int4"),
+        (("int8", "fp8"), "encoder precision = 'fp8': choose fp32, fp16, int8"),
         (("int4", "int4"), "encoder precision = 'int4': choose fp32, fp16, int8"),
         (("int4", None, "int8"), "codec precision = 'int8': choose fp32, fp16"),
     ],
@@ -178,7 +180,7 @@ def test_equal_runs_give_equal_bundles(exported: Any, run: Path, tmp_path: Path)
     assert first["digest"] == second["digest"]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp8", "int8", "int4"])
 def test_every_standard_part_builds_with_tensorrt_rtx(exported: Any, precision: str) -> None:
     pytest.importorskip("tensorrt_rtx")
     bundle = Bundle(exported(precision).bundle)

@@ -142,7 +142,6 @@ def test_an_engine_that_the_manifest_lists_and_the_folder_lacks_is_refused(bundl
         ({"target": None}, r"--target: name the GPUs, for example sm89,sm120; .* sm75"),
         ({"target": "sm89,sm90"}, r"--target sm90: TensorRT-RTX [\d.]+ builds for sm75, .*--engine tensorrt on the"),
         ({"target": "ada"}, r"--target ada: "),
-        ({"precision": "fp8"}, r"--precision fp8: bundles have no fp8 weights yet; choose fp16"),
         ({"precision": "int4"}, r"--precision: .* is a bundle, and what is in it was chosen"),
         ({"max_context": 0}, r"--max-context 0: give a whole number from 1 to 4096"),
         ({"max_context": 5000}, r"--max-context 5000: "),
