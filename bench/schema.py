@@ -95,7 +95,7 @@ class Run:
     ``commit``: of the checkout, or the version of the package. ``others_percent``: share of the processors' time that
     went to other processes while it was measured; None where the system does not say. ``dry_run``: a rehearsal of what
     is made for a GPU on a machine without one: its figures say nothing about any GPU. ``core_round_trip``: None for a
-    single thread.
+    single thread, and where other processes never left two cores free.
     """
 
     created: str

@@ -19,6 +19,7 @@ class OnnxRuntimeCodecStream:
 
     def __init__(self, engine: OnnxRuntimeParts) -> None:
         self._engine = engine
+        engine.session(ROLE)  # loaded, or refused, now: not when the first frames have come
         self.reset()
 
     def reset(self) -> None:

@@ -15,10 +15,12 @@ from ualm.bench.schema import RoundTrip, Subject
 from ualm.runtime import _native
 
 
-def test_a_round_trip_takes_time_and_the_mean_does_not_depend_on_the_turns():
-    short, long = (min(_native.core_round_trip(turns) for _ in range(5)) for turns in (200, 4000))
-    # one core's distance to itself is its cache's, some ns; a thread that has to wait for a core takes microseconds
-    assert 1e-9 < long < 1e-3 and short < 1e-3
+def test_a_line_takes_its_time_there_and_back():
+    """No upper bound: on a busy machine the threads wait for a core."""
+    for turns in (1, 200, 4000):
+        started = time.perf_counter()
+        mean = _native.core_round_trip(turns)
+        assert 1e-9 < mean <= (time.perf_counter() - started) / turns
 
 
 def test_other_python_threads_run_meanwhile():
@@ -54,8 +56,9 @@ def meter_of(monkeypatch: pytest.MonkeyPatch, seconds: list[float], threads: int
 
 def test_a_sample_is_its_best_batch(monkeypatch):
     batches = [9e-8] * (BATCHES - 1) + [5e-8] + [5e-5] * (BATCHES - 1) + [3e-7] + [6e-8] * BATCHES
-    meter = meter_of(monkeypatch, batches)
-    for _ in range(3):
+    waited = [3e-4] * BATCHES  # a thread waited for a core: no distance
+    meter = meter_of(monkeypatch, [*waited, *batches])
+    for _ in range(4):
         meter.measure()
     found = meter.result
     assert found is not None and found.samples == 3

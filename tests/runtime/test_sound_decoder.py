@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from support.bundles import with_post_codec
-from ualm.runtime import ChunkProfile, InputError, Model, SoundDecoder
+from ualm.runtime import ChunkProfile, EngineError, InputError, Model, SoundDecoder
 from ualm.runtime.chunks import PROFILES, Pace
 from ualm.runtime.sound_decoder import CALL_FRAMES
 
@@ -167,6 +168,23 @@ def test_latents_that_are_none_are_refused_and_the_sound_goes_on(model: Model, l
 def test_codes_that_are_none_are_refused(model: Model) -> None:
     with pytest.raises(InputError, match="16"):
         model.decoder().push_codes(np.full((3, 8), 16))
+
+
+def test_the_codec_is_loaded_or_refused_when_a_stream_is_opened(tiny_bundle: Path) -> None:
+    """Not when the first frames have come, that somebody waits for. Nobody writes to what all streams begin with."""
+    model = Model.open(tiny_bundle, threads=1, max_context=64)
+    engine: Any = model._engine
+    decoder = SoundDecoder(engine, model.bundle)
+    latents = np.random.default_rng(0).normal(size=(30, model.bundle.manifest.codec.latent_size)).astype(np.float32)
+    sound = np.concatenate([decoder.push(latents), decoder.flush()])
+    engine.unload("codec")
+    again = SoundDecoder(engine, model.bundle)
+    assert "codec.stream" in engine._sessions
+    np.testing.assert_array_equal(np.concatenate([again.push(latents), again.flush()]), sound)
+    assert not any(state.any() or state.flags.writeable for state in engine.codec_silence.values())
+    model.close()
+    with pytest.raises(EngineError, match="the model is closed"):
+        SoundDecoder(engine, model.bundle)
 
 
 def test_an_unknown_profile_is_refused(model: Model) -> None:
