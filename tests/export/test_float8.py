@@ -125,7 +125,7 @@ def test_a_scale_is_the_least_power_of_two_that_holds_the_peak(peak: float) -> N
     scale = scale_of(peak)
     exponent = np.log2(scale)
     assert exponent == round(exponent) and float(np.float16(scale)) == scale
-    assert np.isfinite(np.float16(1) / np.float16(scale)), "engines multiply by the reciprocal, in float16"
+    assert np.float16(1) / np.float16(scale) >= np.finfo(np.float16).tiny, "engines multiply by the reciprocal"
     assert peak <= LARGEST * scale * (1 + 1e-15)
     assert exponent == EXPONENTS[0] or peak > LARGEST * scale / 2
 
@@ -162,13 +162,26 @@ def test_a_matrix_takes_a_byte_a_weight_and_is_near_by_the_rules_of_the_type(tmp
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(np.nan, "NaN or infinity"), (-np.inf, "NaN"), (2e7, r"2e\+07, fp8 holds up to .*bf16")]
+    ("value", "message"),
+    [
+        (np.nan, "NaN or infinity"),
+        (-np.inf, "NaN"),
+        (2e7, r"2e\+07, .*65504; .*bf16"),
+        (-7e4, r"70000, .*65504; .*bf16"),
+        (63488.0, r"63488, 65536 in fp8, .*65504; .*bf16"),  # float16 itself holds it
+    ],
 )
-def test_what_no_scale_can_hold_is_refused_by_name(value: float, message: str, tmp_path: Path) -> None:
+def test_what_float16_cannot_hold_is_refused_by_name(value: float, message: str, tmp_path: Path) -> None:
     damaged = gaussian(8, 8)
     damaged[5, 7] = value
     with pytest.raises(ExportError, match=f"w: .*{message}"):
         stored(tmp_path, damaged)
+
+
+def test_the_largest_weight_is_finite_in_float16(tmp_path: Path) -> None:
+    matrix = gaussian(8, 8)
+    matrix[5, 7] = 63487
+    assert np.float16(stored(tmp_path, matrix).read_back(tmp_path, "w")[5, 7]) == 61440
 
 
 def test_zeros_stay_zero(tmp_path: Path) -> None:
