@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from ualm.export.weights import WeightStore
 from ualm.runtime.bundle import WEIGHTS, Bundle
 from ualm.runtime.engines import onnxruntime_cuda
 from ualm.runtime.engines.base import open_engine
+from ualm.runtime.engines.device_check import CudaFacts, GpuFacts
 from ualm.runtime.errors import ExportError
 
 
@@ -439,10 +441,21 @@ def test_what_is_beyond_the_range_is_cut_off_and_nan_is_seen(bundle: Bundle, run
     engine.close()
 
 
+@pytest.mark.parametrize(
+    ("sm", "said", "unsaid"),
+    [
+        (86, r"A GPU \(compute capability 8\.6\) cannot multiply; export the run with --precision int8$", "--engine"),
+        (89, r"--engine tensorrt-rtx --target sm89 -o .*, or export the run with --precision int8$", "sm120"),
+        (90, r"--engine tensorrt -o .*, or export the run with --precision int8$", "--target"),
+        (120, r"--engine tensorrt-rtx --target sm120 -o ", "sm89"),
+    ],
+)
 def test_onnxruntime_on_a_gpu_passes_it_over_and_says_what_to_do(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, sm: int, said: str, unsaid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnxruntime_cuda, "gpu_problem", lambda facts: None)
+    facts = CudaFacts(None, (sm,), None, 13000, 13000, "580.65.06", (GpuFacts("A GPU", sm, 1 << 36, 1 << 36),))
+    monkeypatch.setattr(onnxruntime_cuda, "cuda_facts", lambda: facts)
     monkeypatch.setattr(onnxruntime_cuda.ort, "get_available_providers", lambda: [onnxruntime_cuda.PROVIDER])
     reason = onnxruntime_cuda.why_not(bundle, 64)
-    assert reason is not None and "fp8" in reason and "--engine tensorrt-rtx" in reason and "--precision int8" in reason
+    assert reason is not None and re.search(f"this bundle's body is fp8, .*{said}", reason), reason
+    assert unsaid not in reason
