@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ualm.bench.random_run import SHAPES, write_random_run
-from ualm.export import input_scales
+from ualm.export import exporter, input_scales
 from ualm.export.agreement import PROMPTS as HELD_PROMPTS
 from ualm.export.checkpoint import Checkpoint
 from ualm.export.exporter import export_run
@@ -34,7 +34,7 @@ from ualm.runtime.bundle import WEIGHTS, Bundle
 from ualm.runtime.engines import onnxruntime_cuda
 from ualm.runtime.engines.base import open_engine
 from ualm.runtime.engines.device_check import CudaFacts, GpuFacts
-from ualm.runtime.errors import ExportError
+from ualm.runtime.errors import ExportError, InputError
 
 
 def value_of(code: int) -> float:
@@ -342,6 +342,20 @@ def test_values_that_a_gpu_could_not_hold_are_refused(run: Path, tmp_path: Path)
     rows = np.random.default_rng(0).standard_normal((4, shape.hidden_size)).astype(np.float32)
     with pytest.raises(ExportError, match=r"backbone\.2\.qkv: is multiplied with values up to .*65504.*bf16"):
         InputScales(tmp_path, store, shape).see([rows])
+
+
+@pytest.mark.parametrize(("given", "said"), [(False, "the scales of fp8"), (True, "--calibrate")])
+def test_what_goes_wrong_while_scaling_is_laid_to_what_was_asked_for(
+    run: Path, tmp_path: Path, given: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise InputError("the prompt is too long")
+
+    monkeypatch.setattr(exporter, "rows_read", fail)
+    examples = tmp_path / "prompts.txt"
+    examples.write_text("bells\n", encoding="utf-8")
+    with pytest.raises(ExportError, match=f"^{said}: the prompt is too long"):
+        export_run(run, tmp_path / "bundle", precision="fp8", calibration=examples if given else None)
 
 
 def test_calibration_adds_what_it_is_given_to_what_is_built_in(run: Path, bundle: Bundle, tmp_path: Path) -> None:
