@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..runtime.bundle import WEIGHTS, Bundle
 from ..runtime.chunks import PROFILES
+from ..runtime.engines.tensorrt_library import FP8_SM
 from ..runtime.tensors import MappedTensors
 from .decode import check_rows, sampling_of
 from .devices import Device
@@ -37,8 +38,6 @@ _POLICY = {
 _BLOCK = 32
 #: Bytes of the scales of an fp8 matrix: its own, and that of what it is multiplied with.
 _FP8_SCALES = 4
-#: Compute capability from which GPUs multiply fp8.
-FP8_CAPABILITY = 8.9
 #: Rows of a prompt that are taken in at once: their activations are the largest.
 PREFILL_ROWS = 512
 #: Bytes that a library, its context on the device and its scratch take: an assumption.
@@ -117,10 +116,10 @@ def make_plan(folder: Path, device: Device, contexts: Sequence[int], guidance: f
     shown = [name for name in _BYTES if name != {"fp16": "bf16"}.get(own, "fp16")]  # equal in bytes
     shapes = _Shapes(bundle)
     rows, notes = [], []
-    needs = f"fp8 needs compute capability {FP8_CAPABILITY}"
+    needs = f"fp8 needs compute capability {FP8_SM / 10}"
     if device.sm == "unknown":
         notes.append(f"{needs}, and this device's is not known")
-    elif float(device.sm) < FP8_CAPABILITY:
+    elif float(device.sm) < FP8_SM / 10:
         shown.remove("fp8")
         notes.append(f"{needs}: {device.name} cannot multiply it{' and so not run this bundle' * (own == 'fp8')}")
     for precision in shown:

@@ -273,7 +273,8 @@ class _Plan:
                 said = rows_said(bundle, conversations)
                 calibrate(folder, self.store, self.shape, BACKBONE[self.formats.backbone], said, tell)
         except InputError as error:
-            raise ExportError(f"--calibrate: {error}") from error
+            what = "the scales of fp8" if examples is None else "--calibrate"
+            raise ExportError(f"{what}: {error}") from error
         self._rewrite_null_branch(folder)
 
     def _rewrite_null_branch(self, folder: Path) -> None:

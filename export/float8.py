@@ -22,20 +22,23 @@ from ..runtime.errors import ExportError
 FLOAT8 = "float8e4m3fn"
 #: Largest number of the type.
 LARGEST = 448.0
-#: Exponents of the least and the largest scale: 2^15 is the largest power of two in float16, and 2^-15 would be no
-#: normal number there.
-EXPONENTS = (-14, 15)
+#: Exponents of the least and the largest scale: float16's normal numbers begin at 2^-14, and the reciprocal of 2^15
+#: would be none.
+EXPONENTS = (-14, 14)
+#: Largest number of float16, in which GPUs have a weight once it is widened, and a value before they round it.
+LARGEST_FLOAT16 = 65504.0
 
 
 def check_values(name: str, matrix: np.ndarray) -> None:
-    """Refuse float32 values that no scale brings into range, and NaN, which would go through unseen."""
+    """Refuse float32 values that float16 has no number for, and NaN, which would go through unseen."""
     peak = float(np.abs(matrix).max(initial=0.0))
     if not np.isfinite(peak):
         raise ExportError(f"{name}: holds NaN or infinity; the checkpoint is damaged, take another step")
-    if peak > LARGEST * 2.0 ** EXPONENTS[1]:
+    held = float(round_values(np.array([peak], np.float32), scale_of(peak))[0])
+    if held > LARGEST_FLOAT16:
         raise ExportError(
-            f"{name}: its largest value is {peak:g}, fp8 holds up to {LARGEST * 2.0 ** EXPONENTS[1]:g}; export with "
-            "precision bf16"
+            f"{name}: its largest value is {peak:g}, {held:g} in fp8, and GPUs have it in float16, whose largest "
+            f"number is {LARGEST_FLOAT16:g}; export with precision bf16"
         )
 
 

@@ -19,15 +19,13 @@ from ..runtime.errors import ExportError
 from ..runtime.hearing import FeatureSpec
 from .agreement import probe_sound
 from .calibrate import QUESTION
-from .float8 import scale_of
+from .float8 import LARGEST_FLOAT16, scale_of
 from .forward import hidden_states
 from .qwen2 import BackboneShape
 from .weights import WeightStore
 
 #: How much larger than what was seen a value may be.
 MARGIN = 2.0
-#: Largest number of float16, in which GPUs have a value before they round it.
-_LARGEST_FLOAT16 = 65504.0
 #: What the model is told, beside a sound; none of it is among the prompts that agreement is measured with.
 PROMPTS = (
     "Waves break on a rocky shore while the wind rises.",
@@ -68,10 +66,10 @@ class InputScales:
         def look(name: str, x: torch.Tensor) -> None:
             nonlocal done
             peak = float(x.abs().max())
-            if not peak <= _LARGEST_FLOAT16:
+            if not peak <= LARGEST_FLOAT16:
                 raise ExportError(
                     f"{name}: is multiplied with values up to {peak:g}, and GPUs have them in float16 before they are "
-                    f"fp8, whose largest number is {_LARGEST_FLOAT16:g}; export with precision bf16"
+                    f"fp8, whose largest number is {LARGEST_FLOAT16:g}; export with precision bf16"
                 )
             self.peaks[name] = max(self.peaks.get(name, 0.0), peak)
             done += 1

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..runtime.bundle import MANIFEST, WEIGHTS, Bundle, BundleFile, Manifest, describe_file
 from ..runtime.cli_common import in_bytes
 from ..runtime.engine_files import EngineFile
-from ..runtime.engines.tensorrt_library import Library, local_sm, sm_name
+from ..runtime.engines.tensorrt_library import FP8_SM, Library, local_sm, sm_name
 from ..runtime.errors import EngineError, ExportError, InputError
 from ..runtime.files import replacing_file, replacing_folder
 from .targets import BUNDLE_OPTIONS, Made, Order, Progress, Target, refuse_others
@@ -49,9 +49,6 @@ def tensorrt(order: Order, progress: Progress) -> Made:
         ) from (error)
     return _make(order, progress, find_library("tensorrt"), (sm,))
 
-
-#: First compute capability that multiplies float8.
-FP8_SM = 89
 
 TARGETS: dict[str, Target] = {"tensorrt-rtx": tensorrt_rtx, "tensorrt": tensorrt}
 

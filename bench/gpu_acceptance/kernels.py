@@ -14,6 +14,7 @@ from ...runtime.engines.device_cache import CacheShape, DeviceCache, narrow
 from ...runtime.engines.device_head import BLOCK, FusedHead
 from ...runtime.engines.device_sampler import fill_null_prefix
 from ...runtime.engines.rotary import rotary_tables
+from ...runtime.engines.tensorrt_rows import open_writer
 from ...runtime.tensors import widen
 from ...runtime.vocabulary import STREAMS
 from .findings import Findings
@@ -81,6 +82,7 @@ def check_kernels(ground: Ground) -> Findings:
         found.check(f"head, {stored}", partial(_head, device, stored, large, ground.seed))
     for number in NUMBER_BYTES:
         found.check(f"null prefix, {number}", partial(_null_prefix, device, number, ground.seed))
+        found.check(f"rows appended, {number}", partial(append_rows, device, number, ground.seed))
     return found
 
 
@@ -225,3 +227,46 @@ def _null_prefix(device: Device, number: Number, seed: int) -> str:
         same = held[:, first:last].view(bits) == np.ascontiguousarray(expected).view(bits)
         assert same.all(), f"layer {layer}, {'keys' if half == 0 else 'values'}: {int((~same).sum())} numbers differ"
     return f"{last - first} positions of {shape.layers} layers are equal bit for bit"
+
+
+class _Places:
+    """What an engine would be told of the outputs that it gives apart: where each is to lie."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, int] = {}
+
+    def output(self, name: str, address: int) -> None:
+        self.of[name] = address
+
+
+def append_rows(device: Device, number: Number, seed: int) -> str:
+    """One captured launch, as a decode step has it, puts both branches' rows where the position says when it runs, and
+    touches nothing else; AssertionError where a bit differs."""
+    random, shape = np.random.default_rng(seed), CacheShape(3, 2, 64, 40, number)
+    cache, position, places = DeviceCache(device, shape), device.allocate(8), _Places()
+    writer = open_writer("appended", device, shape, branches=2, rows=1)
+    writer.bind(places, cache)  # type: ignore[arg-type]
+
+    def drawn(rows: int) -> np.ndarray:
+        return narrow(random.standard_normal((2, shape.kv_heads, rows, shape.head_dim), np.float32), number)
+
+    held = {}
+    for layer, (half, name) in itertools.product(range(shape.layers), enumerate(("key", "value"))):
+        place, values = cache.layers[layer][half].address, drawn(shape.capacity)
+        device.upload(place, values)
+        held[f"new_{name}.{layer}"] = place, values
+    device.synchronize()
+    step = device.capture(lambda: writer.write(cache, 1, position))
+    for at in random.permutation(shape.capacity).tolist():
+        device.upload(position.address, np.array([at], np.int64))
+        for name, place in places.of.items():
+            new = drawn(1)
+            device.upload(place, new)
+            held[name][1][:, :, at] = new[:, :, 0]
+        step.launch()
+        for name, (place, expected) in held.items():
+            got = np.empty_like(expected)
+            device.download(got, place)
+            device.synchronize()
+            assert got.tobytes() == expected.tobytes(), f"{name}, appended at position {at}: the cache differs"
+    return f"{shape.capacity} launches of one graph: {shape.layers} layers are equal bit for bit"

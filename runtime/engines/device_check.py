@@ -21,7 +21,7 @@ from .device_cache import CacheShape
 #: and cuDNN take on a card of any size, about), and scratch for the attention and the feed-forward part of a prompt.
 LIBRARY_BYTES = 600 << 20
 #: Bits of a weight in each format, scales included (docs/precision.md), for what is said about other formats.
-_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0, "int8": 8.5, "int4": 4.5}
+_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0, "fp8": 8.0, "int8": 8.5, "int4": 4.5}
 #: Parts that a GPU engine loads, and tables that it keeps on the device.
 _LOADED = ("backbone", "head.audio", "head.text", "head.modality", "encoder", "codec", "codec.stream")
 _TABLES = ("embedding", "codec.rvq_table", "codec.rvq_bias", "null.keys", "null.values")
@@ -209,7 +209,8 @@ def memory_problem(
     bits = _BITS.get(precisions.get("backbone", "fp32"), 32.0)
     for name, fewer in _BITS.items():
         smaller = need.total - int(need.weights * (1 - fewer / bits))
-        if fewer < bits and smaller <= gpu.free:
+        # fp8 is never the advice: not every GPU and not every engine multiplies it
+        if name != "fp8" and fewer < bits and smaller <= gpu.free:
             return f"{says}; export it with --precision {name}, which needs about {_gib(smaller)}"
     return f"{says}; no precision of this model fits: use a GPU with more memory, or the CPU (engine onnxruntime)"
 

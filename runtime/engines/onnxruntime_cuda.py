@@ -13,13 +13,14 @@ from .base import Sequence as EngineSequence
 from .device import Device, Number, told_errors
 from .device_body import Modality
 from .device_cache import CacheShape
-from .device_check import cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
+from .device_check import GpuFacts, cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
 from .device_codec import DeviceCodecStream
 from .device_head import FusedHead, fused_head
 from .device_model import DeviceModel, columns_of
 from .onnxruntime import PREFILL_ROWS
 from .onnxruntime_device import OnnxRuntimeBody, PositionTables
 from .onnxruntime_parts import OnnxRuntimeParts
+from .tensorrt_library import FP8_SM, RTX_SMS, build_command
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
@@ -159,13 +160,23 @@ def why_not(bundle: Bundle | None, max_context: int) -> str | None:
     if bundle is None:
         return None
     if bundle.manifest.precision["backbone"] == "fp8":
-        return (
-            "this bundle's body is fp8, which ONNX Runtime does not multiply on a GPU; compile it for the GPU: ualm "
-            f"export {bundle.folder} --engine tensorrt-rtx --target sm89 -o {bundle.folder} (docs/tensorrt.md), or "
-            "export the run with --precision int8"
-        )
+        return _fp8_problem(bundle, facts.gpus[0])
     need = memory_need(bundle, max_context, number=cache_shape(bundle, max_context).number, prefill_rows=PREFILL_ROWS)
     return memory_problem(need, facts.gpus[0], bundle.manifest.precision)
+
+
+def _fp8_problem(bundle: Bundle, gpu: GpuFacts) -> str:
+    """Why a body in fp8 is not run here, and what would run it on this GPU."""
+    if gpu.sm < FP8_SM:
+        return (
+            f"this bundle's body is fp8, which {gpu.name} (compute capability {gpu.sm // 10}.{gpu.sm % 10}) cannot "
+            "multiply; export the run with --precision int8"
+        )
+    command = build_command(bundle, "tensorrt-rtx" if gpu.sm in RTX_SMS else "tensorrt", gpu.sm)
+    return (
+        f"this bundle's body is fp8, which ONNX Runtime does not multiply on a GPU; compile it for this one: {command} "
+        "(docs/tensorrt.md), or export the run with --precision int8"
+    )
 
 
 def open_engine(bundle: Bundle, *, threads: int | None, max_context: int) -> OnnxRuntimeCudaEngine:

@@ -24,7 +24,7 @@ from .device_model import DeviceModel, columns_of
 from .tensorrt_body import BodyParts, TensorRtBody
 from .tensorrt_codec import Side, TensorRtCodecStream, TensorRtEncoder
 from .tensorrt_context import CompiledPart, CompiledParts
-from .tensorrt_library import Library, load_library, sm_name
+from .tensorrt_library import Library, build_command, load_library, sm_name
 from .tensorrt_names import OFFSETS, LibraryName
 
 #: Parts that an engine needs.
@@ -54,14 +54,7 @@ def find_engines(bundle: Bundle, library: Library, sm: int) -> dict[str, EngineF
     if not missing:
         return found
     why = reasons[0] if reasons else f"the bundle has no {library.name} engine of {missing[0]}"
-    raise EngineError(f"{why}; build them with: {_command(bundle, library, sm)}")
-
-
-def _command(bundle: Bundle, library: Library, sm: int, *options: str) -> str:
-    """The command that builds a bundle's engines for a GPU."""
-    target = ("--target", sm_name(sm)) if library.compiles_for_others else ()
-    words = ("ualm export", str(bundle.folder), "--engine", library.name, *target, *options, "-o", str(bundle.folder))
-    return " ".join(words)
+    raise EngineError(f"{why}; build them with: {build_command(bundle, library.name, sm)}")
 
 
 def _memory_problem(bundle: Bundle, library: Library, engines: Mapping[str, EngineFile], gpu: GpuFacts) -> str | None:
@@ -72,7 +65,7 @@ def _memory_problem(bundle: Bundle, library: Library, engines: Mapping[str, Engi
     body = engines["backbone"]
 
     def fewer_rows(rows: int) -> str:
-        command = _command(bundle, library, gpu.sm, "--max-context", str(rows))
+        command = build_command(bundle, library.name, gpu.sm, "--max-context", str(rows))
         return f"build the engines for {rows} rows or fewer: {command}"
 
     prefill_rows = max((each.shapes[OFFSETS][2][0] for each in body.profiles if OFFSETS in each.shapes), default=0)
@@ -82,8 +75,9 @@ def _memory_problem(bundle: Bundle, library: Library, engines: Mapping[str, Engi
         number=bundle.manifest.parts["backbone"].get("compute", "float32"),
         prefill_rows=prefill_rows,
         weights=sum(bundle.manifest.files[engine.file].size for engine in engines.values()),
-        # without an attention layer: scores and their exponentials in float32, and these narrowed
-        score_bytes=4 + 4 + 2 if body.cache == "appended" else None,
+        # without an attention layer: scores and their exponentials in float32, and these narrowed. A fused one holds
+        # none, and where it is not fused is the library's choice: no engine that may fit is refused
+        score_bytes=4 + 4 + 2 if body.cache == "appended" else 0,
     )
     return memory_problem(need, gpu, bundle.manifest.precision, fewer_rows=fewer_rows)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..bundle import Bundle
 from ..engine_files import CacheKind
 from ..errors import EngineError
 from .tensorrt_names import LibraryName
@@ -21,6 +22,10 @@ _MODULES: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "ten
 _TITLES: dict[LibraryName, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 #: The oldest TensorRT whose parser and bindings were looked at: that of JetPack 6.
 _OLDEST = (10, 3)
+#: First compute capability that multiplies float8.
+FP8_SM = 89
+#: Compute capabilities that TensorRT-RTX 1.7 builds for, for advice where it is not installed.
+RTX_SMS = (75, 80, 86, 89, 120, 121)
 _INSTALL: dict[LibraryName, str] = {
     "tensorrt": 'pip install "ualm[tensorrt]" (on Jetson it comes with JetPack)',
     "tensorrt-rtx": 'pip install "ualm[tensorrt-rtx]"',
@@ -130,6 +135,14 @@ def local_sm(index: int = 0, load: Callable[[str], Any] = ctypes.CDLL) -> int:
         if status:
             raise EngineError(f"the NVIDIA driver shows no GPU ({name} gave CUDA error {status}); see nvidia-smi")
     return major.value * 10 + minor.value
+
+
+def build_command(bundle: Bundle, name: LibraryName, sm: int, *options: str) -> str:
+    """The command that builds a bundle's engines for a GPU. It replaces those of ``name``, and so names their GPUs as
+    well."""
+    sms = sorted({sm}.union(*(each.sms for each in bundle.manifest.engines if each.engine == name)))
+    target = ("--target", ",".join(map(sm_name, sms))) if name == "tensorrt-rtx" else ()
+    return " ".join(("ualm export", str(bundle.folder), "--engine", name, *target, *options, "-o", str(bundle.folder)))
 
 
 def sm_name(sm: int) -> str:

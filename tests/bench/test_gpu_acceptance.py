@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -25,7 +26,9 @@ from ualm.export import targets, tensorrt_build, tensorrt_target
 from ualm.runtime import EngineError
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.device import Device
+from ualm.runtime.engines.device_cache import CacheShape
 from ualm.runtime.engines.tensorrt_library import Library
+from ualm.runtime.engines.tensorrt_rows import Appended
 
 Run = Callable[..., tuple[str | int | None, str]]
 
@@ -68,7 +71,7 @@ def test_every_stage_is_rehearsed_and_the_result_says_that_it_is_a_rehearsal(
     )
     assert not [check for check in report.checks if check.verdict == "fail"]
     assert verdicts(report, "environment")["GPU"] == "skipped"
-    assert set(verdicts(report, "kernels").values()) == {"pass"} and len(verdicts(report, "kernels")) == 9
+    assert set(verdicts(report, "kernels").values()) == {"pass"} and len(verdicts(report, "kernels")) == 12
     assert list(verdicts(report, "tensorrt-rtx").values()) == ["skipped", "pass", "pass"]
     assert set(verdicts(report, "loop").values()) == {"pass"}
     assert set(verdicts(report, "engines").values()) == {"skipped"} and len(verdicts(report, "engines")) == 2
@@ -174,6 +177,22 @@ def test_a_kernel_that_draws_otherwise_is_found_out() -> None:
     tables.embedding[:] ^= 1
     with pytest.raises(AssertionError, match="row 0: the next embedding differs"):
         kernels.same_as_cpu(tables, trial, 1)
+
+
+def test_rows_that_are_appended_elsewhere_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position that does not move between launches, or one layer's rows left out, must fail."""
+    device = Device(load_shim(), kind="cpu")
+    kernels.append_rows(device, "bfloat16", 0)
+    write, still = Appended.write, device.uploaded(np.array([3], np.int64))
+    with monkeypatch.context() as patch:
+        patch.setattr(Appended, "write", lambda self, cache, rows, position: write(self, cache, rows, still))
+        with pytest.raises(AssertionError, match=r"new_key\.0, appended at position \d+: the cache differs"):
+            kernels.append_rows(device, "float16", 0)
+    layout = CacheShape.layout
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheShape, "layout", lambda self, cuda: layout(replace(self, layers=2), cuda))
+        with pytest.raises(AssertionError, match=r"new_(key|value)\.2, appended at position \d+: the cache differs"):
+            kernels.append_rows(device, "float16", 0)
 
 
 @pytest.mark.parametrize("kind", ["NaN", "+inf", "all -inf", "ties", "mostly -inf", "stops"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ualm.bench.random_run import SHAPES, write_random_run
-from ualm.export import input_scales
+from ualm.export import exporter, input_scales
 from ualm.export.agreement import PROMPTS as HELD_PROMPTS
 from ualm.export.checkpoint import Checkpoint
 from ualm.export.exporter import export_run
@@ -32,7 +33,8 @@ from ualm.export.weights import WeightStore
 from ualm.runtime.bundle import WEIGHTS, Bundle
 from ualm.runtime.engines import onnxruntime_cuda
 from ualm.runtime.engines.base import open_engine
-from ualm.runtime.errors import ExportError
+from ualm.runtime.engines.device_check import CudaFacts, GpuFacts
+from ualm.runtime.errors import ExportError, InputError
 
 
 def value_of(code: int) -> float:
@@ -125,7 +127,7 @@ def test_a_scale_is_the_least_power_of_two_that_holds_the_peak(peak: float) -> N
     scale = scale_of(peak)
     exponent = np.log2(scale)
     assert exponent == round(exponent) and float(np.float16(scale)) == scale
-    assert np.isfinite(np.float16(1) / np.float16(scale)), "engines multiply by the reciprocal, in float16"
+    assert np.float16(1) / np.float16(scale) >= np.finfo(np.float16).tiny, "engines multiply by the reciprocal"
     assert peak <= LARGEST * scale * (1 + 1e-15)
     assert exponent == EXPONENTS[0] or peak > LARGEST * scale / 2
 
@@ -162,13 +164,26 @@ def test_a_matrix_takes_a_byte_a_weight_and_is_near_by_the_rules_of_the_type(tmp
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(np.nan, "NaN or infinity"), (-np.inf, "NaN"), (2e7, r"2e\+07, fp8 holds up to .*bf16")]
+    ("value", "message"),
+    [
+        (np.nan, "NaN or infinity"),
+        (-np.inf, "NaN"),
+        (2e7, r"2e\+07, .*65504; .*bf16"),
+        (-7e4, r"70000, .*65504; .*bf16"),
+        (63488.0, r"63488, 65536 in fp8, .*65504; .*bf16"),  # float16 itself holds it
+    ],
 )
-def test_what_no_scale_can_hold_is_refused_by_name(value: float, message: str, tmp_path: Path) -> None:
+def test_what_float16_cannot_hold_is_refused_by_name(value: float, message: str, tmp_path: Path) -> None:
     damaged = gaussian(8, 8)
     damaged[5, 7] = value
     with pytest.raises(ExportError, match=f"w: .*{message}"):
         stored(tmp_path, damaged)
+
+
+def test_the_largest_weight_is_finite_in_float16(tmp_path: Path) -> None:
+    matrix = gaussian(8, 8)
+    matrix[5, 7] = 63487
+    assert np.float16(stored(tmp_path, matrix).read_back(tmp_path, "w")[5, 7]) == 61440
 
 
 def test_zeros_stay_zero(tmp_path: Path) -> None:
@@ -329,6 +344,20 @@ def test_values_that_a_gpu_could_not_hold_are_refused(run: Path, tmp_path: Path)
         InputScales(tmp_path, store, shape).see([rows])
 
 
+@pytest.mark.parametrize(("given", "said"), [(False, "the scales of fp8"), (True, "--calibrate")])
+def test_what_goes_wrong_while_scaling_is_laid_to_what_was_asked_for(
+    run: Path, tmp_path: Path, given: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise InputError("the prompt is too long")
+
+    monkeypatch.setattr(exporter, "rows_read", fail)
+    examples = tmp_path / "prompts.txt"
+    examples.write_text("bells\n", encoding="utf-8")
+    with pytest.raises(ExportError, match=f"^{said}: the prompt is too long"):
+        export_run(run, tmp_path / "bundle", precision="fp8", calibration=examples if given else None)
+
+
 def test_calibration_adds_what_it_is_given_to_what_is_built_in(run: Path, bundle: Bundle, tmp_path: Path) -> None:
     examples = tmp_path / "prompts.txt"
     examples.write_text("wind in dry leaves, " * 20 + "\nbells\n", encoding="utf-8")
@@ -426,10 +455,21 @@ def test_what_is_beyond_the_range_is_cut_off_and_nan_is_seen(bundle: Bundle, run
     engine.close()
 
 
+@pytest.mark.parametrize(
+    ("sm", "said", "unsaid"),
+    [
+        (86, r"A GPU \(compute capability 8\.6\) cannot multiply; export the run with --precision int8$", "--engine"),
+        (89, r"--engine tensorrt-rtx --target sm89 -o .*, or export the run with --precision int8$", "sm120"),
+        (90, r"--engine tensorrt -o .*, or export the run with --precision int8$", "--target"),
+        (120, r"--engine tensorrt-rtx --target sm120 -o ", "sm89"),
+    ],
+)
 def test_onnxruntime_on_a_gpu_passes_it_over_and_says_what_to_do(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, sm: int, said: str, unsaid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnxruntime_cuda, "gpu_problem", lambda facts: None)
+    facts = CudaFacts(None, (sm,), None, 13000, 13000, "580.65.06", (GpuFacts("A GPU", sm, 1 << 36, 1 << 36),))
+    monkeypatch.setattr(onnxruntime_cuda, "cuda_facts", lambda: facts)
     monkeypatch.setattr(onnxruntime_cuda.ort, "get_available_providers", lambda: [onnxruntime_cuda.PROVIDER])
     reason = onnxruntime_cuda.why_not(bundle, 64)
-    assert reason is not None and "fp8" in reason and "--engine tensorrt-rtx" in reason and "--precision int8" in reason
+    assert reason is not None and re.search(f"this bundle's body is fp8, .*{said}", reason), reason
+    assert unsaid not in reason

@@ -23,7 +23,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ualm.export.targets import Order
-from ualm.export.tensorrt_build import BuildReport, build, find_library
+from ualm.export.tensorrt_build import BuildReport, build, find_library, known_sms
 from ualm.export.tensorrt_compare import differences
 from ualm.export.tensorrt_graph import load_graph, with_own_positions
 from ualm.export.tensorrt_parts import plan_body, plan_parts
@@ -31,7 +31,7 @@ from ualm.export.tensorrt_target import add_engines, tensorrt, tensorrt_rtx
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engine_files import CacheKind
 from ualm.runtime.engines.tensorrt import ROLES, find_engines
-from ualm.runtime.engines.tensorrt_library import Library, load_library, make_logger
+from ualm.runtime.engines.tensorrt_library import RTX_SMS, Library, load_library, make_logger
 from ualm.runtime.errors import BundleError, EngineError, ExportError, InputError
 from ualm.runtime.packaged import default_bundle
 
@@ -98,6 +98,10 @@ def test_engines_fit_the_gpus_that_they_were_built_for_and_no_other(compiled: Bu
     assert set(find_engines(compiled, library, 120)) == set(ROLES)
     with pytest.raises(EngineError, match=r"built for sm86, sm89, sm120, and the GPU here is sm90"):
         find_engines(compiled, library, 90)
+
+
+def test_advice_names_the_gpus_that_the_library_builds_for() -> None:
+    assert known_sms(find_library("tensorrt-rtx")) == RTX_SMS
 
 
 def pretend(library: Library, path: Path, model: Any, profiles: Any, **options: Any) -> BuildReport:

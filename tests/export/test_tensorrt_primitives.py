@@ -50,7 +50,7 @@ PARSED = {
     ),
     *("Concat", "Expand", "Gather", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
     *("LayerNormalization", "ReduceMax", "ReduceMean", "ReduceSum", "Softmax"),
-    *("AveragePool", "Conv", "ConvTranspose", "DequantizeLinear", "MatMul"),
+    *("AveragePool", "Conv", "ConvTranspose", "DequantizeLinear", "MatMul", "QuantizeLinear"),
 }
 NUMBERS = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 
@@ -190,10 +190,11 @@ def test_what_lies_behind_the_rows_held_counts_for_nothing(
     np.testing.assert_array_equal(*hidden)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
-def test_half_precision_is_as_near_as_it_is(precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "bound"), [("fp16", 5e-3), ("int8", 5e-3), ("int4", 5e-3), ("fp8", 0.2)])
+def test_half_precision_is_as_near_as_it_is(precision: str, bound: float, tmp_path: Path) -> None:
     """From float32 arithmetic on the same weights it is no farther than the form for newer libraries, whose scores are
-    half precision in ONNX Runtime; a fifth is allowed for the order of sums."""
+    half precision in ONNX Runtime; a fifth is allowed for the order of sums. fp8 rounds rows to three bits of fraction,
+    and half precision and float32 fall on different sides here and there: 0.2, of values of 2 (seen: 0.14 in both)."""
     bundle = exported(tmp_path, precision)
     grouped = Grouped(bundle, load_graph(bundle.part("backbone.grouped")), "grouped.onnx")
     standard, primitives = both(bundle)
@@ -206,7 +207,7 @@ def test_half_precision_is_as_near_as_it_is(precision: str, tmp_path: Path) -> N
         errors.append([float(np.sqrt(np.mean((each - exact) ** 2))) for each in got])
         position += rows
     in_place, appended = np.mean(errors, axis=0)
-    assert appended < 1.2 * in_place and appended < 5e-3
+    assert appended < 1.2 * in_place and appended < bound
 
 
 def test_keys_with_large_biases_keep_their_scores_apart(tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_blocks_of_int8_are_widened_to_the_same_numbers(number: str) -> None:
 # ---- what they are made of ----
 
 
-@pytest.fixture(scope="module", params=["packaged", "omni int4", "omni bf16", "afwhisper fp32"])
+@pytest.fixture(scope="module", params=["packaged", "omni int4", "omni bf16", "omni fp8", "afwhisper fp32"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     if request.param == "packaged":
         return Bundle(default_bundle(), verify="never")
@@ -279,11 +280,11 @@ def test_tensorrt_rtx_builds_every_part_in_primitives(bundle: Bundle) -> None:
     """The network is the graph, and a builder takes it. This is TensorRT-RTX, not 10.3."""
     library = find_library("tensorrt-rtx")
     for plan in plan_parts(bundle, min(512, bundle.manifest.model.max_positions), cache="appended"):
-        report = build(library, plan.path, plan.model, plan.profiles, sms=(86,))
+        report = build(library, plan.path, plan.model, plan.profiles, sms=(89,))  # the first that takes fp8
         assert not {"KV_CACHE_UPDATE", "ROTARY_EMBEDDING", "ATTENTION_INPUT"} & set(report.layers), plan.role
-        weights = {tensor.name for tensor in plan.model.graph.initializer}
-        blocks = [n for n in plan.model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights]
-        assert report.layers.get("DEQUANTIZE", 0) == len(blocks), plan.role
+        for layer, operator in (("QUANTIZE", "QuantizeLinear"), ("DEQUANTIZE", "DequantizeLinear")):
+            nodes = [node for node in plan.model.graph.node if node.op_type == operator]
+            assert report.layers.get(layer, 0) == len(nodes), plan.role
 
 
 # ---- what is refused ----

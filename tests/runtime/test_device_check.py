@@ -195,6 +195,8 @@ NEED = MemoryNeed(weights=3 * GIB, tables=GIB, workspace=GIB, row=GIB // 4096, r
         (GIB * 16 // 5, "bf16", "export it with --precision int4"),
         (3 * GIB, "bf16", "no precision of this model fits"),
         (4 * GIB, "int4", "no precision of this model fits"),
+        (4 * GIB, "fp8", "export it with --precision int4, which needs about 3.9 GiB"),
+        (GIB * 7 // 2, "fp8", "no precision of this model fits"),
     ],
 )
 def test_what_does_not_fit_says_what_would(free, precision, said):

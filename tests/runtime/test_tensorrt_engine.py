@@ -29,9 +29,10 @@ from ualm.export.tensorrt_target import add_engines
 from ualm.runtime import AudioSampling, EngineError, TextSampling
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engine_files import CacheKind
+from ualm.runtime.engines import tensorrt
 from ualm.runtime.engines.base import Engine, Frames, Sequence
 from ualm.runtime.engines.device import Stream
-from ualm.runtime.engines.device_check import CudaFacts, GpuFacts
+from ualm.runtime.engines.device_check import CudaFacts, GpuFacts, MemoryNeed
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ualm.runtime.engines.tensorrt import TensorRtEngine, find_engines, refusal
 from ualm.runtime.engines.tensorrt_body import bucket_rows
@@ -284,6 +285,18 @@ def test_memory_that_does_not_suffice_is_told_before_anything_is_loaded(bundle: 
     assert refused(Bundle(folder, verify="never"), lacks) is None
 
 
+def test_scores_count_where_they_lie_in_memory(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused attention has none; in primitives a prompt's are float32, with their exponentials, and narrowed."""
+    needs: list[MemoryNeed] = []
+    monkeypatch.setattr(tensorrt, "memory_problem", lambda need, *about, **said: needs.append(need))
+    library, model = library_of(bundle), bundle.manifest.model
+    assert refusal(library, FACTS, bundle) is None
+    cache = 2 * 2 * model.layers * model.kv_heads * model.head_dim * 4
+    tables = 6 * 4 * (model.head_dim // 2) + 2 * 8 + 2 * 4
+    scores = {"in_place": 512 * 4, "appended": 128 * (4 + 10 * model.heads)}
+    assert needs[0].row - cache - tables == scores[library.cache]
+
+
 def changed(bundle: Bundle, folder: Path, **changes: Any) -> Bundle:
     def change(document: dict[str, Any]) -> None:
         document["engines"] = [{**entry, **changes} for entry in document["engines"]]
@@ -310,7 +323,9 @@ def test_a_stale_engine_is_refused_with_the_reason_and_the_mend(
     assert refusal(library, FACTS, stale) is not None
     with pytest.raises(EngineError, match=reason) as refused:
         find_engines(stale, library, 89)
-    assert ("--target sm89" in str(refused.value)) == library.compiles_for_others
+    # the command replaces what is there, so it names the GPUs of that too
+    served = {"sms": "sm86,sm89,sm120", "engine": "sm89"}.get(next(iter(changes)), "sm86,sm89")
+    assert (f" --target {served} -o" in str(refused.value)) == library.compiles_for_others
     with pytest.raises(EngineError, match=reason):
         opened(stale)
 
