@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="folder of the training run to write")
     parser.add_argument("--soundfont", type=Path, default=SOUNDFONT)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda: where to train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--rows", type=int, default=Recipe.rows, help="rows a step, about")
@@ -53,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> None:
         pid.write_text(f"{os.getpid()}\n")
         recipe = dataclasses.replace(Recipe(), seed=arguments.seed, steps=arguments.steps, rows=arguments.rows)
         try:
-            done = shop.train(recipe, arguments.until, arguments.save_seconds)
+            done = shop.train(recipe, arguments.until, arguments.save_seconds, arguments.device)
         finally:
             pid.unlink(missing_ok=True)
         print(f"{arguments.work}: {'trained' if done else 'stopped; run again to go on'}", flush=True)

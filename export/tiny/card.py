@@ -35,7 +35,8 @@ what it played, say what it heard, and play again where that is not what was ask
 the sequences of two or three notes were held out of every task; single notes and drums cannot be, and are all
 trained. The codec is built in closed form: no training, sounds of the domain come back at more than 50 dB with the
 weights rounded to bf16 (the tests hold it). `training.json` beside the run has the recipe and the curves. The
-recipe is one command: `python -m ualm.export.tiny all WORK -o RUN`.
+recipe is one command: `python -m ualm.export.tiny all WORK -o RUN`; with
+`--device cuda` it trains on a GPU, which nobody has run yet.
 
 ## Gates
 

@@ -58,10 +58,15 @@ class LossFunction:
     def __init__(self, network: TinyUalm, filters: np.ndarray) -> None:
         self.network, self._filters = network, filters
         self.vocabulary: Vocabulary = network.vocabulary
+        self._device = network.lm_head.weight.device
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        """The array where the network is."""
+        return torch.from_numpy(array).to(self._device)
 
     def __call__(self, examples: Sequence[Example], rng: random.Random, guided: float, null: float) -> Losses:
         """``guided``: share of the sounds trained with both branches and guidance; ``null``: with both, unguided."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(self._device.type, dtype=torch.bfloat16):
             return self._compute(examples, rng, guided, null)
 
     def _compute(self, examples: Sequence[Example], rng: random.Random, guided: float, null: float) -> Losses:
@@ -80,15 +85,15 @@ class LossFunction:
         self._run(items + nulls)
 
         kinds = np.concatenate([e.kinds[e.kinds > 0] for e in examples])
-        rows = torch.from_numpy(np.concatenate([e.rows[e.kinds > 0] for e in examples]).astype(np.int64))
-        weights = torch.from_numpy(np.concatenate([e.weights[e.kinds > 0] for e in examples]))
+        rows = self._put(np.concatenate([e.rows[e.kinds > 0] for e in examples]).astype(np.int64))
+        weights = self._put(np.concatenate([e.weights[e.kinds > 0] for e in examples]))
         tasks = np.concatenate([np.full(int((e.kinds > 0).sum()), e.task, object) for e in examples])
         hidden = torch.cat([item.hidden for item in items if item.hidden is not None])
 
         total = PROBE_WEIGHT * probe_loss + self._text(hidden, rows, weights, kinds, tasks, curves)
         audio = np.flatnonzero(kinds == AUDIO)
         if len(audio):
-            logits = self.network.audio_logits(hidden[torch.from_numpy(audio)]).float()
+            logits = self.network.audio_logits(hidden[self._put(audio)]).float()
             targets = self._audio_targets(rows[audio])
             cells = self._cross_entropy(logits, targets)
             total = total + _mean(cells, weights[audio])
@@ -106,14 +111,14 @@ class LossFunction:
         found: list[list[tuple[int, Tensor]]] = [[] for _ in examples]
         heard = [(index, sound) for index, example in enumerate(examples) for sound in example.heard]
         if not heard:
-            return torch.zeros(()), found
-        mels = [torch.from_numpy(log_mel(normalized(sound.samples), SPEC, self._filters)) for _, sound in heard]
+            return torch.zeros((), device=self._device), found
+        mels = [self._put(log_mel(normalized(sound.samples), SPEC, self._filters)) for _, sound in heard]
         features = self.network.hear(mels)
         for (index, sound), part in zip(heard, torch.split(features, [s.rows for _, s in heard]), strict=True):
             found[index].append((sound.start, part))
         logits = self.network.probe(features).float()
-        classes = torch.from_numpy(np.concatenate([s.classes for _, s in heard]))
-        onsets = torch.from_numpy(np.concatenate([s.onsets for _, s in heard])).float()
+        classes = self._put(np.concatenate([s.classes for _, s in heard]))
+        onsets = self._put(np.concatenate([s.onsets for _, s in heard])).float()
         loss = F.cross_entropy(logits[:, :-1], classes) + F.binary_cross_entropy_with_logits(logits[:, -1], onsets)
         right = (logits[:, :-1].argmax(1) == classes).float()
         curves["probe"] = (float(loss.detach()) * len(classes), len(classes))
@@ -133,18 +138,18 @@ class LossFunction:
             rows = np.zeros((len(chunk), longest, STREAMS), np.int64)
             for place, index in enumerate(chunk):
                 rows[place, : len(items[index].rows)] = items[index].rows
-            embedded = self.network.embed(torch.from_numpy(rows))
+            embedded = self.network.embed(self._put(rows))
             places = [
                 (place * longest + start, part) for place, i in enumerate(chunk) for start, part in items[i].features
             ]
             if places:
                 flat = embedded.reshape(-1, embedded.shape[-1])
-                at = torch.cat([torch.arange(start, start + len(part)) for start, part in places])
+                at = torch.cat([torch.arange(start, start + len(part), device=self._device) for start, part in places])
                 flat = flat.index_copy(0, at, torch.cat([part for _, part in places]).to(flat.dtype))
                 embedded = flat.view(len(chunk), longest, -1)
             hidden = self.network.body(embedded)
             for place, index in enumerate(chunk):
-                items[index].hidden = hidden[place, torch.from_numpy(items[index].wanted)]
+                items[index].hidden = hidden[place, self._put(items[index].wanted)]
 
     def _text(
         self,
@@ -155,23 +160,23 @@ class LossFunction:
         tasks: np.ndarray,
         curves: dict[str, tuple[float, float]],
     ) -> Tensor:
-        v, total = self.vocabulary, torch.zeros(())
+        v, total = self.vocabulary, torch.zeros((), device=self._device)
         text = np.flatnonzero(kinds == TEXT)
         if len(text):
-            logits = self.network.text_logits(hidden[torch.from_numpy(text)]).float()
+            logits = self.network.text_logits(hidden[self._put(text)]).float()
             ids = rows[text, 0]
             targets = torch.where(ids >= v.text_base, ids - v.text_base, ids - EOS + v.text_size)
             cells, weight = F.cross_entropy(logits, targets, reduction="none"), weights[text, 0]
             total = total + _mean(cells, weight)
             right = (logits.argmax(1) == targets).float()
             for task in set(tasks[text]):
-                of_task = torch.from_numpy((tasks[text] == task).astype(np.bool_))
-                _curve(curves, f"text.{task}", cells.detach()[of_task], torch.ones(int(of_task.sum())))
+                of_task = self._put((tasks[text] == task).astype(np.bool_))
+                _curve(curves, f"text.{task}", cells.detach()[of_task])
                 content = of_task & (weight > 1)
-                _curve(curves, f"content_right.{task}", right[content], torch.ones(int(content.sum())))
+                _curve(curves, f"content_right.{task}", right[content])
         modality = np.flatnonzero(kinds == MODALITY)
         if len(modality):
-            logits = self.network.modality_logits(hidden[torch.from_numpy(modality)]).float()
+            logits = self.network.modality_logits(hidden[self._put(modality)]).float()
             cells = F.cross_entropy(logits, rows[modality, 0] - 7, reduction="none")
             total = total + 0.2 * _mean(cells, weights[modality, 0])
             _curve(curves, "modality", cells.detach(), weights[modality, 0])
@@ -179,7 +184,7 @@ class LossFunction:
 
     def _audio_targets(self, rows: Tensor) -> Tensor:
         """[N, 8]: class of each stream; 1025 and 1026 for eos and eot in stream 0, -100 where nothing is drawn."""
-        pads = torch.from_numpy(self.vocabulary.pads.astype(np.int64))
+        pads = self._put(self.vocabulary.pads.astype(np.int64))
         targets = rows - pads
         each = self.vocabulary.codebook_size + 1
         stop = rows[:, 0] < self.vocabulary.audio_base
@@ -218,13 +223,13 @@ class LossFunction:
             learnt = begins[index] + np.cumsum(examples[index].kinds > 0)[first + 1 : stop] - 1
             places.append(place_of[learnt])
             scales += [rng.uniform(*GUIDANCE) if is_guided else 0.0] * (stop - 1 - first)
-        at = torch.from_numpy(np.concatenate(places))
-        cell_weights = weights[torch.from_numpy(audio)][at]
+        at = self._put(np.concatenate(places))
+        cell_weights = weights[self._put(audio)][at]
         u = self.network.audio_logits(torch.cat([n.hidden for n in nulls if n.hidden is not None])).float()
         null_cells = self._cross_entropy(u, targets[at])
         loss = NULL_WEIGHT * _mean(null_cells, cell_weights.clamp(max=1))
         _curve(curves, "null", null_cells.detach(), cell_weights.clamp(max=1))
-        scale = torch.tensor(scales)
+        scale = torch.tensor(scales, device=self._device)
         use = torch.nonzero(scale > 0)[:, 0]
         if len(use):
             null_used = u[use]
@@ -235,7 +240,7 @@ class LossFunction:
             _curve(curves, "guided", cells.detach(), cell_weights[use])
             onsets = cell_weights[use][:, 0] >= 8
             right = (mixed.detach()[:, : self.vocabulary.codebook_size + 1].argmax(1) == guided_targets[:, 0]).float()
-            _curve(curves, "guided_onset_right", right[onsets], torch.ones(int(onsets.sum())))
+            _curve(curves, "guided_onset_right", right[onsets])
         return loss
 
     def _audio_curves(
@@ -248,17 +253,18 @@ class LossFunction:
     ) -> None:
         each = self.vocabulary.codebook_size + 1
         right = (logits[:, :each].argmax(1) == targets[:, 0]).float()
-        _curve(curves, "stream0_right", right, torch.ones(len(right)))
+        _curve(curves, "stream0_right", right)
         for task in set(tasks):
-            first = (weights[:, 0] >= 8) & torch.from_numpy((tasks == task).astype(np.bool_))
-            _curve(curves, f"onset_right.{task}", right[first], torch.ones(int(first.sum())))
+            first = (weights[:, 0] >= 8) & self._put((tasks == task).astype(np.bool_))
+            _curve(curves, f"onset_right.{task}", right[first])
 
 
 def _mean(cells: Tensor, weights: Tensor) -> Tensor:
     return (cells * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
-def _curve(curves: dict[str, tuple[float, float]], name: str, cells: Tensor, weights: Tensor) -> None:
-    count = float(weights.sum())
+def _curve(curves: dict[str, tuple[float, float]], name: str, cells: Tensor, weights: Tensor | None = None) -> None:
+    """``weights`` None: all alike."""
+    count = float(len(cells) if weights is None else weights.sum())
     if count:
-        curves[name] = (float((cells * weights).sum()), count)
+        curves[name] = (float((cells if weights is None else cells * weights).sum()), count)

@@ -156,19 +156,19 @@ class TinyUalm(nn.Module):
 
     def hear(self, mels: list[Tensor]) -> Tensor:
         """Log-mel frames [128, m] of each sound, m even -> features [sum of m // 4, H]."""
-        lengths = torch.tensor([mel.shape[1] for mel in mels])
+        lengths = torch.tensor([mel.shape[1] for mel in mels], device=mels[0].device)
         heard = self.audio_tower(input_features=torch.cat(mels, 1), feature_lens=lengths)
         return self.adaptor(heard.last_hidden_state)
 
     def body(self, x: Tensor) -> Tensor:
         """Embeddings [B, T, H] -> final-norm hidden states [B, T, H]."""
-        s = self.shape
-        rates = s.rope_theta ** (-torch.arange(0, s.head_dim, 2) / s.head_dim)
-        angles = torch.arange(x.shape[1])[:, None] * torch.cat([rates, rates])
+        s, device = self.shape, x.device
+        rates = s.rope_theta ** (-torch.arange(0, s.head_dim, 2, device=device) / s.head_dim)
+        angles = torch.arange(x.shape[1], device=device)[:, None] * torch.cat([rates, rates])
         cosine, sine = angles.cos().to(torch.bfloat16), angles.sin().to(torch.bfloat16)
-        if not torch.is_autocast_enabled("cpu"):
+        if not torch.is_autocast_enabled(device.type):
             cosine, sine = angles.cos(), angles.sin()
-        future = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
+        future = torch.full((x.shape[1], x.shape[1]), -torch.inf, device=device).triu(1)
         for layer in self.model.layers:
             x = layer(x, cosine, sine, future)
         return self.model.norm(x)

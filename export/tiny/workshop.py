@@ -78,11 +78,12 @@ class Workshop:
         start_codes(network, self.bank(), self.codec()[1], self.seed)
         return network
 
-    def train(self, recipe: training.Recipe, until: int | None = None, save_seconds: float = 180.0) -> bool:
-        """True when all steps are done."""
-        return training.train(
-            self.network(), self.studio(), recipe, self.folder, until=until, save_seconds=save_seconds
-        )
+    def train(
+        self, recipe: training.Recipe, until: int | None = None, save_seconds: float = 180.0, device: str = "cpu"
+    ) -> bool:
+        """True when all steps are done. ``device``: torch's name of it; a state may go on on another."""
+        network = self.network().to(find_device(device))
+        return training.train(network, self.studio(), recipe, self.folder, until=until, save_seconds=save_seconds)
 
     def write(self, run: Path) -> int:
         """Write the training run of the newest state; returns its step."""
@@ -105,3 +106,16 @@ class Workshop:
         if not path.is_file():
             raise InputError(f"{path}: no such file; run the data stage first")
         return path
+
+
+def find_device(name: str) -> torch.device:
+    """:class:`InputError` for a device that torch does not know, or that is not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: choose cpu, or cuda for the first GPU, cuda:1 for the second") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"--device {name}: torch sees no such GPU here; leave it out to train on the CPU")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: trains on cpu or cuda")
+    return device

@@ -14,15 +14,16 @@ from tokenizers import Tokenizer
 
 from ualm.export.exporter import export_run
 from ualm.export.tiny.codec import build_codec
-from ualm.export.tiny.conversations import make_example
+from ualm.export.tiny.conversations import TASKS, make_example
 from ualm.export.tiny.domain import Clip, FrameBank
 from ualm.export.tiny.losses import LossFunction, mel_filters
 from ualm.export.tiny.network import TinyShape, TinyUalm
 from ualm.export.tiny.run_folder import FRAMES, write_run
 from ualm.export.tiny.starting_point import start_codes
 from ualm.export.tiny.training import CURVES, MIX, STATE, Recipe, curves, load_state, step_examples, train
+from ualm.export.tiny.workshop import find_device
 from ualm.export.tiny.writer import Studio
-from ualm.runtime import AudioSampling, Model, Sound
+from ualm.runtime import AudioSampling, InputError, Model, Sound
 from ualm.runtime.vocabulary import ROLES
 
 SHAPE = TinyShape(
@@ -95,6 +96,28 @@ def test_guidance_of_one_is_the_plain_loss(studio: Studio, monkeypatch: pytest.M
         found = LossFunction(_network(studio), mel_filters())([example], random.Random(0), 1.0, 0.0).curves
     plain, guided = (found[name][0] / found[name][1] for name in ("audio", "guided"))
     assert guided == pytest.approx(plain, rel=1e-3)
+
+
+def test_everything_lies_where_the_network_does(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is needed to see it: what is made without saying where, or comes from numpy without being put there, would
+    lie on another device than the network and stop the loss."""
+    network, rng = _network(studio), random.Random(0)
+    examples = [make_example(studio, task, rng) for task in TASKS]
+    expected = LossFunction(network, mel_filters())(examples, random.Random(0), 1.0, 0.0)
+    monkeypatch.setattr(LossFunction, "_put", lambda self, array: torch.tensor(array, device=self._device))
+    monkeypatch.setattr(torch, "from_numpy", None)
+    with torch.device("meta"):
+        found = LossFunction(network, mel_filters())(examples, random.Random(0), 1.0, 0.0)
+        found.total.backward()
+    assert torch.equal(found.total, expected.total) and found.curves == expected.curves
+
+
+@pytest.mark.parametrize(
+    ("device", "piece"), [("gpu", "choose cpu, or cuda"), ("meta", "trains on cpu or cuda"), ("cuda:99", "no such GPU")]
+)
+def test_a_device_that_is_not_here_is_refused(device: str, piece: str) -> None:
+    with pytest.raises(InputError, match=f"--device {device}: .*{piece}"):
+        find_device(device)
 
 
 @pytest.fixture(scope="module")
