@@ -201,7 +201,8 @@ print(peak)
 def test_writing_holds_no_more_than_the_codec_and_a_block(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _WRITES, tmp_path], capture_output=True, text=True, check=True)
     assert (tmp_path / "run" / CHECKPOINT).stat().st_size > 220 * MIB
-    assert 0 < int(done.stdout) < 64 * MIB
+    # 55 to 80 MiB were seen: the allocator keeps a block of each type or does not; the largest tensor is 98 MiB more
+    assert 0 < int(done.stdout) < 96 * MIB
 
 
 def test_progress_counts_every_byte_once(tmp_path: Path) -> None:

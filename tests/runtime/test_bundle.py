@@ -357,7 +357,7 @@ def test_a_file_that_is_no_safetensors_is_named(tensor_file, content):
         {"dtype": "F32", "shape": [16], "data_offsets": [0.0, 64.0]},
         {"dtype": "F32", "shape": [16], "data_offsets": [-64, 0]},
         {"dtype": "F32", "shape": [16], "data_offsets": [64]},
-        {"dtype": "F8_E4M3", "shape": [64], "data_offsets": [0, 64]},
+        {"dtype": "F8_E5M2", "shape": [64], "data_offsets": [0, 64]},
         {"dtype": [], "shape": [16], "data_offsets": [0, 64]},
         {"dtype": "F32", "shape": None, "data_offsets": [0, 64]},
         {"shape": [16], "data_offsets": [0, 64]},
