@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,51 @@ def bfloat16_bits(values: np.ndarray) -> np.ndarray:
     """Nearest, ties to even."""
     bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def write_rows(
+    cuda: Any,
+    number: str,
+    caches: list[np.ndarray],
+    new: list[np.ndarray],
+    *,
+    position: int,
+    device_position: int,
+    stream: int = 0,
+) -> list[np.ndarray]:
+    """Append ``new`` [branches, heads, rows, head_dim] to ``caches`` [branches, heads, capacity, head_dim].
+
+    Keys of all layers come first, then values. Returns the tables of addresses, which a captured launch still reads.
+    """
+    layers, (branches, heads, capacity, head_dim) = len(caches) // 2, caches[0].shape
+    rows = new[0].shape[2]
+    tables = [pointers(part) for part in (caches[:layers], caches[layers:], new[:layers], new[layers:])]
+    cache = cuda.CacheLayout(
+        number=getattr(cuda, number),
+        layers=layers,
+        kv_heads=heads,
+        head_dim=head_dim,
+        capacity=capacity,
+        head_stride=capacity * head_dim,
+        position_stride=head_dim,
+    )
+    cuda.write_kv_rows(
+        cache,
+        branches=branches,
+        branch_stride=heads * capacity * head_dim,
+        keys=address(tables[0]),
+        values=address(tables[1]),
+        new_keys=address(tables[2]),
+        new_values=address(tables[3]),
+        new_branch_stride=heads * rows * head_dim,
+        new_head_stride=rows * head_dim,
+        new_row_stride=head_dim,
+        rows=rows,
+        position=position,
+        device_position=device_position,
+        stream=stream,
+    )
+    return tables
 
 
 STORED = {"FLOAT32": np.float32, "FLOAT16": np.float16, "BFLOAT16": np.uint16}
@@ -121,7 +168,7 @@ def test_half_precision_rounds_as_numpy_rounds(cuda):
 @pytest.mark.parametrize("number", STORED)
 @pytest.mark.parametrize(("rows", "position", "moved"), [(1, 0, 0), (1, 12, 3), (5, 2, 0), (0, 4, 0), (1, 15, 0)])
 def test_new_rows_are_copied_to_their_positions(cuda, number, branches, rows, position, moved):
-    layers, heads, head_dim, capacity = 2, 3, 10, 16
+    heads, head_dim, capacity = 3, 10, 16
     rng = np.random.default_rng(position)
     caches = [(rng.normal(size=(branches, heads, capacity, head_dim)) * 9).astype(STORED[number]) for _ in range(4)]
     new = [(rng.normal(size=(branches, heads, rows, head_dim)) * 9).astype(STORED[number]) for _ in range(4)]
@@ -129,33 +176,8 @@ def test_new_rows_are_copied_to_their_positions(cuda, number, branches, rows, po
     at = position + moved
     for target, source in zip(expected, new, strict=True):
         target[:, :, at : at + rows] = source
-    tables = [pointers(part) for part in (caches[:layers], caches[layers:], new[:layers], new[layers:])]
     on_device = np.array([moved], np.int64)
-    cache = cuda.CacheLayout(
-        number=getattr(cuda, number),
-        layers=layers,
-        kv_heads=heads,
-        head_dim=head_dim,
-        capacity=capacity,
-        head_stride=capacity * head_dim,
-        position_stride=head_dim,
-    )
-    cuda.write_kv_rows(
-        cache,
-        branches=branches,
-        branch_stride=heads * capacity * head_dim,
-        keys=address(tables[0]),
-        values=address(tables[1]),
-        new_keys=address(tables[2]),
-        new_values=address(tables[3]),
-        new_branch_stride=heads * rows * head_dim,
-        new_head_stride=rows * head_dim,
-        new_row_stride=head_dim,
-        rows=rows,
-        position=position,
-        device_position=address(on_device) if moved else 0,
-        stream=0,
-    )
+    write_rows(cuda, number, caches, new, position=position, device_position=address(on_device) if moved else 0)
     for found, wanted in zip(caches, expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
 
@@ -165,34 +187,9 @@ def test_a_captured_launch_appends_where_the_position_says_when_it_runs(cuda):
     layers, heads, head_dim, capacity = 2, 2, 8, 6
     caches = [np.zeros((2, heads, capacity, head_dim), np.float16) for _ in range(2 * layers)]
     new = [np.zeros((2, heads, 1, head_dim), np.float16) for _ in range(2 * layers)]
-    tables = [pointers(part) for part in (caches[:layers], caches[layers:], new[:layers], new[layers:])]
     position, stream = np.array([0], np.int64), cuda.create_stream()
-    cache = cuda.CacheLayout(
-        number=cuda.FLOAT16,
-        layers=layers,
-        kv_heads=heads,
-        head_dim=head_dim,
-        capacity=capacity,
-        head_stride=capacity * head_dim,
-        position_stride=head_dim,
-    )
     cuda.begin_capture(stream)
-    cuda.write_kv_rows(
-        cache,
-        branches=2,
-        branch_stride=heads * capacity * head_dim,
-        keys=address(tables[0]),
-        values=address(tables[1]),
-        new_keys=address(tables[2]),
-        new_values=address(tables[3]),
-        new_branch_stride=heads * head_dim,
-        new_head_stride=head_dim,
-        new_row_stride=head_dim,
-        rows=1,
-        position=0,
-        device_position=address(position),
-        stream=stream,
-    )
+    tables = write_rows(cuda, "FLOAT16", caches, new, position=0, device_position=address(position), stream=stream)
     graph = cuda.end_capture(stream)
     expected = [each.copy() for each in caches]
     for step in range(capacity):
@@ -205,6 +202,7 @@ def test_a_captured_launch_appends_where_the_position_says_when_it_runs(cuda):
             np.testing.assert_array_equal(found, wanted)
     cuda.destroy_graph(graph)
     cuda.destroy_stream(stream)
+    del tables  # the graph read them
 
 
 @pytest.mark.parametrize("frames_last", [True, False])
