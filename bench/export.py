@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..runtime.bundle import WEIGHTS, Bundle
 from ..runtime.errors import ExportError, InputError, OutputError, UalmError
+from ..runtime.extras import install_hint
 from ..runtime.files import replacing_folder
 from .blocks import Progress, Samples
 from .environment import cores, current_load
@@ -87,9 +88,7 @@ class ExportedRun:
             from ..export.precision import Precision
             from ..export.run import find_run
         except ImportError as error:
-            raise UalmError(
-                f'export cannot be loaded ({error}); install it with: pip install "ualm[export]"'
-            ) from error
+            raise UalmError(f"export cannot be loaded ({error}); install it with: {install_hint('export')}") from error
         # refused now, not when the machine has been measured
         Precision.of(formats.precision, formats.encoder_precision, formats.codec_precision, formats.prefill)
         if formats.calibrate is not None and not formats.calibrate.exists():

@@ -12,6 +12,7 @@ import numpy as np
 from ..runtime.bundle import Bundle
 from ..runtime.engines.base import Engine, open_engine
 from ..runtime.errors import InputError, UalmError
+from ..runtime.extras import install_hint
 from ..runtime.model import DEFAULT_CONTEXT
 from ..runtime.tensors import widen
 from .schema import Subject
@@ -115,7 +116,7 @@ class PeerSubject:
             from .peers.torch_reference import TorchReference
         except ImportError as error:
             raise UalmError(
-                f'--versus {name} cannot be loaded ({error}); install it with: pip install "ualm[export]"'
+                f"--versus {name} cannot be loaded ({error}); install it with: {install_hint('export')}"
             ) from error
         self.reference: TorchReference = TorchReference(run, PEERS[name], threads=threads, device=device)
         self.about = Subject(name, self.reference.engine, None, {"all": name.removeprefix("reference-")})

@@ -37,13 +37,14 @@ from .cli_generate import generate
 from .cli_inspect import inspect
 from .cli_reason import reason
 from .errors import InputError, UalmError
+from .extras import install_hint
 from .post_codec import Resampler
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # markup would swallow the brackets of "ualm[export]"
+    rich_markup_mode=None,  # markup would swallow the brackets of ".[export]"
     help="Run unified audio language models: text to sound, questions about sounds, conversations.",
 )
 #: The exit status that Typer makes of Ctrl-C.
@@ -85,7 +86,7 @@ def ask(
     report(as_json, {"answer": answer, "seed": seed, "elapsed_seconds": round(elapsed, 3)}, answer)
 
 
-@app.command()
+@app.command(epilog=f"Needs the extra `export`: {install_hint('export')}.")
 def export(
     run: Annotated[Path | None, typer.Argument(help="Folder of a UALM training run.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make.")] = None,
@@ -136,10 +137,7 @@ def export(
     sound_channels: Annotated[int, typer.Option(help="Give their one channel so many times.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a training run into a bundle, or into what another engine reads.
-
-    Needs the export extra: pip install "ualm[export]".
-    """
+    """Turn a training run into a bundle, or into what another engine reads."""
     if output is None:
         raise InputError("--output: name the folder of the bundle to make")
     try:
@@ -147,7 +145,7 @@ def export(
 
         target = find_target(engine)
     except ImportError as error:
-        raise UalmError(f'export cannot be loaded ({error}); install it with: pip install "ualm[export]"') from error
+        raise UalmError(f"export cannot be loaded ({error}); install it with: {install_hint('export')}") from error
     order = Order(
         run=run,
         output=output,

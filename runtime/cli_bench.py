@@ -16,6 +16,7 @@ import typer
 
 from .cli_common import LiveLine, print_any
 from .errors import InputError, OutputError, UalmError
+from .extras import install_hint
 from .files import replacing_file
 
 app = typer.Typer(
@@ -309,7 +310,7 @@ def _bench(module: str) -> ModuleType:
     try:
         return importlib.import_module(f"ualm.bench.{module}")
     except ImportError as error:
-        raise UalmError(f"bench cannot be loaded ({error}); install ualm again: pip install ualm") from error
+        raise UalmError(f"bench cannot be loaded ({error}); install ualm again: {install_hint()}") from error
 
 
 def _numbers(option: str, text: str, kind: type[_Number]) -> tuple[_Number, ...]:

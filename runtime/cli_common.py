@@ -41,7 +41,7 @@ TextTemperatureOption = Annotated[
 ]
 PlotOption = Annotated[
     Path | None,
-    typer.Option("--plot", help="Draw the sound's spectrogram: .png, .svg or .pdf; needs the extra ualm[plot]."),
+    typer.Option("--plot", help="Draw the sound's spectrogram: .png, .svg or .pdf; needs the extra `plot`."),
 ]
 EngineOption = Annotated[
     str | None,

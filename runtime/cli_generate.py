@@ -51,9 +51,7 @@ def generate(
         Path | None,
         typer.Option("--output", "-o", help='WAV or FLAC file to write; "-": raw samples to standard output.'),
     ] = None,
-    play: Annotated[
-        bool, typer.Option("--play", help="Play it while it is made; needs the extra: ualm[play].")
-    ] = False,
+    play: Annotated[bool, typer.Option("--play", help="Play it while it is made; needs the extra `play`.")] = False,
     profile: Annotated[
         str, typer.Option(help="With --play or -o -: first_sound, balanced or throughput.")
     ] = "balanced",

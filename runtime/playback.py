@@ -8,6 +8,7 @@ import numpy as np
 
 from .errors import EngineError, OutputError
 from .events import SoundChunk
+from .extras import install_hint
 
 
 class Output(Protocol):
@@ -42,7 +43,7 @@ class Player:
         try:
             import sounddevice
         except ImportError as error:
-            raise EngineError(f'--play: {error}; install it with: pip install "ualm[play]"') from error
+            raise EngineError(f"--play: {error}; install it with: {install_hint('play')}") from error
         except OSError as error:  # the package is there, the system's library is not
             raise EngineError(f"--play: {error}; install PortAudio, on Debian: apt install libportaudio2") from error
         try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import InputError, OutputError, UalmError
+from .extras import install_hint
 from .files import replacing_file
 from .sound import Sound
 
@@ -111,5 +112,5 @@ def _figure() -> Figure:
     try:
         from matplotlib.figure import Figure  # without pyplot: no window system, no state of the process
     except ImportError as error:
-        raise UalmError(f'Matplotlib cannot be loaded ({error}); install it with: pip install "ualm[plot]"') from error
+        raise UalmError(f"Matplotlib cannot be loaded ({error}); install it with: {install_hint('plot')}") from error
     return Figure(figsize=_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")

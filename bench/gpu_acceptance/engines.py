@@ -9,6 +9,7 @@ from ...runtime.bundle import Bundle
 from ...runtime.engines.selection import why_not
 from ...runtime.engines.tensorrt_library import load_library, local_sm, sm_name
 from ...runtime.errors import EngineError
+from ...runtime.extras import install_hint
 from .findings import Findings, Skip
 from .loop import check_bundle, measure_bundle
 
@@ -50,7 +51,7 @@ def _build(ground: Ground, name: LibraryName, folder: Path) -> str:
         from ...export.tensorrt_build import known_sms
         from ...export.tensorrt_target import TARGETS
     except ImportError as error:
-        raise Skip(f'needs onnx, which pip install "ualm[{name}]" brings ({error})') from error
+        raise Skip(f"needs onnx ({error}); install it with: {install_hint(name)}") from error
     if library.compiles_for_others and sm not in known_sms(library):
         raise Skip(f"{library.title} does not build for {sm_name(sm)}")
     if folder.exists():  # engines of an older library, or for another GPU

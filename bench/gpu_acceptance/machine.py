@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ...runtime.engines.selection import ENGINES, why_not
+from ...runtime.extras import install_hint
 from .findings import Findings, Skip
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def try_tensorrt_rtx(ground: Ground) -> Findings:
     for target in _TARGETS:
         with found.checking(f"an engine built for {target}") as said:
             if importlib.util.find_spec("tensorrt_rtx") is None:
-                raise Skip('tensorrt_rtx is not installed (pip install "ualm[tensorrt-rtx]")')
+                raise Skip(f"tensorrt_rtx is not installed; install it with: {install_hint('tensorrt-rtx')}")
             if ground.dry_run and target == "default":
                 raise Skip("a dry run: there is no GPU to build for")
             said.append(_try(target, build_only=ground.dry_run))

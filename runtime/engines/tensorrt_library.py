@@ -16,6 +16,7 @@ from typing import Any
 from ..bundle import Bundle
 from ..engine_files import CacheKind
 from ..errors import EngineError
+from ..extras import install_hint
 from .tensorrt_names import LibraryName
 
 _MODULES: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -27,8 +28,8 @@ FP8_SM = 89
 #: Compute capabilities that TensorRT-RTX 1.7 builds for, for advice where it is not installed.
 RTX_SMS = (75, 80, 86, 89, 120, 121)
 _INSTALL: dict[LibraryName, str] = {
-    "tensorrt": 'pip install "ualm[tensorrt]" (on Jetson it comes with JetPack)',
-    "tensorrt-rtx": 'pip install "ualm[tensorrt-rtx]"',
+    "tensorrt": f"{install_hint('tensorrt')} (on Jetson it comes with JetPack)",
+    "tensorrt-rtx": install_hint("tensorrt-rtx"),
 }
 
 

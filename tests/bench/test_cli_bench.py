@@ -184,7 +184,7 @@ def test_the_direct_way_takes_the_rows_of_one_frame_and_one_codec_call(bench, ti
 def test_what_is_missing_for_the_reference_is_told(ualm, tiny_bundle, tiny_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "ualm.bench.peers.torch_reference", None)
     result = ualm("bench", "decode", tiny_bundle, "--versus", "reference-fp32", "--run", tiny_run.folder)
-    assert_refused(result, "reference-fp32", 'pip install "ualm[export]"')
+    assert_refused(result, "reference-fp32", 'pip install ".[export]"')
 
 
 # ---- files ----

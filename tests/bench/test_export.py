@@ -229,7 +229,7 @@ def test_without_the_export_extra_the_mend_is_told(
     ualm: Command, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ualm.export.run", None)
-    assert_refused(ualm("bench", "export", tiny_run.folder), 'pip install "ualm[export]"')
+    assert_refused(ualm("bench", "export", tiny_run.folder), 'pip install ".[export]"')
 
 
 def test_figures_of_stages_and_parts_have_the_unit_of_their_kind() -> None:

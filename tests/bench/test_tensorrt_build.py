@@ -14,7 +14,7 @@ from ualm.runtime.packaged import default_bundle
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
-    reason="TensorRT-RTX is not installed: pip install 'ualm[tensorrt-rtx]'",
+    reason="TensorRT-RTX is not installed: pip install '.[tensorrt-rtx]'",
 )
 
 

@@ -28,7 +28,7 @@ from ualm.runtime.errors import InputError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
-    reason="TensorRT-RTX is not installed: pip install 'ualm[tensorrt-rtx]'",
+    reason="TensorRT-RTX is not installed: pip install '.[tensorrt-rtx]'",
 )
 LAYERS = SHAPES["tiny"].layers
 

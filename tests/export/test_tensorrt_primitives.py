@@ -274,7 +274,7 @@ def test_the_bundles_own_graphs_are_left_as_they_are(bundle: Bundle) -> None:
 
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
-    reason="TensorRT-RTX is not installed: pip install 'ualm[tensorrt-rtx]'",
+    reason="TensorRT-RTX is not installed: pip install '.[tensorrt-rtx]'",
 )
 def test_tensorrt_rtx_builds_every_part_in_primitives(bundle: Bundle) -> None:
     """The network is the graph, and a builder takes it. This is TensorRT-RTX, not 10.3."""

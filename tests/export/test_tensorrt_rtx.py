@@ -26,7 +26,7 @@ from ualm.runtime.errors import ExportError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
-    reason="TensorRT-RTX is not installed: pip install 'ualm[tensorrt-rtx]'",
+    reason="TensorRT-RTX is not installed: pip install '.[tensorrt-rtx]'",
 )
 
 #: Ampere, Ada and Blackwell consumer cards; Turing (7.5) has no float32 matrix product.

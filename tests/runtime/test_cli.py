@@ -278,14 +278,14 @@ def test_export_errors_are_one_line(ualm, tiny_run, tmp_path):
 
 def test_export_says_what_to_install_where_its_libraries_are_missing(ualm, tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ualm.export.target_bundle", None)
-    assert_refused(ualm("export", tiny_run.folder, "-o", tmp_path / "bundle"), 'pip install "ualm[export]"')
+    assert_refused(ualm("export", tiny_run.folder, "-o", tmp_path / "bundle"), 'pip install ".[export]"')
 
 
 # ---- the command itself ----
 
 
 def test_help_names_the_extra_that_export_needs(ualm):
-    assert 'pip install "ualm[export]"' in " ".join(ualm("export", "--help")[1].split())
+    assert 'pip install ".[export]"' in " ".join(ualm("export", "--help")[1].split())
 
 
 def test_a_sound_longer_than_the_context_is_refused_before_it_is_made(ualm, tiny_bundle, tmp_path):

@@ -161,7 +161,7 @@ def test_a_device_that_fails_is_one_line(generate: Command, device: Device, refu
 def test_what_to_install_is_told(generate: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     status, out, err = generate("--play")
-    assert (status, out) == (1, "") and 'pip install "ualm[play]"' in err and err.count("\n") == 1
+    assert (status, out) == (1, "") and 'pip install ".[play]"' in err and err.count("\n") == 1
 
 
 def test_a_system_without_portaudio_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

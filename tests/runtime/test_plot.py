@@ -98,7 +98,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
 def test_without_matplotlib_the_install_line_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UalmError, match=r'pip install "ualm\[plot\]"'):
+    with pytest.raises(UalmError, match=r'pip install "\.\[plot\]"'):
         save_spectrogram(Sound(tone(1000), 16000), tmp_path / "a.png", "a")
     assert not list(tmp_path.iterdir())
 
