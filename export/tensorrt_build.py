@@ -113,10 +113,7 @@ def build(
 
 def known_sms(library: Library) -> tuple[int, ...]:
     """Compute capabilities that a library can build for on any machine; none for one that builds for what it sees."""
-    if not library.compiles_for_others:
-        return ()
-    members = library.module.ComputeCapability.__members__
-    return tuple(sorted(int(name[2:]) for name in members if name.startswith("SM")))
+    return library.builds_for
 
 
 def _capability(library: Library, sm: int) -> Any:

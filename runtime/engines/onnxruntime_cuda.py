@@ -20,7 +20,7 @@ from .device_model import DeviceModel, columns_of
 from .onnxruntime import PREFILL_ROWS
 from .onnxruntime_device import OnnxRuntimeBody, PositionTables
 from .onnxruntime_parts import OnnxRuntimeParts
-from .tensorrt_library import FP8_SM, RTX_SMS, build_command
+from .tensorrt_library import EXPORT_INT8, FP8_SM, RTX_SMS, build_command
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
@@ -170,12 +170,12 @@ def _fp8_problem(bundle: Bundle, gpu: GpuFacts) -> str:
     if gpu.sm < FP8_SM:
         return (
             f"this bundle's body is fp8, which {gpu.name} (compute capability {gpu.sm // 10}.{gpu.sm % 10}) cannot "
-            "multiply; export the run with --precision int8"
+            f"multiply; {EXPORT_INT8}"
         )
     command = build_command(bundle, "tensorrt-rtx" if gpu.sm in RTX_SMS else "tensorrt", gpu.sm)
     return (
         f"this bundle's body is fp8, which ONNX Runtime does not multiply on a GPU; compile it for this one: {command} "
-        "(docs/tensorrt.md), or export the run with --precision int8"
+        f"(docs/tensorrt.md), or {EXPORT_INT8}"
     )
 
 

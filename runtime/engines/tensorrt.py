@@ -24,7 +24,7 @@ from .device_model import DeviceModel, columns_of
 from .tensorrt_body import BodyParts, TensorRtBody
 from .tensorrt_codec import Side, TensorRtCodecStream, TensorRtEncoder
 from .tensorrt_context import CompiledPart, CompiledParts
-from .tensorrt_library import Library, build_command, load_library, sm_name
+from .tensorrt_library import Library, build_advice, build_command, load_library, no_engines_for, sm_name
 from .tensorrt_names import OFFSETS, LibraryName
 
 #: Parts that an engine needs.
@@ -54,7 +54,7 @@ def find_engines(bundle: Bundle, library: Library, sm: int) -> dict[str, EngineF
     if not missing:
         return found
     why = reasons[0] if reasons else f"the bundle has no {library.name} engine of {missing[0]}"
-    raise EngineError(f"{why}; build them with: {build_command(bundle, library.name, sm)}")
+    raise EngineError(f"{why}; {build_advice(bundle, library, sm)}")
 
 
 def _memory_problem(bundle: Bundle, library: Library, engines: Mapping[str, EngineFile], gpu: GpuFacts) -> str | None:
@@ -65,7 +65,7 @@ def _memory_problem(bundle: Bundle, library: Library, engines: Mapping[str, Engi
     body = engines["backbone"]
 
     def fewer_rows(rows: int) -> str:
-        command = build_command(bundle, library.name, gpu.sm, "--max-context", str(rows))
+        command = build_command(bundle, library.name, gpu.sm, "--max-context", str(rows), able=library.builds_for)
         return f"build the engines for {rows} rows or fewer: {command}"
 
     prefill_rows = max((each.shapes[OFFSETS][2][0] for each in body.profiles if OFFSETS in each.shapes), default=0)
@@ -91,8 +91,10 @@ def why_not(name: LibraryName, bundle: Bundle | None) -> str | None:
 def refusal(library: Library, facts: CudaFacts, bundle: Bundle | None) -> str | None:
     """As :func:`why_not`, for a library and a machine."""
     problem = gpu_problem(facts)
-    if problem is not None or bundle is None:
+    if problem is not None:
         return problem
+    if bundle is None:
+        return no_engines_for(library, facts.gpus[0].sm)
     try:
         engines = find_engines(bundle, library, facts.gpus[0].sm)
     except EngineError as error:

@@ -14,7 +14,7 @@ from typing import Any
 from ..engine_files import EngineFile
 from ..errors import EngineError
 from .device import Buffer, Device, Stream
-from .tensorrt_library import Library, make_logger
+from .tensorrt_library import Library, export_command, make_logger
 
 
 class Scratch:
@@ -51,8 +51,8 @@ class CompiledParts:
             engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise EngineError(
-                f"{path}: {self.library.title} cannot load it ({self.logger.text()}); build it again: ualm export "
-                f"{path.parent} --engine {self.library.name} -o {path.parent}"
+                f"{path}: {self.library.title} cannot load it ({self.logger.text()}); build it again: "
+                f"{export_command(path.parent, self.library.name, entry.sms)}"
             )
         return CompiledPart(self, engine, path, entry)
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import importlib
 import re
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle
@@ -27,6 +29,8 @@ _OLDEST = (10, 3)
 FP8_SM = 89
 #: Compute capabilities that TensorRT-RTX 1.7 builds for, for advice where it is not installed.
 RTX_SMS = (75, 80, 86, 89, 120, 121)
+#: What to do with an fp8 body where none can be multiplied.
+EXPORT_INT8 = "export the run with --precision int8"
 _INSTALL: dict[LibraryName, str] = {
     "tensorrt": f"{install_hint('tensorrt')} (on Jetson it comes with JetPack)",
     "tensorrt-rtx": install_hint("tensorrt-rtx"),
@@ -53,6 +57,16 @@ class Library:
     def compiles_for_others(self) -> bool:
         """Whether it builds for GPUs that are not here."""
         return self.name == "tensorrt-rtx"
+
+    @property
+    def builds_for(self) -> tuple[int, ...]:
+        """Compute capabilities that it can build for on any machine; none for one that builds for what it sees."""
+        if not self.compiles_for_others:
+            return ()
+        members = getattr(getattr(self.module, "ComputeCapability", None), "__members__", None)
+        if members is None:
+            return RTX_SMS
+        return tuple(sorted(int(name[2:]) for name in members if name.startswith("SM")))
 
     @property
     def cache(self) -> CacheKind:
@@ -138,12 +152,35 @@ def local_sm(index: int = 0, load: Callable[[str], Any] = ctypes.CDLL) -> int:
     return major.value * 10 + minor.value
 
 
-def build_command(bundle: Bundle, name: LibraryName, sm: int, *options: str) -> str:
+def no_engines_for(library: Library, sm: int) -> str | None:
+    """Why a library serves no GPU of this compute capability, a sentence; None if it does."""
+    able = library.builds_for
+    if not able or sm in able:
+        return None
+    return f"{library.title} builds for {', '.join(map(sm_name, able))}, and the GPU here is {sm_name(sm)}"
+
+
+def build_advice(bundle: Bundle, library: Library, sm: int) -> str:
+    """What to do for engines of a bundle for a GPU: a command that is not refused, or what else would help."""
+    if bundle.manifest.precision["backbone"] == "fp8" and sm < FP8_SM:
+        return f"none can be built of an fp8 body, which {sm_name(sm)} cannot multiply: {EXPORT_INT8}"
+    problem = no_engines_for(library, sm)
+    if problem is not None:
+        return f"{problem}; build TensorRT's engines on this machine: {build_command(bundle, 'tensorrt', sm)}"
+    return f"build them with: {build_command(bundle, library.name, sm, able=library.builds_for)}"
+
+
+def build_command(bundle: Bundle, name: LibraryName, sm: int, *options: str, able: tuple[int, ...] = RTX_SMS) -> str:
     """The command that builds a bundle's engines for a GPU. It replaces those of ``name``, and so names their GPUs as
-    well."""
-    sms = sorted({sm}.union(*(each.sms for each in bundle.manifest.engines if each.engine == name)))
-    target = ("--target", ",".join(map(sm_name, sms))) if name == "tensorrt-rtx" else ()
-    return " ".join(("ualm export", str(bundle.folder), "--engine", name, *target, *options, "-o", str(bundle.folder)))
+    well, as far as the library is still ``able`` to build for them."""
+    before = {each for engine in bundle.manifest.engines if engine.engine == name for each in engine.sms}
+    return export_command(bundle.folder, name, {sm} | before & set(able), *options)
+
+
+def export_command(folder: Path, name: LibraryName, sms: Collection[int], *options: str) -> str:
+    """The command that builds the engines of the bundle in ``folder`` anew, in place."""
+    target = ("--target", ",".join(map(sm_name, sorted(sms)))) if name == "tensorrt-rtx" else ()
+    return shlex.join(("ualm", "export", str(folder), "--engine", name, *target, *options, "-o", str(folder)))
 
 
 def sm_name(sm: int) -> str:
