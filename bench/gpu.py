@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from ..runtime.bundle import Bundle
 from ..runtime.engines.device import Device
 from ..runtime.engines.device_check import driver_version, load_kernels
-from ..runtime.engines.selection import CPU, ENGINES, why_not
+from ..runtime.engines.selection import CPU, ENGINES, VARIABLE, why_not
 from .schema import Bandwidth, Gpu
 
 #: Bytes of a copy, far beyond any cache of a GPU, and copies a measurement.
@@ -57,11 +58,12 @@ def describe_gpu(device: Device) -> Gpu:
 
 
 def gpu_of(engine: str | None, bundle: Bundle, max_context: int) -> Device | None:
-    """The GPU that ``engine`` computes on (None: the engine that would be chosen).
+    """The GPU that ``engine`` computes on (None: the engine that the environment names or that would be chosen).
 
     None where that is the CPU, and where the engine cannot run, of which opening it will tell.
     """
-    names = ENGINES if engine is None else [engine] if engine in ENGINES else []
+    engine = engine or os.environ.get(VARIABLE)
+    names = ENGINES if not engine is None else [engine] if engine in ENGINES else []
     found = next((name for name in names if why_not(name, bundle, max_context) is None), CPU)
     return None if found == CPU else Device(load_kernels())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, TypeVar
 
 from ..runtime.bundle import Bundle
@@ -14,7 +14,7 @@ from .environment import OtherProcesses, cores, current_load, describe_run
 from .gpu import CopyMeter, describe_gpu, gpu_of
 from .schema import Bandwidth, Comparison, Gpu, Measurement, Report, Setting, Subject, Traffic
 from .statistics import TEST, Summary, compare, summarize
-from .subjects import AnySubject, PeerSubject, Request, open_subjects
+from .subjects import AnySubject, BundleSubject, PeerSubject, Request, open_subjects
 
 #: A machine is quiet when other processes take no more than this percentage of its processors' time.
 _QUIET = 3.0
@@ -108,7 +108,7 @@ def run_scenario(scenario: BundleScenario, request: Request, progress: Progress 
     threads = request.threads or cores()
     mine, other = open_subjects(request, threads)
     device = gpu_of(request.engine, mine.bundle, 1)
-    return measure_subjects(
+    report = measure_subjects(
         scenario,
         [mine] if other is None else [mine, other],
         scenario.settings(mine.bundle),
@@ -121,6 +121,10 @@ def run_scenario(scenario: BundleScenario, request: Request, progress: Progress 
         meter=None if device is None else CopyMeter(device),
         gpu=None if device is None else describe_gpu(device),
     )
+    told = [
+        f"{each.about.name}: {each.told}" for each in (mine, other) if isinstance(each, BundleSubject) and each.told
+    ]
+    return replace(report, notes=(*report.notes, *told))
 
 
 def measure_subjects(

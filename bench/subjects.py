@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..runtime.bundle import Bundle
-from ..runtime.engines.base import Engine, open_engine
+from ..runtime.cli_common import tell_engine
+from ..runtime.engines.base import Engine
+from ..runtime.engines.selection import choose
 from ..runtime.errors import InputError, UalmError
 from ..runtime.extras import install_hint
 from ..runtime.model import DEFAULT_CONTEXT
@@ -72,6 +74,8 @@ class BundleSubject:
         self.bundle = Bundle(folder)
         self._request, self._name = request, name
         self._engine: tuple[Engine, int] | None = None
+        #: Which engine runs and why no faster one does, where there is a GPU and once one was opened.
+        self.told: str | None = None
 
     def engine(self, rows: int = 0) -> Engine:
         """An engine whose sequences hold at least ``rows`` rows, and at least :attr:`least_context`."""
@@ -88,8 +92,12 @@ class BundleSubject:
         return self._engine[0]
 
     def open(self, max_context: int) -> Engine:
-        """The engine that the request names, loaded."""
-        return open_engine(self._request.engine, self.bundle, threads=self._request.threads, max_context=max_context)
+        """The engine that the request names, loaded; the first time, what there is to tell about it is told."""
+        choice = choose(self._request.engine, self.bundle, threads=self._request.threads, max_context=max_context)
+        if choice.told() != self.told:
+            tell_engine(choice)
+        self.told = choice.told()
+        return choice.engine
 
     @property
     def command_options(self) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from .cli_common import (
     TemperatureOption,
     ThreadsOption,
     TopKOption,
+    about_model,
     given,
     live_bytes,
     live_rows,
@@ -83,7 +84,8 @@ def ask(
         with live_rows(lambda rows, elapsed: f"{rows} tokens, {elapsed:.1f} s") as on_rows:
             answer = model.ask(sound, question, on_rows=on_rows, **options)
         elapsed = time.perf_counter() - started
-    report(as_json, {"answer": answer, "seed": seed, "elapsed_seconds": round(elapsed, 3)}, answer)
+        about = {"answer": answer, "seed": seed, "elapsed_seconds": round(elapsed, 3)} | about_model(model)
+    report(as_json, about, answer)
 
 
 @app.command(epilog=f"Needs the extra `export`: {install_hint('export')}.")

@@ -28,7 +28,9 @@ app = typer.Typer(
 _Number = TypeVar("_Number", int, float)
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder made by `ualm export`.")]
-EngineOption = Annotated[str | None, typer.Option(help="Engine; the best one that can run here by default.")]
+EngineOption = Annotated[
+    str | None, typer.Option(help="Engine; by default what UALM_ENGINE says, else the best that can run here.")
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
 RepeatOption = Annotated[int | None, typer.Option(help="Repetitions that are measured.")]
 SeedOption = Annotated[int, typer.Option(help="Of the draws and of the noise that is heard or held.")]

@@ -30,6 +30,7 @@ from .cli_common import (
     TextTemperatureOption,
     ThreadsOption,
     TopKOption,
+    about_model,
     given,
     open_model,
     steps_of,
@@ -103,7 +104,12 @@ def chat(
         )
         at_terminal = sys.stdin.isatty()
         if at_terminal or as_json:
-            about = {"bundle": str(model.bundle.folder), "model": model.identity, "max_context": model.max_context}
+            about: dict[str, object] = {
+                "bundle": str(model.bundle.folder),
+                "model": model.identity,
+                "max_context": model.max_context,
+            }
+            about |= about_model(model)
             view.note("opened", f"{model.bundle.folder}: opened; /help lists the commands", about)
         failed = _converse(talk, view, line_reader(as_json), at_terminal)
     if failed and not at_terminal:

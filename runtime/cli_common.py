@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from .bundle import CodecIdentity
+from .engines.selection import Choice
 from .errors import InputError, OutputError
 from .model import Model
 from .packaged import default_bundle
@@ -47,8 +48,8 @@ EngineOption = Annotated[
     str | None,
     typer.Option(
         "--engine",
-        envvar="UALM_ENGINE",
-        help="tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime; by default the first that can run here.",
+        help="tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime; by default what UALM_ENGINE says, else the "
+        "first that can run here.",
     ),
 ]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
@@ -68,8 +69,24 @@ def named_or_packaged(bundle: Path | None) -> Path:
 
 
 def open_model(bundle: Path | None, threads: int | None, max_context: int | None, engine: str | None = None) -> Model:
-    """The model of ``--bundle`` or ``UALM_BUNDLE``, or the one that comes with ualm."""
-    return Model.open(named_or_packaged(bundle), engine=engine, threads=threads, max_context=max_context)
+    """The model of ``--bundle`` or ``UALM_BUNDLE``, or the one that comes with ualm.
+
+    Where there is a GPU, one line on standard error tells which engine runs, and why no other does.
+    """
+    model = Model.open(named_or_packaged(bundle), engine=engine, threads=threads, max_context=max_context)
+    tell_engine(model._choice)
+    return model
+
+
+def about_model(model: Model) -> dict[str, object]:
+    """What a verb's JSON says of the model that ran: its engine, and why no faster one where there is a GPU."""
+    return model._choice.to_json()
+
+
+def tell_engine(choice: Choice) -> None:
+    """One line on standard error about the engine that was chosen, where there is anything to choose."""
+    if (told := choice.told()) is not None:
+        print(f"ualm: {told}", file=sys.stderr, flush=True)
 
 
 def given(**options: Any) -> dict[str, Any]:

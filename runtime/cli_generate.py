@@ -25,6 +25,7 @@ from .cli_common import (
     TemperatureOption,
     ThreadsOption,
     TopKOption,
+    about_model,
     given,
     live_rows,
     open_model,
@@ -109,6 +110,7 @@ def generate(
         else:
             sound, about = _whole(model, text, options, codec.hop_length / codec.sample_rate), {}
         elapsed = about.pop("made_seconds", time.perf_counter() - started)
+        about |= about_model(model)
     gain = 1.0 if output is None or piped else sound.save(output, subtype)
     if plot is not None:
         save_spectrogram(sound, plot, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ from .cli_common import (
     TextTemperatureOption,
     ThreadsOption,
     TopKOption,
+    about_model,
     given,
     open_model,
     print_any,
@@ -120,7 +121,8 @@ def reason(
             ),
         )
         result, elapsed = _followed(reasoning, _Shown(quiet=as_json))
-    _keep(result, elapsed, output, subtype, trace, plot, as_json)
+        further = about_model(model)
+    _keep(result, elapsed, further, output, subtype, trace, plot, as_json)
 
 
 def _with_lines(prompts: list[str], read: Callable[[], str | None]) -> Iterator[str]:
@@ -148,17 +150,19 @@ def _followed(reasoning: Reasoning, shown: _Shown) -> tuple[ReasoningResult, flo
 def _keep(
     result: ReasoningResult,
     elapsed: float,
+    further: Mapping[str, object],
     output: Path | None,
     subtype: str | None,
     trace: Path | None,
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Write what was asked for, and report."""
+    """Write what was asked for, and report; ``further`` fields are for programs that read the report."""
     about = result.trace()
     if trace is not None:
         with replacing_file(trace) as temporary:
             temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    about |= further
     sound = result.sound
     if sound is None:
         if output is not None or plot is not None:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy as np
 from .bundle import TOKENIZER, Bundle, Verify
 from .chat import CheckedMessage, Message, TextCodec, check_messages, prompt_parts
 from .chunks import PROFILES, ChunkProfile, Pace
-from .engines.base import Engine, open_engine
+from .engines.base import Engine
+from .engines.selection import Choice, choose
 from .errors import InputError, UalmError
 from .events import SegmentEnded, SoundChunk
 from .generate import Began, Ended, Modality, OnRows, turn
@@ -45,9 +46,11 @@ class Model:
     Several threads may call one model; each call has its own cache.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, max_context: int) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, max_context: int, *, choice: Choice | None = None) -> None:
+        """``choice``: how ``engine`` came to be chosen, None where it was not."""
         self.bundle, self.max_context = bundle, max_context
         self._engine = engine
+        self._choice = Choice(engine) if choice is None else choice
         manifest = bundle.manifest
         self._vocabulary = manifest.vocabulary
         self._text = TextCodec(bundle.path(TOKENIZER))
@@ -70,10 +73,11 @@ class Model:
     ) -> Model:
         """Open a bundle folder; None for the model that comes with ualm.
 
-        ``engine``: None for the best that can run here, or a name ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda",
-        "onnxruntime"; see ``engines.selection``). ``threads``: CPU threads, None for all cores. ``max_context``: rows
-        that one conversation may hold (prompt and answer; a row is 20 ms of spoken sound, 40 ms of heard sound, or a
-        text token), None for the smaller of 16384 and the model's limit.
+        ``engine``: a name ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime"; see ``engines.selection``),
+        or None for the one that the environment variable UALM_ENGINE names, else the best that can run here; which that
+        was, and why not another, :attr:`engine` and :attr:`passed_over` say. ``threads``: CPU threads, None for all
+        cores. ``max_context``: rows that one conversation may hold (prompt and answer; a row is 20 ms of spoken sound,
+        40 ms of heard sound, or a text token), None for the smaller of 16384 and the model's limit.
         ``verify``: check file hashes at the "first" load (and after a change), "always" or "never".
 
         Raises :class:`InputError`, :class:`BundleError` or :class:`EngineError`.
@@ -88,7 +92,8 @@ class Model:
             raise InputError(
                 f"max_context = {max_context!r}: give a whole number from 1 to {limit}, this model's limit"
             )
-        return cls(opened, open_engine(engine, opened, threads=threads, max_context=max_context), max_context)
+        choice = choose(engine, opened, threads=threads, max_context=max_context)
+        return cls(opened, choice.engine, max_context, choice=choice)
 
     def run(
         self,
@@ -281,6 +286,16 @@ class Model:
     def identity(self) -> str:
         """Digest of the bundle's manifest: equal for equal bundles."""
         return self.bundle.digest
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine that computes."""
+        return self._engine.name
+
+    @property
+    def passed_over(self) -> Mapping[str, str]:
+        """Of each faster engine that could not be opened, in order, a sentence why; empty where one was named."""
+        return MappingProxyType(dict(self._choice.passed_over))
 
     def _checked(self, messages: Sequence[Message]) -> list[CheckedMessage]:
         return check_messages(messages, self._vocabulary, self._text, self._listener.check)

@@ -140,7 +140,7 @@ class Engine(Protocol):
 
 
 def open_engine(name: str | None, bundle: Bundle, *, threads: int | None, max_context: int) -> Engine:
-    """Load ``bundle`` into the engine ``name`` (None: the best one that can run here); see ``selection``."""
+    """Load ``bundle`` into the engine ``name`` (None: as ``selection.choose`` does)."""
     from .selection import choose
 
     return choose(name, bundle, threads=threads, max_context=max_context).engine

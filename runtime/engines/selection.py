@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import EngineError
 from .device_check import cuda_facts, gpu_problem
+from .presence import gpu_is_there
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -22,13 +24,40 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Environment variable that names the engine where no argument does.
+VARIABLE = "UALM_ENGINE"
+
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine that was opened, and why each that comes before it in :data:`ENGINES` was not."""
+    """The engine that was opened, and why each that comes before it in :data:`ENGINES` was not.
+
+    ``gpu``: whether this machine has an NVIDIA GPU, so that its user wants to know. ``named``: by whom; an engine that
+    is named passes none over. None: it was chosen.
+    """
 
     engine: Engine
-    passed_over: Mapping[str, str]
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+    gpu: bool = False
+    named: Literal["argument", "environment"] | None = None
+
+    def told(self) -> str | None:
+        """Which engine runs and why the others do not, in one line; None where there is no GPU to ask about."""
+        if not self.gpu:
+            return None
+        if self.named is not None:
+            return f"engine {self.engine.name}, as {'asked for' if self.named == 'argument' else f'{VARIABLE} says'}"
+        # engines that are passed over for one reason are told together
+        engines: dict[str, list[str]] = {}
+        for each, reason in self.passed_over.items():
+            engines.setdefault(" ".join(reason.split()), []).append(each)
+        others = "".join(f"; not {', '.join(names)}: {reason}" for reason, names in engines.items())
+        return f"engine {self.engine.name}{others}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The engine, and where there is a GPU those that were passed over, with the reasons."""
+        over = [{"engine": each, "reason": reason} for each, reason in self.passed_over.items()] if self.gpu else []
+        return {"engine": self.engine.name, "passed_over": over}
 
 
 @dataclass(frozen=True)
@@ -96,30 +125,41 @@ def why_not(name: str, bundle: Bundle | None = None, max_context: int = 0) -> st
 
 
 def choose(name: str | None, bundle: Bundle, *, threads: int | None, max_context: int) -> Choice:
-    """Open ``bundle`` in the engine ``name``; None: in the first of :data:`ENGINES` that can run here.
+    """Open ``bundle`` in the engine ``name``; None: in the one that :data:`VARIABLE` names in the environment, and
+    where that is not set or empty, in the first of :data:`ENGINES` that can run here.
 
     :class:`EngineError` for an unknown name, for a named engine that cannot run, and where none can.
     """
     if name is not None:
-        if name not in ENGINES:
-            raise EngineError(f"engine {name!r} is unknown; available: {', '.join(ENGINES)}")
-        reason = why_not(name, bundle, max_context)
-        if reason is not None:
-            raise EngineError(f"engine {name} cannot run here: {reason}")
-        return Choice(ENGINES[name].open(bundle, threads, max_context), {})
+        return Choice(_named(name, "", bundle, threads, max_context), {}, gpu_is_there(), "argument")
+    if name := os.environ.get(VARIABLE):
+        by = f" (named by {VARIABLE} in the environment)"
+        return Choice(_named(name, by, bundle, threads, max_context), {}, gpu_is_there(), "environment")
     passed_over: dict[str, str] = {}
-    lacking = gpu_problem(cuda_facts())  # asked once, before any engine's library is imported
+    facts = cuda_facts()
+    gpu = bool(facts.gpus) or gpu_is_there()
+    lacking = gpu_problem(facts)  # asked once, before any engine's library is imported
     for each, candidate in ENGINES.items():
         reason = lacking if lacking is not None and each != CPU else why_not(each, bundle, max_context)
         if reason is None:
             try:
                 engine = candidate.open(bundle, threads, max_context)
-            except EngineError as error:
+            except (EngineError, ImportError, OSError) as error:
                 if each == CPU:
                     raise  # the bundle itself may be what is wrong
                 reason = str(error)
             else:
                 logger.info("engine %s%s", each, "".join(f"; not {n}: {why}" for n, why in passed_over.items()))
-                return Choice(engine, passed_over)
+                return Choice(engine, passed_over, gpu)
         passed_over[each] = reason
     raise EngineError("no engine can run here: " + "; ".join(f"{each}: {why}" for each, why in passed_over.items()))
+
+
+def _named(name: str, by: str, bundle: Bundle, threads: int | None, max_context: int) -> Engine:
+    """The engine ``name``, opened; ``by``: who named it, for messages."""
+    if name not in ENGINES:
+        raise EngineError(f"engine {name!r}{by} is unknown; available: {', '.join(ENGINES)}")
+    reason = why_not(name, bundle, max_context)
+    if reason is not None:
+        raise EngineError(f"engine {name}{by} cannot run here: {reason}")
+    return ENGINES[name].open(bundle, threads, max_context)
