@@ -63,7 +63,7 @@ def gpu_of(engine: str | None, bundle: Bundle, max_context: int) -> Device | Non
     None where that is the CPU, and where the engine cannot run, of which opening it will tell.
     """
     engine = engine or os.environ.get(VARIABLE)
-    names = ENGINES if not engine is None else [engine] if engine in ENGINES else []
+    names = ENGINES if not engine else [engine] if engine in ENGINES else []
     found = next((name for name in names if why_not(name, bundle, max_context) is None), CPU)
     return None if found == CPU else Device(load_kernels())
 

@@ -29,6 +29,7 @@ from ..runtime.bundle import (
 )
 from ..runtime.errors import ExportError, InputError
 from ..runtime.files import replacing_folder
+from ..runtime.knowledge import Knowledge, content_words
 from ..runtime.sampling import AudioSampling, TextSampling
 from ..runtime.templates import Templates
 from ..runtime.tensors import MappedTensors
@@ -60,6 +61,8 @@ NULL_TABLES = ("null.keys", "null.values")
 
 #: Beside train.yaml, where a run has words of its own for the modes of reasoning.
 TEMPLATES_FILE = "templates.json"
+#: Beside train.yaml, where a run says what its model knows.
+KNOWS_FILE = "knows.json"
 
 #: Called with a stage's name, the bytes done and the bytes in all (0: not known).
 Progress = Callable[[str, int, int], None]
@@ -110,6 +113,7 @@ def export_run(
     files = find_run(run, config=config, weights=weights, step=step)
     recipe = read_recipe(files.config)
     templates = read_templates(files.config.with_name(TEMPLATES_FILE))
+    knows = read_knows(files.config.with_name(KNOWS_FILE))
     checkpoint = Checkpoint(files.weights)
     plan = _Plan(checkpoint, recipe, formats)
     stage = None if post_codec is None else post_codec(plan.codec_identity)
@@ -118,7 +122,7 @@ def export_run(
         write_tokenizer(recipe, folder / TOKENIZER)  # first: it may be refused, and the weights take minutes
         plan.write(folder, progress)
         clock.lap("write")
-        manifest = dataclasses.replace(plan.manifest(files), templates=templates, post_codec=stage)
+        manifest = dataclasses.replace(plan.manifest(files), templates=templates, knows=knows, post_codec=stage)
         if examples is not None or precision == "fp8":
             manifest = dataclasses.replace(manifest, files=_sizes(folder))
             _write_manifest(manifest, folder)
@@ -153,6 +157,19 @@ def read_templates(path: Path) -> Templates:
         return Templates.from_json(read_json(path))
     except ValueError as error:
         raise ExportError(f"{path}: {error}; mend it, or remove it to take the defaults") from error
+
+
+def read_knows(path: Path) -> Knowledge | None:
+    """What a run's model knows; None where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        knows = Knowledge.from_json(read_json(path))
+    except ValueError as error:
+        raise ExportError(f"{path}: {error}; mend it, or remove it") from error
+    if idle := [word for word in knows.words if not any(content_words(word))]:
+        raise ExportError(f"{path}: words: {idle[0]!r} is a stop word, which never counts; leave it out")
+    return knows
 
 
 class _Clock:

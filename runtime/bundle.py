@@ -20,6 +20,7 @@ import numpy as np
 
 from .engine_files import EngineFile
 from .errors import BundleError, InputError
+from .knowledge import Knowledge
 from .sampling import AudioSampling, TextSampling
 from .templates import Templates
 from .tensors import MappedTensors
@@ -131,6 +132,8 @@ class Manifest:
     templates: Templates = field(default_factory=Templates)
     #: The stage behind the codec, if there is one.
     post_codec: PostCodecIdentity | None = None
+    #: What the model knows, where its training run says so.
+    knows: Knowledge | None = None
     #: Parts that were compiled for GPUs.
     engines: tuple[EngineFile, ...] = ()
 
@@ -159,6 +162,8 @@ class Manifest:
             "source": dict(self.source),
             "files": {name: vars(file) for name, file in self.files.items()},
         }
+        if self.knows is not None:
+            document["knows"] = self.knows.to_json()
         if self.engines:
             document["engines"] = [engine.to_json() for engine in self.engines]
         return document | {"digest": _digest(document)}
@@ -299,6 +304,7 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
             files=MappingProxyType(files),
             created_by=str(document["created_by"]),
             templates=_templates(document.get("templates", {})),  # bundles before them have the default's
+            knows=_knows(document.get("knows")),
             engines=tuple(EngineFile.from_json(entry) for entry in document.get("engines", ())),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -318,6 +324,13 @@ def _templates(values: object) -> Templates:
         return Templates.from_json(values)
     except ValueError as error:
         raise ValueError(f"templates: {error}") from error
+
+
+def _knows(values: object) -> Knowledge | None:
+    try:
+        return None if values is None else Knowledge.from_json(values)
+    except ValueError as error:
+        raise ValueError(f"knows: {error}") from error
 
 
 def _sha256(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:

@@ -36,6 +36,7 @@ from .cli_common import (
 from .cli_doctor import doctor
 from .cli_generate import generate
 from .cli_inspect import inspect
+from .cli_knows import KnowingCommand, Outside
 from .cli_reason import reason
 from .errors import InputError, UalmError
 from .extras import install_hint
@@ -61,7 +62,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command()
+@app.command(cls=KnowingCommand)
 def ask(
     sound: Annotated[Path, typer.Argument(help="The sound to listen to: WAV, FLAC, OGG, MP3, ...")],
     question: Annotated[str, typer.Argument(help="What you want to know about it.")],
@@ -80,11 +81,14 @@ def ask(
     with open_model(bundle, threads, max_context, engine) as model:
         options: dict[str, Any] = {"seed": seed}
         options |= given(guidance=guidance, temperature=temperature, top_k=top_k, max_steps=max_tokens)
+        outside = Outside(model)
+        outside.tell(question)
         started = time.perf_counter()
         with live_rows(lambda rows, elapsed: f"{rows} tokens, {elapsed:.1f} s") as on_rows:
             answer = model.ask(sound, question, on_rows=on_rows, **options)
         elapsed = time.perf_counter() - started
-        about = {"answer": answer, "seed": seed, "elapsed_seconds": round(elapsed, 3)} | about_model(model)
+        about: dict[str, Any] = {"answer": answer, "seed": seed, "elapsed_seconds": round(elapsed, 3)}
+        about |= about_model(model) | {"outside": outside.found}
     report(as_json, about, answer)
 
 
@@ -175,7 +179,7 @@ def _resampling(rate: int | None, channels: int) -> Callable[[CodecIdentity], Po
     return lambda codec: Resampler.describe(codec, codec.sample_rate if rate is None else rate, channels)
 
 
-app.command()(generate)
+app.command(cls=KnowingCommand)(generate)
 app.command()(chat)
 app.command()(reason)
 app.command()(inspect)

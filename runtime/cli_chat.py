@@ -35,6 +35,7 @@ from .cli_common import (
     open_model,
     steps_of,
 )
+from .cli_knows import Outside
 from .errors import InputError, UalmError
 from .events import SegmentEnded, TurnEnded
 from .model import Model
@@ -110,7 +111,12 @@ def chat(
                 "max_context": model.max_context,
             }
             about |= about_model(model)
-            view.note("opened", f"{model.bundle.folder}: opened; /help lists the commands", about)
+            knows = model.knows
+            about["knows"] = None if knows is None else knows.about
+            greeting = f"{model.bundle.folder}: opened; /help lists the commands"
+            if knows is not None:
+                greeting += f"; this model knows {knows.about.rstrip('.')}"
+            view.note("opened", greeting, about)
         failed = _converse(talk, view, line_reader(as_json), at_terminal)
     if failed and not at_terminal:
         raise typer.Exit(1)
@@ -132,6 +138,7 @@ class Chat:
         self._model, self._view, self._modality, self._limits = model, view, modality, limits
         self._audio, self._text = audio, text
         self._session = model.session(**limits)
+        self._outside = Outside(model)
         self._waiting: list[Message] = []
         self._last_sound: Sound | None = None
 
@@ -155,6 +162,9 @@ class Chat:
         return True
 
     def _say(self, messages: list[Message]) -> None:
+        for _, said in messages:
+            if isinstance(said, str) and (line := self._outside.look(said)) is not None:
+                self._view.note("outside", line, {"prompt": said})
         turn = self._session.turn(
             [*self._waiting, *messages],
             modality=self._modality,  # type: ignore[arg-type]

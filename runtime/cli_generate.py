@@ -33,6 +33,7 @@ from .cli_common import (
     sound_progress,
     steps_of,
 )
+from .cli_knows import Outside
 from .errors import InputError
 from .events import SegmentEnded, SoundChunk
 from .model import Model
@@ -104,13 +105,15 @@ def generate(
         if play:
             stage = model.bundle.manifest.post_codec
             outputs.append(Player(model.bundle.manifest.sound_rate, 1 if stage is None else stage.channels))
+        outside = Outside(model)
+        outside.tell(text)
         started = time.perf_counter()
         if outputs:
             sound, about = _live(model, text, options, profile, outputs)
         else:
             sound, about = _whole(model, text, options, codec.hop_length / codec.sample_rate), {}
         elapsed = about.pop("made_seconds", time.perf_counter() - started)
-        about |= about_model(model)
+        about |= about_model(model) | {"outside": outside.found}
     gain = 1.0 if output is None or piped else sound.save(output, subtype)
     if plot is not None:
         save_spectrogram(sound, plot, text)

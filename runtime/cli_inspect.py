@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,9 @@ from .bundle import MANIFEST, Bundle
 from .cli_common import JsonOption, in_bytes, named_or_packaged, report, table
 from .model import DEFAULT_CONTEXT
 from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, SPECIALS, STREAMS
+
+#: Columns of the words that a model knows.
+_WORDS_WIDTH = 100
 
 
 def inspect(
@@ -58,6 +62,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "streams": STREAMS,
             "codebook_size": vocabulary.codebook_size,
         },
+        "knows": None if manifest.knows is None else manifest.knows.to_json(),
         "post_codec": None if manifest.post_codec is None else vars(manifest.post_codec),
         "codec": vars(codec) | {"frames_per_second": codec.sample_rate / codec.hop_length},
         "features": dict(manifest.features),
@@ -118,6 +123,7 @@ def _plain(about: Mapping[str, Any]) -> str:
     sections = [
         table(about["bundle"], identity),
         table("source", _flat(source)),
+        *([] if about["knows"] is None else [table("knows", _knows(about["knows"]))]),
         table("templates", _templates(about)),
         table("model", _flat(about["model"])),
         table(f"vocabulary, {vocabulary['size']} ids", spans),
@@ -147,6 +153,11 @@ def _templates(about: Mapping[str, Any]) -> list[tuple[str, object]]:
     told = about["templates"] | {"ids": _ids(about)}
     rows = _flat(told)
     return [(name, " | ".join(value) if isinstance(value, list) else value) for name, value in rows]
+
+
+def _knows(knows: Mapping[str, Any]) -> list[tuple[str, object]]:
+    lines = textwrap.wrap(", ".join(knows["words"]), _WORDS_WIDTH)
+    return [("about", knows["about"]), (f"{len(knows['words'])} words", lines[0]), *(("", line) for line in lines[1:])]
 
 
 def _stage(stage: Mapping[str, Any] | None) -> str:

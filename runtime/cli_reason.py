@@ -36,6 +36,7 @@ from .cli_common import (
     sound_progress,
     steps_of,
 )
+from .cli_knows import Outside
 from .errors import InputError, OutputError, UalmError
 from .files import replacing_file
 from .plot import check_plot, save_spectrogram
@@ -107,7 +108,12 @@ def reason(
             raise InputError(f"{prompts[1]!r}: one PROMPT is expected; several are the turns of --mode dialogue")
         told = prompts[0]
     with open_model(bundle, threads, max_context, engine) as model:
-        manifest = model.bundle.manifest
+        manifest, outside = model.bundle.manifest, Outside(model)
+        if from_lines:
+            told = outside.told(told)
+        else:
+            for prompt in prompts:
+                outside.tell(prompt)
         reasoning = model.reason(
             told,
             mode,  # type: ignore[arg-type]  # checked there
@@ -121,7 +127,7 @@ def reason(
             ),
         )
         result, elapsed = _followed(reasoning, _Shown(quiet=as_json))
-        further = about_model(model)
+        further = about_model(model) | {"outside": outside.found}
     _keep(result, elapsed, further, output, subtype, trace, plot, as_json)
 
 

@@ -20,6 +20,7 @@ from .errors import InputError, UalmError
 from .events import SegmentEnded, SoundChunk
 from .generate import Began, Ended, Modality, OnRows, turn
 from .hearing import FeatureSpec, Hearing
+from .knowledge import Knowledge
 from .listening import Listener
 from .packaged import default_bundle
 from .post_codec import open_post_codec
@@ -296,6 +297,20 @@ class Model:
     def passed_over(self) -> Mapping[str, str]:
         """Of each faster engine that could not be opened, in order, a sentence why; empty where one was named."""
         return MappingProxyType(dict(self._choice.passed_over))
+
+    @property
+    def knows(self) -> Knowledge | None:
+        """What the model knows, in words; None where its bundle does not say."""
+        return self.bundle.manifest.knows
+
+    def outside(self, prompt: str) -> bool:
+        """Whether a prompt shares no word with what the model :attr:`knows`, so that its answer will be something else.
+
+        False where the bundle does not say what the model knows, and for a prompt of stop words alone.
+        """
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt = {prompt!r:.80}: give a text")
+        return self.knows is not None and self.knows.outside(prompt)
 
     def _checked(self, messages: Sequence[Message]) -> list[CheckedMessage]:
         return check_messages(messages, self._vocabulary, self._text, self._listener.check)

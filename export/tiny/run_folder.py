@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import random
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from tokenizers import Tokenizer
 from transformers import XcodecModel
 
 from ...runtime.files import replacing_folder
-from ..exporter import TEMPLATES_FILE
+from ...runtime.knowledge import Knowledge, content_words
+from ..exporter import KNOWS_FILE, TEMPLATES_FILE
+from .domain import DRUMS, INSTRUMENTS, MAX_EVENTS, NOTES, random_clip
 from .examine import FRAMES
-from .language import PHRASES
+from .language import ADVERBS, COUNTS, PHRASES, TIMES, loose_prompt, question_and_answer, text_only
 from .network import TinyShape, TinyUalm
 from .tokens import TEXT_SIZE
 
@@ -51,6 +55,7 @@ def write_run(
         features = {"feature_size": 128, "chunk_length": 300, "sampling_rate": 16000}
         _write_json(run / "encoder" / "preprocessor_config.json", features)
         _write_json(run / TEMPLATES_FILE, templates())
+        _write_json(run / KNOWS_FILE, knowledge().to_json())
         (run / "train.yaml").write_text(yaml.safe_dump(_train_yaml(), sort_keys=False), encoding="utf-8")
         torch.save({"module": module_states(network, codec), "global_steps": step}, run / "mp_rank_00_model_states.pt")
         np.save(run / FRAMES, codes.astype(np.int16))
@@ -63,6 +68,56 @@ def templates() -> dict[str, Any]:
     reflection = PHRASES["reflection"]
     agrees, differs = (_last_words(reflection[kind]) for kind in ("match", "differ"))
     return {"reflect": {"check": reflection["check"], "agrees": [agrees], "differs": [differs]}}
+
+
+#: What a user says, of phrases.json; the rest is what the model says itself.
+_SAID_BY_USERS = (
+    *("exact", "exact_drum", "short", "short_drum", "bare", "bare_tempo", "mood", "shape", "register", "any_drum"),
+    *("open", "open_mood", "answer_sound", "answer_both", "change", "recall", "questions"),
+)
+#: Prompts that are drawn for the words that only code puts in: far more than there are kinds of them.
+_DRAWN = 3000
+_NUMBERS = dict(enumerate(("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), start=1))
+
+
+def knowledge() -> Knowledge:
+    """What the model knows: its domain in a sentence, and every word of the prompts that it was trained on."""
+    first, last = NOTES[min(NOTES)], NOTES[max(NOTES)]
+    instruments, drums, events = (_NUMBERS[count] for count in (len(INSTRUMENTS), len(DRUMS), MAX_EVENTS))
+    about = (
+        f"renders of one soundfont: {instruments} instruments from {first} to {last}, {drums} drums, "
+        f"up to {events} notes or hits"
+    )
+    words = {word for prompt in _prompts() for word in content_words(prompt)}
+    return Knowledge(about, tuple(sorted(words)))
+
+
+def _prompts() -> Iterator[str]:
+    """What is said to the model: the patterns without their places, what fills the places, and prompts as drawn."""
+    yield from (
+        *INSTRUMENTS,
+        *DRUMS,
+        *NOTES.values(),
+        *COUNTS.values(),
+        *TIMES.values(),
+        *ADVERBS.values(),
+        *PHRASES["moods"],
+    )
+    yield PHRASES["reflection"]["check"]
+    for name in _SAID_BY_USERS:
+        yield from (re.sub(r"\{\w+\}", " ", pattern) for pattern in _texts(PHRASES[name]))
+    rng = random.Random(0)
+    for _ in range(_DRAWN):
+        yield from (loose_prompt(rng)[0], question_and_answer(random_clip(rng), rng)[0], text_only(rng)[0])
+
+
+def _texts(phrases: Any) -> Iterator[str]:
+    """The texts of an entry of phrases.json, however deep."""
+    if isinstance(phrases, str):
+        yield phrases
+        return
+    for each in phrases.values() if isinstance(phrases, Mapping) else phrases:
+        yield from _texts(each)
 
 
 def _last_words(review: str) -> str:

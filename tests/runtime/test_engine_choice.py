@@ -15,6 +15,7 @@ import soundfile
 
 from support.able import choosing_what_it_can
 from support.sounds import make_sound
+from ualm.bench.gpu import gpu_of
 from ualm.runtime import EngineError, Model
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines import selection
@@ -202,3 +203,16 @@ def test_one_that_cannot_run_names_the_variable_too(tiny_bundle, no_gpu):
     no_gpu.setenv("UALM_ENGINE", "onnxruntime-cuda")
     with pytest.raises(EngineError, match=r"engine onnxruntime-cuda \(named by UALM_ENGINE in .*\) cannot run here: "):
         Model.open(tiny_bundle, threads=1)
+
+
+def test_the_bench_looks_for_the_gpu_of_the_engine_that_is_named(tiny_bundle, rival, monkeypatch):
+    """The CPU's bandwidth is measured for the CPU's engine, whoever names it."""
+    device = object()
+    monkeypatch.setattr("ualm.bench.gpu.load_kernels", lambda: None)
+    monkeypatch.setattr("ualm.bench.gpu.Device", lambda cuda: device)
+    bundle = Bundle(tiny_bundle, verify="never")
+    assert gpu_of(None, bundle, 64) is device and gpu_of("onnxruntime", bundle, 64) is None
+    monkeypatch.setenv("UALM_ENGINE", "onnxruntime")
+    assert gpu_of(None, bundle, 64) is None and gpu_of("tensorrt", bundle, 64) is device
+    monkeypatch.setenv("UALM_ENGINE", "")
+    assert gpu_of(None, bundle, 64) is device

@@ -1,0 +1,57 @@
+"""Say in a bundle that exists what its model knows: ``python -m ualm.export.knows BUNDLE KNOWS.json``.
+
+A bundle takes that from the ``knows.json`` of its training run when it is exported. This is for one whose run said
+nothing then, or something else: its manifest is written anew, with a new digest, and no other file is touched.
+``--tiny`` takes the words of ualm-tiny's recipe in place of a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from ..runtime.bundle import MANIFEST, Bundle
+from ..runtime.errors import UalmError
+from ..runtime.files import replacing_file
+from ..runtime.knowledge import Knowledge
+from .exporter import read_knows
+
+
+def write_knows(folder: Path, knows: Knowledge | None) -> bool:
+    """Put ``knows`` into the manifest of the bundle in ``folder`` (None: out of it); whether that changed anything."""
+    bundle = Bundle(folder, verify="never")
+    if bundle.manifest.knows == knows:
+        return False
+    manifest = dataclasses.replace(bundle.manifest, knows=knows)
+    with replacing_file(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="ualm.export.knows", description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("knows", type=Path, nargs="?", help="JSON file: about, and words")
+    source.add_argument("--tiny", action="store_true", help="what ualm-tiny knows, by its recipe")
+    arguments = parser.parse_args()
+    try:
+        if arguments.tiny:
+            from .tiny.run_folder import knowledge
+
+            knows: Knowledge | None = knowledge()
+        else:
+            knows = read_knows(arguments.knows)
+            if knows is None:
+                sys.exit(f"knows: {arguments.knows}: no such file")
+        changed = write_knows(arguments.bundle, knows)
+    except UalmError as error:
+        sys.exit(f"knows: {error}")
+    print(f"{arguments.bundle}: {'written' if changed else 'is so already'}")
+
+
+if __name__ == "__main__":
+    main()
