@@ -263,13 +263,34 @@ void codes_to_latents(const py::array& codes, const py::array& rvq_table, const 
   }
 }
 
-py::tuple read_once(const py::array& words, int64_t threads) {
+// The kernel of that name among those that this CPU can run.
+const ualm::ReadKernel& read_kernel(const std::string& name) {
+  int32_t count = 0;
+  const ualm::ReadKernel* kernels = ualm::read_kernels(&count);
+  std::string known;
+  for (int32_t index = 0; index < count; ++index) {
+    if (name == kernels[index].name) return kernels[index];
+    known += (index == 0 ? "" : ", ") + std::string(kernels[index].name);
+  }
+  refuse("kernel = '" + name + "': this CPU runs " + known);
+}
+
+py::tuple read_kernel_names() {
+  int32_t count = 0;
+  const ualm::ReadKernel* kernels = ualm::read_kernels(&count);
+  py::tuple names(count);
+  for (int32_t index = 0; index < count; ++index) names[index] = py::str(kernels[index].name);
+  return names;
+}
+
+py::tuple read_once(const py::array& words, int64_t threads, const std::string& kernel) {
   const uint64_t* data = view<uint64_t>("words", words, {{"n", -1}});
   const int32_t count = checked_int("threads", threads, 1, 1 << 14);
+  const ualm::ReadKernel& chosen = read_kernel(kernel);
   ualm::ReadPass pass;
   {
     py::gil_scoped_release release;
-    pass = ualm::read_once(data, words.size(), count);
+    pass = ualm::read_once(data, words.size(), count, chosen);
   }
   if (pass.seconds < 0) {
     throw std::runtime_error("read_once: this machine does not give " + std::to_string(threads) + " threads");
@@ -346,7 +367,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("quantize_blocks", &quantize_blocks, "matrix"_a.noconvert(), py::kw_only(), "block"_a,
              "divisors"_a.noconvert(), "low"_a, "high"_a, "importance"_a, "whole"_a.noconvert(), "scales"_a.noconvert(),
              "threads"_a);
-  module.def("read_once", &read_once, "words"_a.noconvert(), "threads"_a);
+  module.def("read_once", &read_once, "words"_a.noconvert(), "threads"_a, "kernel"_a = "portable");
+  module.attr("READ_KERNELS") = read_kernel_names();
   module.def("core_round_trip", &core_round_trip, "turns"_a);
   module.def(
       "philox",

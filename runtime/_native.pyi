@@ -21,6 +21,9 @@ LIMIT: int
 """``max_steps`` rows are drawn and none was a stop row."""
 LATENT: int
 """``latent_out`` holds the frame that this row made complete (rows 7 and later of a sound, not the stop row)."""
+READ_KERNELS: tuple[str, ...]
+"""What ``read_once`` can read with on this CPU, the widest first: of "avx512", "avx512x4", "avx2", "avx2x4", "neon",
+"neonx4", and last "portable", which is everywhere. "x4": each thread reads four stretches in turn."""
 
 class FrameSampler:
     """Logits of one step in; the drawn row, the next input embedding and the finished frame's latent out.
@@ -124,8 +127,8 @@ def quantize_blocks(
     float32 [in / block, out], each a positive float16 number: a block's largest magnitude over that of ``divisors``
     float32 [n] whose squared error, weighted by ``importance`` float32 [in], is least."""
 
-def read_once(words: NDArray[np.uint64], threads: int) -> tuple[int, float]:
-    """Read ``words`` uint64 [n] once with ``threads`` threads: (their sum modulo 2^64, seconds).
+def read_once(words: NDArray[np.uint64], threads: int, kernel: str = "portable") -> tuple[int, float]:
+    """Read ``words`` uint64 [n] once with ``threads`` threads and one of READ_KERNELS: (their sum modulo 2^64, seconds).
 
     The sum shows that every word was read. The seconds are those of the reading; starting the threads is not in them.
     RuntimeError where the machine does not give that many threads.

@@ -15,22 +15,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kLineWords = 8;
 
-// Eight sums that do not wait for each other, so that the loop waits for memory only; compilers make vectors of them.
-uint64_t sum_words(const uint64_t* words, int64_t count) {
-  uint64_t sums[kLineWords] = {};
-  int64_t at = 0;
-  for (; at + kLineWords <= count; at += kLineWords) {
-    for (int64_t lane = 0; lane < kLineWords; ++lane) sums[lane] += words[at + lane];
-  }
-  uint64_t sum = 0;
-  for (const uint64_t lane : sums) sum += lane;
-  for (; at < count; ++at) sum += words[at];
-  return sum;
-}
-
 }  // namespace
 
-ReadPass read_once(const uint64_t* words, int64_t count, int32_t threads) {
+ReadPass read_once(const uint64_t* words, int64_t count, int32_t threads, const ReadKernel& kernel) {
   const int64_t lines = count / kLineWords;
   std::vector<uint64_t> sums(threads, 0);
   std::vector<Clock::time_point> ends(threads);
@@ -45,7 +32,7 @@ ReadPass read_once(const uint64_t* words, int64_t count, int32_t threads) {
     int32_t told;
     while ((told = go.load(std::memory_order_acquire)) == 0) std::this_thread::yield();
     if (told < 0) return;
-    sums[index] = sum_words(words + begin, end - begin);
+    sums[index] = kernel.sum(words + begin, end - begin);
     ends[index] = Clock::now();
   };
 

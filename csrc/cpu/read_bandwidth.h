@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cpu/read_kernels.h"
+
 namespace ualm {
 
 struct ReadPass {
@@ -10,7 +12,7 @@ struct ReadPass {
   double seconds;  // from the moment all threads may start to the moment the last is done; negative: no threads
 };
 
-// Reads `count` 64-bit words once with `threads` threads, each its own stretch of whole 64-byte lines.
-ReadPass read_once(const uint64_t* words, int64_t count, int32_t threads);
+// Reads `count` 64-bit words once with `threads` threads, each its own stretch of whole 64-byte lines, in one go.
+ReadPass read_once(const uint64_t* words, int64_t count, int32_t threads, const ReadKernel& kernel);
 
 }  // namespace ualm
