@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 #: Pairs of blocks that repetitions are divided into; more than ``statistics.MIN_PAIRS``.
 PAIRS = 12
+#: Seconds of a block that is held against readings beside it: as long as memory can be hoped to stay the same.
+BLOCK_SECONDS = 0.075
+#: Such blocks that are measured at least, where nobody says how often; and the most repetitions of one.
+PACED_BLOCKS, MOST = 24, 64
 
 #: Seconds (or another unit) of each figure: one number a repetition.
 Samples = Mapping[str, Sequence[float]]
@@ -18,34 +22,74 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Measured:
-    """Samples of each figure, block by block in the order of measurement."""
+    """Samples of each figure, block by block in the order of measurement.
+
+    ``beside``: what was read before and after each block; empty where nothing was.
+    """
 
     blocks: Mapping[str, tuple[tuple[float, ...], ...]]
+    beside: tuple[tuple[float, float], ...] = ()
 
     def samples(self, figure: str) -> list[float]:
         """All samples of a figure."""
         return [value for block in self.blocks[figure] for value in block]
 
 
-def measure(cases: Sequence[Block], repeat: int, text: str, progress: Progress) -> list[Measured]:
-    """Run each of one or two cases ``repeat`` times, in blocks; returns what each gave, in the order of ``cases``.
+def measure(
+    cases: Sequence[Block],
+    sizes: Sequence[int],
+    text: str,
+    progress: Progress,
+    read: Callable[[], float] | None = None,
+) -> list[Measured]:
+    """Run each of one or two cases in blocks of ``sizes`` repetitions; what each gave, in the order of ``cases``.
 
-    ``progress`` is told ``text`` with the number of blocks that are done.
+    ``read``: takes a reading, before the first block and after each: one that two blocks have between them is beside
+    both. ``progress`` is told ``text`` with the number of blocks that are done.
     """
-    sizes = block_sizes(repeat)
     taken: list[dict[str, list[tuple[float, ...]]]] = [{} for _ in cases]
+    beside: list[list[tuple[float, float]]] = [[] for _ in cases]
     done = 0
+    before = None if read is None else read()
     for at, size in enumerate(sizes):
         order = range(len(cases)) if at % 2 == 0 else reversed(range(len(cases)))
         for case in order:
             for figure, values in cases[case](size).items():
                 taken[case].setdefault(figure, []).append(tuple(values))
+            if read is not None and before is not None:
+                after = read()
+                beside[case].append((before, after))
+                before = after
             done += 1
             progress(f"{text}: {done}/{len(sizes) * len(cases)}")
-    return [Measured({figure: tuple(blocks) for figure, blocks in each.items()}) for each in taken]
+    return [
+        Measured({figure: tuple(blocks) for figure, blocks in each.items()}, tuple(read_beside))
+        for each, read_beside in zip(taken, beside, strict=True)
+    ]
 
 
 def block_sizes(repeat: int) -> list[int]:
     """``repeat`` in at most :data:`PAIRS` blocks whose sizes differ by one at most."""
-    count = min(repeat, PAIRS)
+    return _divided(repeat, min(repeat, PAIRS))
+
+
+def paced_sizes(repeat: int | None, default: int, seconds: float) -> list[int]:
+    """Blocks of about :data:`BLOCK_SECONDS` where a repetition takes ``seconds``; sizes differ by one at most.
+
+    ``repeat``: how many repetitions in all; they make :data:`PAIRS` blocks or more, shorter ones if need be. None:
+    ``default``, or as many more as make :data:`PACED_BLOCKS`.
+    """
+    most = min(MOST, max(1, round(BLOCK_SECONDS / seconds)))
+    least = PAIRS
+    if repeat is None:
+        repeat, least = max(default, PACED_BLOCKS * most), PACED_BLOCKS
+    return _divided(repeat, max(min(repeat, least), -(-repeat // most)))
+
+
+def most_in_a_block(repeat: int | None) -> int:
+    """The most repetitions that a block can have, however it is divided."""
+    return MOST if repeat is None else max(block_sizes(repeat))
+
+
+def _divided(repeat: int, count: int) -> list[int]:
     return [repeat // count + (at < repeat % count) for at in range(count)]

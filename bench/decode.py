@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +17,17 @@ from ..runtime.errors import InputError
 from ..runtime.sampling import AudioSampling, TextSampling
 from .blocks import Samples
 from .scenario import Case, Derived
-from .schema import Bandwidth, Setting
+from .schema import Setting
 from .statistics import Summary
 from .subjects import AnySubject, PeerSubject
-from .traffic import body_role, step_traffic, weight_bytes
+from .traffic import StepBytes, body_role, step_bytes, weight_bytes
 
-#: Frames before each block that do not count: what was measured in between has taken the caches and the cores.
+#: Frames before each block that do not count: what was measured in between, a reading of the bandwidth included, has
+#: taken the caches and the cores. One frame touches all that the next one reads (weights, rows held, scratch), so that
+#: what the caches can keep is in them again; the second one finds it there, as all that follow do.
 WARM_UP = 2
-_CACHED = "a step that reads faster than memory reads from the processor's caches: its model is too small to judge by"
+#: Frames of the warm-up that tell how long one takes.
+_PACE = 3
 
 Modality = Literal["audio", "text"]
 
@@ -62,7 +66,7 @@ class Decode:
         rows = block + WARM_UP
         sampling = sampling_of(subject.bundle, self.modality, guidance, seed, rows)
         engine = subject.engine(max(self.contexts) + rows)
-        return _EngineDecode(subject.bundle, engine, context, self.batch, self.modality, sampling)
+        return _EngineDecode(subject.bundle, engine, context, self.batch, self.modality, sampling, block)
 
 
 class _EngineDecode:
@@ -76,7 +80,9 @@ class _EngineDecode:
         batch: int,
         modality: Modality,
         sampling: AudioSampling | TextSampling,
+        most: int,
     ) -> None:
+        """``most``: frames that a block may have."""
         self._bundle, self._context, self._modality, self._sampling = bundle, context, modality, sampling
         self._branches = 2 if sampling.guidance > 1 else 1
         self._forget()
@@ -86,6 +92,8 @@ class _EngineDecode:
             fill(sequence, bundle, context)
         self._segment = 0
         self.block(1)  # first calls load the head and touch memory
+        self.counted = "frame"
+        self.pace = statistics.median(self.block(min(_PACE, most))["frame"]) / 1000 * batch
         self._forget()
 
     def block(self, count: int) -> Samples:
@@ -108,23 +116,17 @@ class _EngineDecode:
                 self._begin()
         return {"frame": times}
 
-    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+    def step_bytes(self) -> StepBytes:
         held = self._held / self._frames
+        return step_bytes(self._bundle, self._modality, kv_bytes=held * self._row_bytes * self._branches)
+
+    def derive(self, figure: str, summary: Summary) -> Derived:
         codec = self._bundle.manifest.codec
-        traffic = step_traffic(
-            self._bundle,
-            self._modality,
-            kv_bytes=held * self._row_bytes * self._branches,
-            seconds=summary.p50 / 1000,
-            bandwidth_gb_per_second=bandwidth.best,
-        )
         return Derived(
-            traffic=traffic,
             real_time_factor=summary.mean / 1000 * codec.sample_rate / codec.hop_length
             if self._modality == "audio"
             else None,
             outside_percent=100 * (1 - self._library_seconds / self._seconds),
-            note=_CACHED if traffic.fraction > 1 else None,
         )
 
     def close(self) -> None:

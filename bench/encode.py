@@ -15,7 +15,7 @@ from ..runtime.hearing import FeatureSpec, Hearing
 from ..runtime.sound import Sound
 from .blocks import Block, Samples
 from .scenario import Case, Derived
-from .schema import Bandwidth, Setting
+from .schema import Setting
 from .statistics import Summary
 from .subjects import AnySubject, PeerSubject
 
@@ -72,7 +72,7 @@ class TimedSound:
     def block(self, count: int) -> Samples:
         return self._block(count)
 
-    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+    def derive(self, figure: str, summary: Summary) -> Derived:
         return Derived(real_time_factor=summary.mean / 1000 / self._seconds)
 
     def close(self) -> None:

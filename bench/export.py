@@ -23,7 +23,7 @@ from .blocks import Progress, Samples
 from .environment import cores, current_load
 from .memory import Watcher, cached_fraction
 from .scenario import Case, Derived, measure_subjects
-from .schema import Bandwidth, Report, Setting, Subject
+from .schema import Report, Setting, Subject
 from .statistics import Summary
 from .subjects import check_count, precisions_of
 
@@ -183,7 +183,7 @@ class _Exports:
                 figures.setdefault(figure, []).append(value)
         return figures
 
-    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+    def derive(self, figure: str, summary: Summary) -> Derived:
         if figure == "export" and self._missed:
             return Derived(
                 note=f"this bundle is below its gates ({'; '.join(self._missed)}): ualm export makes it with "

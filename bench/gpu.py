@@ -5,42 +5,61 @@ from __future__ import annotations
 import os
 import subprocess
 
-import numpy as np
-
 from ..runtime.bundle import Bundle
-from ..runtime.engines.device import Device
+from ..runtime.engines.device import Buffer, Device
 from ..runtime.engines.device_check import driver_version, load_kernels
 from ..runtime.engines.selection import CPU, ENGINES, VARIABLE, why_not
+from .bandwidth import READING_SECONDS, Meter
 from .schema import Bandwidth, Gpu
 
-#: Bytes of a copy, far beyond any cache of a GPU, and copies a measurement.
-COPY_BYTES, COPIES = 1 << 30, 12
+#: Bytes of a copy, far beyond any cache of a GPU.
+COPY_BYTES = 1 << 30
 
 
-class CopyMeter:
-    """Copies one buffer into another on the device, timed by its own clock; see ``scenario.Meter``."""
+class CopyMeter(Meter):
+    """Copies one buffer into another on the device, timed by its own clock; each byte counts twice, read and written.
 
-    def __init__(self, device: Device, *, nbytes: int = COPY_BYTES) -> None:
+    The buffers are held for a reading only: a GPU gives memory at once, and an engine may need all of it.
+    """
+
+    def __init__(self, device: Device, *, nbytes: int = COPY_BYTES, reading_seconds: float = READING_SECONDS) -> None:
+        super().__init__(reading_seconds)
         free, _ = device.memory()
         self._device, self._bytes = device, min(nbytes, free // 4)
-        self._rates: list[float] = []
+        self._buffers: tuple[Buffer, Buffer] | None = None
 
-    def measure(self) -> None:
-        device, size = self._device, self._bytes
-        source, target = device.allocate(size), device.allocate(size)
-        marks = [device.event(timed=True) for _ in range(2)]
-        for each in range(COPIES + 1):
-            marks[0].record()
-            device.copy(target.address, source.address, size)
-            marks[1].record()
-            marks[1].wait()
-            if each:  # the first meets memory that was never touched
-                self._rates.append(2 * size / max(marks[1].since(marks[0]), 1e-6) / 1e6)
+    def read(self) -> float:
+        try:
+            return super().read()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        self._buffers = None
 
     @property
     def result(self) -> Bandwidth:
-        """What all copies so far say."""
-        return Bandwidth(0, self._bytes, len(self._rates), max(self._rates), float(np.median(self._rates)), "device")
+        return self._summary(0, self._bytes, "device", "copy")
+
+    def _pass(self) -> tuple[int, float]:
+        if self._buffers is None:
+            self._buffers = self._device.allocate(self._bytes), self._device.allocate(self._bytes)
+            # the first copies meet memory that was never touched, and frames that an engine launched ahead
+            spent = 0.0
+            while spent < self._reading_seconds / 2:
+                spent += self._time()
+        return 2 * self._bytes, self._time()
+
+    def _time(self) -> float:
+        """Seconds of a copy."""
+        assert self._buffers is not None
+        source, target = self._buffers
+        begin, end = (self._device.event(timed=True) for _ in range(2))
+        begin.record()
+        self._device.copy(target.address, source.address, self._bytes)
+        end.record()
+        end.wait()
+        return max(end.since(begin) / 1000, 1e-9)
 
 
 def describe_gpu(device: Device) -> Gpu:

@@ -15,7 +15,7 @@ from ..runtime.errors import EngineError, InputError
 from .blocks import Samples
 from .memory import Watcher, cached_fraction, can_drop_pages, drop_pages
 from .scenario import Case, Derived
-from .schema import Bandwidth, Setting
+from .schema import Setting
 from .statistics import Summary
 from .subjects import AnySubject, PeerSubject
 
@@ -78,7 +78,7 @@ class _Loads:
         self._once = {}
         return figures
 
-    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+    def derive(self, figure: str, summary: Summary) -> Derived:
         if not self._cold or figure != "cached" or summary.max <= 100 * _COLD:
             return Derived()
         return Derived(

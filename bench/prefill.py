@@ -15,7 +15,7 @@ from ..runtime.vocabulary import Vocabulary
 from .blocks import Samples
 from .decode import Modality, check_rows, fill, sampling_of
 from .scenario import Case, Derived
-from .schema import Bandwidth, Setting
+from .schema import Setting
 from .statistics import Summary
 from .subjects import AnySubject, BundleSubject, PeerSubject
 
@@ -91,7 +91,7 @@ class _EnginePrefill:
             prefill.append(1000 * (between - started))
         return {"prefill": prefill, "row": [each / len(self._prompt) for each in prefill], "begin": begin}
 
-    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+    def derive(self, figure: str, summary: Summary) -> Derived:
         if figure == "begin":
             return Derived()
         return Derived(outside_percent=100 * (1 - self._library_seconds / self._seconds))

@@ -13,14 +13,15 @@ from rich.table import Table
 
 from ..runtime.errors import InputError
 from .formats import Format, write_csv, write_json, write_jsonl
-from .schema import Check, Comparison, Measurement, Report, Run, Setting, Subject
+from .schema import Bandwidth, Check, Comparison, Measurement, Report, Run, Setting, Subject, Traffic
 
 #: Wide enough for any of our tables.
 _WIDE = 1000
 
 _BANDWIDTHS = {"host": "read bandwidth", "device": "copy bandwidth on the GPU"}
 _PERCENTILES = ("p50", "p90", "p95", "p99", "min", "mean", "max")
-_MEASURED = ("subject", "figure", "RTF", "outside %", "GB/s", "of bandwidth", "times faster", "p")
+_TRAFFIC = ("GB/s", "of bandwidth", "of best pass", "near its best")
+_MEASURED = ("subject", "figure", "RTF", "outside %", *_TRAFFIC, "times faster", "p")
 #: Columns that stay even where all rows have the same in them.
 _KEPT = (*_PERCENTILES, *_MEASURED, "stage", "check", "verdict")
 
@@ -109,11 +110,22 @@ def _facts(report: Report) -> list[str]:
         f"{memory}{governor}{load}{others}",
         f"ualm {run.versions.get('ualm', 'unknown')}, {versions}",
         *_gpu(run),
-        f"{_BANDWIDTHS[bandwidth.memory]} {bandwidth.best:.1f} GB/s (best of {bandwidth.passes} passes over "
-        f"{bandwidth.bytes / 2**20:.0f} MiB{threads}, median {bandwidth.median:.1f})",
+        f"{_BANDWIDTHS[bandwidth.memory]} {bandwidth.best:.1f} GB/s (best of {_readings(bandwidth)} "
+        f"{bandwidth.bytes / 2**20:.0f} MiB{threads}, median {bandwidth.median:.1f}{_worst(bandwidth)})",
         *_core_round_trip(run),
         *(_describe(subject) for subject in about.values()),
     ]
+
+
+def _readings(bandwidth: Bandwidth) -> str:
+    """How often it was read; before version 4 of the schema, a pass was a reading."""
+    if bandwidth.readings is None:
+        return f"{bandwidth.passes} passes over"
+    return f"{bandwidth.readings} readings by {bandwidth.kernel}, {bandwidth.passes} passes over"
+
+
+def _worst(bandwidth: Bandwidth) -> str:
+    return "" if bandwidth.worst is None else f", worst {bandwidth.worst:.1f}"
 
 
 def _core_round_trip(run: Run) -> list[str]:
@@ -183,9 +195,18 @@ def _measured(measured: Measurement, several: bool) -> dict[str, str]:
             "head MB": _number(traffic.head_bytes / 1e6),
             "KV MB": _number(traffic.kv_bytes / 1e6),
             "GB/s": _number(traffic.gb_per_second),
-            "of bandwidth": f"{100 * traffic.fraction:.1f} %",
+            ("of bandwidth" if traffic.pairs else "of best pass"): f"{100 * traffic.fraction:.1f} %",
+            "near its best": _near_best(traffic),
         }
     return cells
+
+
+def _near_best(traffic: Traffic) -> str:
+    """The share over the pairs near the run's best reading, and how many those were."""
+    if traffic.near_best is None:
+        return ""
+    count = f"{traffic.near_best} of {len(traffic.pairs)}"
+    return count if traffic.fraction_near_best is None else f"{100 * traffic.fraction_near_best:.1f} % ({count})"
 
 
 def _compared(compared: Comparison) -> dict[str, str]:

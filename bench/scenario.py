@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from ..runtime.bundle import Bundle
-from .bandwidth import BandwidthMeter
-from .blocks import Block, Measured, Progress, Samples, block_sizes, measure
+from .bandwidth import BandwidthMeter, Meter
+from .blocks import Block, Measured, Progress, Samples, block_sizes, measure, most_in_a_block, paced_sizes
 from .core_distance import DistanceMeter
 from .environment import OtherProcesses, cores, current_load, describe_run
 from .gpu import CopyMeter, describe_gpu, gpu_of
-from .schema import Bandwidth, Comparison, Gpu, Measurement, Report, Setting, Subject, Traffic
+from .schema import Bandwidth, BandwidthPair, Comparison, Gpu, Measurement, Report, Setting, Subject
 from .statistics import TEST, Summary, compare, summarize
 from .subjects import AnySubject, BundleSubject, PeerSubject, Request, open_subjects
+from .traffic import StepBytes, held_against
 
 #: A machine is quiet when other processes take no more than this percentage of its processors' time.
 _QUIET = 3.0
-#: A best pass of the bandwidth that is so many times the median one is told.
+#: A best reading of the bandwidth that is so many times the worst one is told.
 _STEADY = 1.25
 #: A round trip between cores that is so many times the best one is told.
 _APART = 2.5
+_CACHED = "a step that reads faster than memory reads from the processor's caches: its model is too small to judge by"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,6 @@ class Derived:
     ``note``: what a reader of the figure must know, a sentence.
     """
 
-    traffic: Traffic | None = None
     real_time_factor: float | None = None
     outside_percent: float | None = None
     note: str | None = None
@@ -44,12 +46,30 @@ class Case(Protocol):
         """Repeat ``count`` times; samples of each figure, in the unit that the scenario names."""
         ...
 
-    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+    def derive(self, figure: str, summary: Summary) -> Derived:
         """What follows from all samples of a figure."""
         ...
 
     def close(self) -> None:
         """Free what measuring took; :meth:`derive` can still be called."""
+        ...
+
+
+@runtime_checkable
+class CountedCase(Case, Protocol):
+    """A case of which the bytes that a repetition must read are counted, and held against the bandwidth.
+
+    Its blocks are as long as a bandwidth lasts, with a reading of it before and after each. A block begins with
+    repetitions that are not timed and touch all that a repetition reads: a reading sweeps the caches.
+    """
+
+    #: The figure that bytes are counted for, a time in milliseconds.
+    counted: str
+    #: Seconds of a repetition, as the warm-up had it.
+    pace: float
+
+    def step_bytes(self) -> StepBytes:
+        """Bytes of a repetition, the mean of all; can be called after :meth:`close`."""
         ...
 
 
@@ -62,17 +82,6 @@ class Measurable(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-class Meter(Protocol):
-    """Measures the bandwidth that figures are held against, before and after them."""
-
-    def measure(self) -> None: ...
-
-    @property
-    def result(self) -> Bandwidth:
-        """What all measurements so far say."""
-        ...
 
 
 _Kind = TypeVar("_Kind", contravariant=True)
@@ -145,10 +154,10 @@ def measure_subjects(
     """Measure every setting for one subject, or for two in turn, and close them.
 
     ``load_average``: what the machine was asked to do before anything was opened. ``libraries``: distributions beside
-    the runtime's own whose versions count. ``meter``: None for that of the host's memory. ``gpu``, ``dry_run``: see
+    the runtime's own whose versions count. ``meter``: None for that of the host's memory; it takes readings beside each
+    block of a :class:`CountedCase`, and else before and after all. ``gpu``, ``dry_run``: see
     ``schema``.
     """
-    repeat = repeat or scenario.default_repeat
     others = OtherProcesses()
     meter = BandwidthMeter(threads) if meter is None else meter
     distance = DistanceMeter(threads)
@@ -160,10 +169,17 @@ def measure_subjects(
         for setting in settings:
             text = f"{scenario.name}: {', '.join(f'{name} {value}' for name, value in setting.items())}"
             progress(text)
-            block = max(block_sizes(repeat))
-            cases = [scenario.open(subject, setting, block=block, seed=seed) for subject in subjects]
+            most = most_in_a_block(repeat)
+            cases = [scenario.open(subject, setting, block=most, seed=seed) for subject in subjects]
             blocks = [_then(case.block, distance.measure) for case in cases]
-            done.append((cases, measure(blocks, repeat, text, progress)))
+            paces = [case.pace for case in cases if isinstance(case, CountedCase)]
+            if paces:
+                sizes = paced_sizes(repeat, scenario.default_repeat, max(paces))
+                done.append((cases, measure(blocks, sizes, text, progress, meter.read)))
+                meter.release()
+            else:
+                sizes = block_sizes(repeat or scenario.default_repeat)
+                done.append((cases, measure(blocks, sizes, text, progress)))
             for case in cases:
                 case.close()
         progress("bandwidth")
@@ -178,17 +194,19 @@ def measure_subjects(
     notes: dict[str, None] = {}
     for setting, (cases, taken) in zip(settings, done, strict=True):
         for named, case, measured in zip(about, cases, taken, strict=True):
-            for made, derived in _measurements(scenario, setting, named, case, measured, meter.result):
+            for made, note in _measurements(scenario, setting, named, case, measured, meter.result):
                 measurements.append(made)
-                notes |= {} if derived.note is None else {derived.note: None}
+                notes |= {} if note is None else {note: None}
         if len(about) == 2:
             comparisons += _comparisons(scenario, setting, about, taken)
     if taken_by_others is not None and taken_by_others > _QUIET:
         text = f"other processes took {taken_by_others:.0f} % of the processors' time meanwhile: these figures are not"
         notes[f"{text} those of a quiet machine"] = None
-    if meter.result.best > _STEADY * meter.result.median:
-        rates = f"{meter.result.best:.0f} GB/s, the median one {meter.result.median:.0f}"
-        notes[f"the bandwidth's best pass read {rates}: shares of it are of the best, which may be an odd one"] = None
+    bandwidth = meter.result
+    if bandwidth.worst is not None and bandwidth.best > _STEADY * bandwidth.worst:
+        rates = f"{bandwidth.worst:.3g} to {bandwidth.best:.3g} GB/s"
+        shares = "; a share is of what was read beside its block" if any(each.traffic for each in measurements) else ""
+        notes[f"memory was read at {rates} during the run: times are of a memory that changes{shares}"] = None
     apart = distance.result
     if apart is not None and apart.worst > _APART * apart.best:
         times = f"{apart.best:.0f} to {apart.worst:.0f} ns"
@@ -196,7 +214,7 @@ def measure_subjects(
     run = describe_run(
         seed=seed,
         threads=threads,
-        bandwidth=meter.result,
+        bandwidth=bandwidth,
         load_average=load_average,
         others_percent=taken_by_others,
         peers=libraries,
@@ -225,13 +243,16 @@ def _measurements(
     case: Case,
     measured: Measured,
     bandwidth: Bandwidth,
-) -> Iterator[tuple[Measurement, Derived]]:
+) -> Iterator[tuple[Measurement, str | None]]:
+    """Each figure, and what a reader of it must know."""
     for figure in measured.blocks:
         samples = measured.samples(figure)
         if not samples:  # gaps of sounds that came in one piece
             continue
         summary = summarize(samples)
-        derived = case.derive(figure, summary, bandwidth)
+        derived, traffic = case.derive(figure, summary), None
+        if isinstance(case, CountedCase) and figure == case.counted:
+            traffic = held_against(case.step_bytes(), summary.p50, _pairs(measured, figure), bandwidth)
         measurement = Measurement(
             scenario=scenario.name,
             subject=subject,
@@ -239,11 +260,17 @@ def _measurements(
             figure=figure,
             unit=scenario.units[figure],
             summary=summary,
-            traffic=derived.traffic,
+            traffic=traffic,
             real_time_factor=derived.real_time_factor,
             outside_percent=derived.outside_percent,
         )
-        yield measurement, derived
+        yield measurement, _CACHED if traffic is not None and traffic.fraction > 1 else derived.note
+
+
+def _pairs(measured: Measured, figure: str) -> list[BandwidthPair]:
+    """Each block of a figure and what was read beside it."""
+    blocks = zip(measured.beside, measured.blocks[figure], strict=True)
+    return [BandwidthPair(before, after, statistics.median(values)) for (before, after), values in blocks]
 
 
 def _comparisons(

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 from .statistics import Summary
 
-NAME, VERSION = "ualm-bench", 3
+NAME, VERSION = "ualm-bench", 4
 #: Versions that are read. 2 added what a GPU has to say (its facts, checks, its memory's bandwidth) and rehearsals, 3
-#: the distance of the cores.
-READ = (1, 2, VERSION)
+#: the distance of the cores, 4 readings of the bandwidth beside each block, which shares are taken of since.
+READ = (1, 2, 3, VERSION)
 
 #: A setting of a scenario: the rows held, the modality, ...
 Setting = int | float | str | bool
@@ -28,11 +28,13 @@ _Record = TypeVar("_Record")
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Bandwidth of this machine in GB/s (1e9 bytes), measured in the run: passes over ``bytes`` of memory.
+    """Bandwidth of this machine in GB/s (1e9 bytes), of ``readings`` in the run: ``passes`` over ``bytes`` of memory.
 
-    ``best`` is the limit that fractions are taken of; ``median`` shows how steady the machine was. ``memory``: "host",
-    read with ``threads`` threads; or "device", copied within a GPU's memory, where each byte counts twice, read and
-    written, and ``threads`` is 0.
+    ``worst`` and ``best`` tell how much it changed meanwhile. ``memory``: "host", read with ``threads`` threads; or
+    "device", copied within a GPU's memory, where each byte counts twice, read and written, and ``threads`` is 0.
+    ``kernel``: the loop that read, the fastest one of this machine. Before version 4, each pass was a reading of its
+    own, all of them before and after the figures, ``best`` was the limit that fractions were taken of, and the last
+    three fields are None.
     """
 
     threads: int
@@ -41,6 +43,9 @@ class Bandwidth:
     best: float
     median: float
     memory: str = "host"
+    kernel: str | None = None
+    readings: int | None = None
+    worst: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,10 +127,28 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """Bytes that one step must read, counted from the bundle, and what that makes of its median time.
+class BandwidthPair:
+    """A block's figure, the median of its samples in the measurement's unit, and the bandwidth beside it in GB/s: the
+    readings ``before`` and ``after`` the block."""
 
-    ``fraction``: share of the measured bandwidth that was reached.
+    before: float
+    after: float
+    figure: float
+
+    @property
+    def bandwidth(self) -> float:
+        """What the block is held against: the mean of both."""
+        return (self.before + self.after) / 2
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one step must read, counted from the bundle, and what that makes of its time.
+
+    ``gb_per_second``: of the median time. ``fraction``: share of the bandwidth that was reached, the median over
+    ``pairs``; ``fraction_near_best``: that over the ``near_best`` pairs whose readings are both within 10 % of the
+    run's best, None where there are none. ``kernel``: what read, as in :class:`Bandwidth`. Before version 4 there are
+    no pairs, and the share is that of the median time and the run's best pass.
     """
 
     body_bytes: int
@@ -133,6 +156,10 @@ class Traffic:
     kv_bytes: int
     gb_per_second: float
     fraction: float
+    fraction_near_best: float | None = None
+    near_best: int | None = None
+    kernel: str | None = None
+    pairs: tuple[BandwidthPair, ...] = ()
 
     @property
     def bytes(self) -> int:

@@ -24,7 +24,7 @@ from .blocks import Samples
 from .decode import sampling_of
 from .encode import check_seconds
 from .scenario import Case, Derived
-from .schema import Bandwidth, Setting
+from .schema import Setting
 from .statistics import Summary
 from .subjects import AnySubject, PeerSubject
 
@@ -117,7 +117,7 @@ class _Turns:
                 figures.setdefault(figure, []).extend(values)
         return figures
 
-    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+    def derive(self, figure: str, summary: Summary) -> Derived:
         if figure != "sound":
             return Derived()
         return Derived(real_time_factor=summary.mean * summary.n / 1000 / sum(self._sound_seconds))

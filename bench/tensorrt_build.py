@@ -28,7 +28,7 @@ from .formats import write_json
 from .memory import Watcher
 from .report import to_table
 from .scenario import Case, Derived, measure_subjects
-from .schema import Bandwidth, Report, Setting, Subject
+from .schema import Report, Setting, Subject
 from .statistics import Summary
 
 #: The most of the time that looks at private memory may take, see ``export``.
@@ -81,7 +81,7 @@ class _Builds:
                 figures.setdefault(figure, []).append(value)
         return figures
 
-    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+    def derive(self, figure: str, summary: Summary) -> Derived:
         return Derived()
 
     def close(self) -> None:

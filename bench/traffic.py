@@ -10,12 +10,18 @@ An engine that reads more than this, or reads it twice, reaches a smaller fracti
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from ..runtime.bundle import MANIFEST, Bundle
 from ..runtime.errors import BundleError
-from .schema import Traffic
+from .schema import Bandwidth, BandwidthPair, Traffic
 
 #: Dialects of the body that ONNX Runtime prefers to the standard one.
 _OWN_DIALECTS = ("backbone.grouped", "backbone.float32")
+#: A reading is near the run's best from this share of it on.
+NEAR_BEST = 0.9
 
 
 def body_role(bundle: Bundle) -> str:
@@ -35,10 +41,42 @@ def weight_bytes(bundle: Bundle, role: str) -> int:
     return found
 
 
-def step_traffic(
-    bundle: Bundle, modality: str, *, kv_bytes: float, seconds: float, bandwidth_gb_per_second: float
-) -> Traffic:
-    """Traffic of a decode step of ``seconds`` with ``kv_bytes`` of keys and values held, all branches together."""
-    body, head = weight_bytes(bundle, body_role(bundle)), weight_bytes(bundle, f"head.{modality}")
-    rate = (body + head + kv_bytes) / seconds / 1e9
-    return Traffic(body, head, round(kv_bytes), rate, rate / bandwidth_gb_per_second)
+@dataclass(frozen=True)
+class StepBytes:
+    """Bytes of one step; ``kv`` of all branches together."""
+
+    body: int
+    head: int
+    kv: float
+
+    @property
+    def total(self) -> float:
+        return self.body + self.head + self.kv
+
+
+def step_bytes(bundle: Bundle, modality: str, *, kv_bytes: float) -> StepBytes:
+    """Bytes of a decode step with ``kv_bytes`` of keys and values held, all branches together."""
+    return StepBytes(weight_bytes(bundle, body_role(bundle)), weight_bytes(bundle, f"head.{modality}"), kv_bytes)
+
+
+def held_against(step: StepBytes, median_ms: float, pairs: Sequence[BandwidthPair], run: Bandwidth) -> Traffic:
+    """What a step of ``median_ms`` reaches of the bandwidth, block by block: ``pairs``, at least one, in milliseconds.
+
+    ``run``: what all readings of the run say.
+    """
+
+    def share(of: Sequence[BandwidthPair]) -> float:
+        return statistics.median(step.total / (pair.figure * 1e6) / pair.bandwidth for pair in of)
+
+    near = [pair for pair in pairs if min(pair.before, pair.after) >= NEAR_BEST * run.best]
+    return Traffic(
+        body_bytes=step.body,
+        head_bytes=step.head,
+        kv_bytes=round(step.kv),
+        gb_per_second=step.total / (median_ms * 1e6),
+        fraction=share(pairs),
+        fraction_near_best=share(near) if near else None,
+        near_best=len(near),
+        kernel=run.kernel,
+        pairs=tuple(pairs),
+    )

@@ -128,7 +128,7 @@ def quantize_blocks(
     float32 [n] whose squared error, weighted by ``importance`` float32 [in], is least."""
 
 def read_once(words: NDArray[np.uint64], threads: int, kernel: str = "portable") -> tuple[int, float]:
-    """Read ``words`` uint64 [n] once with ``threads`` threads and one of READ_KERNELS: (their sum modulo 2^64, seconds).
+    """Read ``words`` uint64 [n] once, with ``threads`` threads and one of READ_KERNELS: (sum modulo 2^64, seconds).
 
     The sum shows that every word was read. The seconds are those of the reading; starting the threads is not in them.
     RuntimeError where the machine does not give that many threads.

@@ -17,10 +17,9 @@ from ...runtime.engines.onnxruntime_cuda import NAME, OnnxRuntimeCudaEngine
 from ...runtime.engines.selection import CPU, ENGINES, choose, why_not
 from ...runtime.errors import EngineError, InputError
 from ...runtime.packaged import default_bundle
-from ..bandwidth import BandwidthMeter
+from ..bandwidth import BandwidthMeter, Meter
 from ..environment import cores
 from ..gpu import CopyMeter, describe_gpu
-from ..scenario import Meter
 from ..schema import Gpu, Subject
 from ..subjects import BundleSubject, Request, precisions_of
 

@@ -30,7 +30,6 @@ from ..blocks import Samples
 from ..decode import WARM_UP, Modality
 from ..prefill import random_prompt
 from ..scenario import Case, Derived
-from ..schema import Bandwidth
 from ..statistics import Summary
 
 #: Frames a second of the published codec: 16 kHz in hops of 320 samples.
@@ -241,7 +240,7 @@ class _Decode:
                 self._begin()
         return {"frame": times}
 
-    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+    def derive(self, figure: str, summary: Summary) -> Derived:
         return Derived(real_time_factor=summary.mean / 1000 * _FRAMES_A_SECOND if self._modality == "audio" else None)
 
     def close(self) -> None:
@@ -276,7 +275,7 @@ class _Prefill:
         figures: dict[str, list[float]] = {"prefill": prefill, "row": [each / len(self._prompt) for each in prefill]}
         return figures | ({"begin": begin} if self._guided else {})
 
-    def derive(self, figure: str, summary: Summary, bandwidth: Bandwidth) -> Derived:
+    def derive(self, figure: str, summary: Summary) -> Derived:
         return Derived()
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from ualm.bench.schema import Report, from_json
 @pytest.fixture
 def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The read bandwidth is measured with a buffer that costs no time; its value means nothing then."""
-    monkeypatch.setattr(scenario, "BandwidthMeter", partial(BandwidthMeter, buffer_bytes=1 << 20))
+    monkeypatch.setattr(scenario, "BandwidthMeter", partial(BandwidthMeter, buffer_bytes=1 << 20, reading_seconds=1e-4))
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def bench(ualm: Callable[..., tuple[int, str, str]], small_buffer: None) -> Call
         status, out, err = ualm("bench", *arguments, "--threads", 1, "--format", "json")
         assert (status, err) == (0, "")
         document = json.loads(out)
-        assert (document.pop("schema"), document.pop("version")) == ("ualm-bench", 3)
+        assert (document.pop("schema"), document.pop("version")) == ("ualm-bench", 4)
         return from_json(Report, document)
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,10 @@ def test_decode_tells_time_bytes_and_share_of_each_context(bench, tiny_bundle):
         # 12 blocks of one frame, of which each is the first behind the warm-up
         assert traffic.kv_bytes == (measured.settings["context"] + WARM_UP + 1) * row
         assert traffic.gb_per_second == pytest.approx(traffic.bytes / (summary.p50 / 1000) / 1e9)
-        assert traffic.fraction == pytest.approx(traffic.gb_per_second / report.run.bandwidth.best)
+        shares = [traffic.bytes / (pair.figure / 1000) / 1e9 / pair.bandwidth for pair in traffic.pairs]
+        assert len(shares) == 12 and traffic.fraction == pytest.approx(statistics.median(shares))
+        assert statistics.median(pair.figure for pair in traffic.pairs) == pytest.approx(summary.p50)
+        assert traffic.kernel == report.run.bandwidth.kernel
         assert 0 < measured.outside_percent < 100
         frames = manifest.codec.sample_rate / manifest.codec.hop_length
         assert measured.real_time_factor == pytest.approx(summary.mean / 1000 * frames)

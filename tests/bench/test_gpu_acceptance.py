@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from support.cuda_shim import load_shim
+from ualm.bench.bandwidth import READINGS
 from ualm.bench.formats import read_report
-from ualm.bench.gpu import COPIES, CopyMeter, describe_gpu, gpu_of
+from ualm.bench.gpu import CopyMeter, describe_gpu, gpu_of
 from ualm.bench.gpu_acceptance import __main__ as acceptance
 from ualm.bench.gpu_acceptance import engines, kernels, machine, trials
 from ualm.bench.gpu_acceptance.findings import WHOLE, Findings, Skip
@@ -25,7 +26,7 @@ from ualm.bench.schema import Report
 from ualm.export import targets, tensorrt_build, tensorrt_target
 from ualm.runtime import EngineError
 from ualm.runtime.bundle import Bundle
-from ualm.runtime.engines.device import Device
+from ualm.runtime.engines.device import Device, Event
 from ualm.runtime.engines.device_cache import CacheShape
 from ualm.runtime.engines.tensorrt_library import Library
 from ualm.runtime.engines.tensorrt_rows import Appended
@@ -211,11 +212,14 @@ def test_the_trials_are_what_they_say(kind: str) -> None:
 
 
 def test_copies_are_counted_twice() -> None:
-    meter = CopyMeter(Device(load_shim(), kind="cpu"), nbytes=1 << 20)
+    meter = CopyMeter(Device(load_shim(), kind="cpu"), nbytes=1 << 20, reading_seconds=1e-3)
     meter.measure()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Event, "since", lambda self, earlier: 0.25)
+        assert meter.read() == pytest.approx(2 * (1 << 20) / 0.25e-3 / 1e9)
     result = meter.result
-    assert (result.memory, result.bytes, result.passes, result.threads) == ("device", 1 << 20, COPIES, 0)
-    assert result.best >= result.median > 0
+    assert (result.memory, result.bytes, result.readings, result.threads) == ("device", 1 << 20, READINGS + 1, 0)
+    assert result.kernel == "copy" and result.best >= result.median >= (result.worst or 0) > 0
 
 
 def test_a_gpu_is_described_and_known_by_its_engine(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

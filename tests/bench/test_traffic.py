@@ -10,7 +10,8 @@ import onnx
 import pytest
 
 from support.runs import make_run
-from ualm.bench.traffic import body_role, step_traffic, weight_bytes
+from ualm.bench.schema import Bandwidth, BandwidthPair
+from ualm.bench.traffic import body_role, held_against, step_bytes, weight_bytes
 from ualm.export.exporter import export_run
 from ualm.runtime import BundleError
 from ualm.runtime.bundle import MANIFEST, Bundle, _digest
@@ -46,7 +47,9 @@ def test_the_body_of_a_tiny_model_has_as_many_bytes_as_its_shape_says(tiny_bundl
 
 def test_a_step_reads_body_head_and_cache_in_its_time(tiny_bundle):
     bundle = Bundle(tiny_bundle)
-    found = step_traffic(bundle, "audio", kv_bytes=1000.4, seconds=0.001, bandwidth_gb_per_second=10.0)
+    step = step_bytes(bundle, "audio", kv_bytes=1000.4)
+    pairs = [BandwidthPair(9.0, 11.0, 1.0), BandwidthPair(10.0, 10.0, 2.0), BandwidthPair(10.0, 10.0, 1.0)]
+    found = held_against(step, 1.0, pairs, Bandwidth(1, 64, 4, 11.0, 10.0))
     body, head = weight_bytes(bundle, body_role(bundle)), weight_bytes(bundle, "head.audio")
     assert (found.body_bytes, found.head_bytes, found.kv_bytes) == (body, head, 1000)
     assert found.bytes == body + head + 1000
