@@ -164,10 +164,12 @@ def test_the_share_is_found_within_two_points(memories, seconds):
     assert max(errors(shares)) < 0.02 and max(errors(near)) < 0.02
 
 
-def test_the_best_pass_would_be_off(memories):
-    """The memory of these tests is one on which the share of the best pass means nothing."""
-    wrong = errors([share_of_best_pass(Memory(seed, seconds=(0.8, 0.35))) for seed in range(12)])
-    assert statistics.median(wrong) > 0.15
+@pytest.mark.parametrize("seconds", [(0.8, 0.35), (0.4, 0.7)], ids=str)
+def test_the_best_pass_would_be_off(seconds):
+    """On the memory of these tests, the share of the best pass is right by luck: where most frames met the memory of
+    that pass."""
+    wrong = errors([share_of_best_pass(Memory(seed, seconds=seconds)) for seed in range(12)])
+    assert sum(error > 0.15 for error in wrong) >= len(wrong) // 2
 
 
 def test_each_pair_holds_the_block_and_what_was_read_beside_it(memories):
