@@ -22,7 +22,7 @@ def judge() -> SecondJudge:
 
 
 @pytest.mark.parametrize("note", NOTES)
-@pytest.mark.parametrize("partials", [(1.0,), (1.0, 0.5, 0.3), (0.6, 1.0, 0.5)])
+@pytest.mark.parametrize("partials", [(1.0,), (1.0, 0.5, 0.3), (0.6, 1.0, 0.5), (0.5, 0.5, 1.0, 0.5)])
 def test_a_synthetic_note_is_heard_on_its_key(note: int, partials: tuple[float, ...], judge: SecondJudge) -> None:
     for off in (-0.25, 0.0, 0.25):
         heard = judge(tone(note + off, partials))
