@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import soundfile
 from tokenizers import Tokenizer
 
-from ualm.export.tiny.domain import HIT, HOP, LAST, FrameBank, sounds
+from ualm.export.tiny.domain import DRUMS, HIT, HOP, LAST, NOTES, SLOTS, Clip, FrameBank, sounds
+from ualm.export.tiny.soundfont import SOUNDFONT, render_sounds
 from ualm.export.tiny.tokens import TEXT_SIZE, content_tokens, train_tokenizer
 from ualm.export.tiny.writer import Studio
 from ualm.runtime.vocabulary import Vocabulary
@@ -29,12 +31,43 @@ FIXTURE = (
 )
 
 
+def tone(note: float, partials: tuple[float, ...] = (1.0, 0.5, 0.3), seconds: float = 0.5) -> np.ndarray:
+    """A synthetic note that decays, float32 [seconds * 16000]."""
+    hertz, time = 440 * 2 ** ((note - 69) / 12), np.arange(int(16000 * seconds)) / 16000
+    wave = sum(a * np.sin(2 * np.pi * k * hertz * time) for k, a in enumerate(partials, 1))
+    ends = np.minimum(1, np.minimum(time / 0.002, (seconds - time) / 0.01))  # an edge would be an onset of its own
+    return (0.2 * ends * wave * np.exp(-3 * time)).astype(np.float32)
+
+
+def repeated(name: str) -> list[Clip]:
+    """Every note of a sound, or its hit, once, and two and three times at every tempo."""
+    return [
+        Clip(name, (note,) * count, tempo)
+        for note in ((HIT,) if name in DRUMS else NOTES)
+        for count in (1, 2, 3)
+        for tempo in (SLOTS if count > 1 else ("moderate",))
+    ]
+
+
 @pytest.fixture(scope="session")
 def real_renders() -> dict[tuple[str, int], np.ndarray]:
     """Real renders of a few sounds, float32 [7680] each."""
     samples, rate = soundfile.read(Path(__file__).with_name("renders.flac"), dtype="float32")
     assert rate == 16000
     return dict(zip(FIXTURE, samples.reshape(len(FIXTURE), LAST * HOP), strict=True))
+
+
+@pytest.fixture(scope="session")
+def soundfont_renders() -> np.ndarray:
+    """Every sound of the domain as the MIT soundfont has it, float32 [74, 7680]."""
+    if shutil.which("fluidsynth") is None or not SOUNDFONT.is_file():
+        pytest.skip("needs fluidsynth and fluidr3mono-gm-soundfont (apt-get install)")
+    return render_sounds()
+
+
+@pytest.fixture(scope="session")
+def soundfont_bank(soundfont_renders: np.ndarray) -> FrameBank:
+    return FrameBank(soundfont_renders)
 
 
 @pytest.fixture(scope="session")
