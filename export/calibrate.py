@@ -53,6 +53,7 @@ class CalibrationSet:
         found = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
         files = sorted(found) if path.is_dir() else [path]
         known = {f".{kind.lower()}" for kind in soundfile.available_formats()} | {".mp3", ".opus", ".oga"}
+        known |= {".m4a", ".mp4", ".3gp", ".webm"}  # with the extra av, which the error names where it is missing
         conversations: list[list[Message]] = []
         for file in files:
             if file.suffix.lower() in _TEXT_SUFFIXES:

@@ -142,6 +142,11 @@ class Manifest:
         """Hz of the sounds that the model makes."""
         return self.codec.sample_rate if self.post_codec is None else self.post_codec.sample_rate
 
+    @property
+    def sound_channels(self) -> int:
+        """Channels of the sounds that the model makes."""
+        return 1 if self.post_codec is None else self.post_codec.channels
+
     def to_json(self) -> dict[str, Any]:
         """The document as written, with its own digest."""
         document = {

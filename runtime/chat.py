@@ -75,18 +75,22 @@ CheckedMessage = tuple[str, str, Sound | list[int]]
 
 
 def check_messages(
-    messages: Sequence[Message], vocabulary: Vocabulary, text: TextCodec, check_sound: Callable[[Sound], object]
+    messages: Sequence[Message],
+    vocabulary: Vocabulary,
+    text: TextCodec,
+    check_sound: Callable[[Sound], object],
+    longest: float | None = None,
 ) -> list[CheckedMessage]:
     """Read files, encode texts, and refuse what cannot be used, before anything is computed.
 
-    ``check_sound`` refuses a sound that the encoder cannot take.
+    ``check_sound`` refuses a sound that the encoder cannot take. ``longest``: seconds of a file that are read at most.
     """
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
         raise InputError("messages: give a list of (role, content) pairs, at least one")
     checked: list[CheckedMessage] = []
     for index, message in enumerate(messages):
         try:
-            role, modality, content = _check_message(message, text)
+            role, modality, content = _check_message(message, text, longest)
             if isinstance(content, Sound) and role == "assistant":
                 check_codes(np.asarray(content.codes), vocabulary.codebook_size)
             elif isinstance(content, Sound):
@@ -129,7 +133,7 @@ def prompt_parts(
     return [*parts, np.concatenate([*rows, vocabulary.special_rows(tokens)])]
 
 
-def _check_message(message: Any, text: TextCodec) -> CheckedMessage:
+def _check_message(message: Any, text: TextCodec, longest: float | None) -> CheckedMessage:
     if not isinstance(message, (tuple, list)) or len(message) != 2:
         raise InputError(f"a (role, content) pair is expected, not {message!r:.80}")
     role, content = message
@@ -143,7 +147,7 @@ def _check_message(message: Any, text: TextCodec) -> CheckedMessage:
     if isinstance(content, Speech):
         modality, content = "speech", content.content
     if isinstance(content, (str, os.PathLike)):  # what Speech holds is never a text
-        content = Sound.from_file(content)
+        content = Sound.from_file(content, longest=longest)
     if not isinstance(content, Sound):
         raise InputError(f"content is a {type(content).__name__}; give a str, a Sound or a pathlib.Path")
     if role == "assistant" and (modality == "speech" or content.codes is None):

@@ -27,7 +27,9 @@ from .cli_common import (
     ThreadsOption,
     TopKOption,
     about_model,
+    check_heard,
     given,
+    heard,
     live_bytes,
     live_rows,
     open_model,
@@ -64,7 +66,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command(cls=KnowingCommand)
 def ask(
-    sound: Annotated[Path, typer.Argument(help="The sound to listen to: WAV, FLAC, OGG, MP3, ...")],
+    sound: Annotated[
+        Path, typer.Argument(help='The sound to listen to: WAV, FLAC, OGG, MP3, ...; "-": from standard input.')
+    ],
     question: Annotated[str, typer.Argument(help="What you want to know about it.")],
     bundle: BundleOption = None,
     seed: SeedOption = 0,
@@ -77,7 +81,11 @@ def ask(
     max_context: ContextOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question about a sound."""
+    """Answer a question about a sound.
+
+    m4a, mp4, 3gp and webm need the extra `av`.
+    """
+    check_heard(sound)
     with open_model(bundle, threads, max_context, engine) as model:
         options: dict[str, Any] = {"seed": seed}
         options |= given(guidance=guidance, temperature=temperature, top_k=top_k, max_steps=max_tokens)
@@ -85,7 +93,7 @@ def ask(
         outside.tell(question)
         started = time.perf_counter()
         with live_rows(lambda rows, elapsed: f"{rows} tokens, {elapsed:.1f} s") as on_rows:
-            answer = model.ask(sound, question, on_rows=on_rows, **options)
+            answer = model.ask(heard(sound, model), question, on_rows=on_rows, **options)
         elapsed = time.perf_counter() - started
         about: dict[str, Any] = {"answer": answer, "seed": seed, "elapsed_seconds": round(elapsed, 3)}
         about |= about_model(model) | {"outside": outside.found}

@@ -48,7 +48,7 @@ COMMANDS = {
     "/sound": ("FILE", "add a sound to the next message; it is heard while you write"),
     "/speech": ("FILE", "the same for speech to be transcribed"),
     "/send": ("", "send the sounds that wait, without a text"),
-    "/save": ("FILE", "write the last sound made, as .wav or .flac"),
+    "/save": ("FILE", "write the last sound made, as .wav, .flac, .mp3, .ogg or .opus"),
     "/seed": ("N", "draw the next turns with this seed"),
     "/undo": ("", "drop the sounds that wait, or else take back the last turn"),
     "/store": ("FILE", "write the conversation to a file"),
@@ -195,6 +195,8 @@ class Chat:
         self._waiting.append(("user", Speech(self._listen(argument))))
 
     def _listen(self, argument: str) -> Sound:
+        if argument == "-":
+            raise InputError("-: standard input is where your lines come from; write the sound into a file first")
         file = _file(argument)
         sound = self._model.listen(file)
         fields = {"file": str(file), "seconds": round(sound.duration, 3), "sample_rate": sound.sample_rate}

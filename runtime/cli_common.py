@@ -22,6 +22,7 @@ from .engines.selection import Choice
 from .errors import InputError, OutputError
 from .model import Model
 from .packaged import default_bundle
+from .sound import Sound
 from .vocabulary import STREAMS
 
 BundleOption = Annotated[
@@ -54,6 +55,9 @@ EngineOption = Annotated[
 ]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
 ContextOption = Annotated[int | None, typer.Option("--max-context", help="Rows that prompt and answer may take.")]
+
+#: The file name that stands for standard input or output.
+STANDARD = Path("-")
 
 #: Progress goes to standard error, and only if that is a terminal.
 progress = Console(stderr=True)
@@ -104,6 +108,23 @@ def steps_of(max_seconds: float | None, codec: CodecIdentity) -> int | None:
             f"--max-seconds {max_seconds:g}: give a number of seconds that holds one frame, {frame_seconds:g} s"
         )
     return int(max_seconds / frame_seconds + 1e-6) + STREAMS - 1
+
+
+def check_heard(sound: Path) -> None:
+    """Refuse, before a model is loaded, standard input that cannot hold a sound."""
+    if sound != STANDARD:
+        return
+    if sys.stdin is None or sys.stdin.closed:
+        raise InputError("standard input: is closed; send a sound into it, or name a file")
+    if sys.stdin.isatty():
+        raise InputError("standard input: is a terminal; send a sound into it from a pipe or a file")
+
+
+def heard(sound: Path, model: Model) -> Path | Sound:
+    """The sound of that name, or the one on standard input."""
+    if sound != STANDARD:
+        return sound
+    return Sound.from_file(sys.stdin.buffer, longest=model.longest_sound)
 
 
 class StandardOutputError(OutputError):

@@ -13,6 +13,7 @@ import typer
 
 from .chunks import ChunkProfile
 from .cli_common import (
+    STANDARD,
     BundleOption,
     ContextOption,
     EngineOption,
@@ -37,21 +38,25 @@ from .cli_knows import Outside
 from .errors import InputError
 from .events import SegmentEnded, SoundChunk
 from .model import Model
-from .playback import Output, Player, RawPcm
+from .playback import Output, Player, RawPcm, StreamedWav
 from .plot import check_plot, save_spectrogram
 from .sampling import AudioSampling
 from .sound import Sound, check_writable
+from .sound_out import SUFFIXES, encoding_of
 from .vocabulary import STREAMS
 
-#: The file name that stands for standard output.
-_STDOUT = Path("-")
+#: What goes into a pipe.
+_PIPE_FORMATS = ("raw", "wav")
 
 
 def generate(
     text: Annotated[str, typer.Argument(help="What the sound should be.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help='WAV or FLAC file to write; "-": raw samples to standard output.'),
+        typer.Option("--output", "-o", help=f'File to write: {SUFFIXES}; "-": samples to standard output.'),
+    ] = None,
+    sound_format: Annotated[
+        str | None, typer.Option("--format", help="With -o -: raw (samples alone) or wav. A file's name says its own.")
     ] = None,
     play: Annotated[bool, typer.Option("--play", help="Play it while it is made; needs the extra `play`.")] = False,
     profile: Annotated[
@@ -77,14 +82,15 @@ def generate(
 ) -> None:
     """Make a sound from a text. WAV files hold 32-bit floats unless --pcm16 is given.
 
-    With -o - the samples go to standard output as they are made, without a header: 32-bit floats (f32le), with --pcm16
-    16-bit integers (s16le); the report goes to standard error.
+    With -o - the samples go to standard output as they are made: 32-bit floats (f32le), with --pcm16 16-bit integers
+    (s16le); without a header, or with --format wav as a WAV of unknown length. The report goes to standard error.
     """
     if output is None and not play:
         raise InputError("--output: name the file to write, - for standard output, or give --play")
-    piped = output == _STDOUT
+    piped = output == STANDARD
     if piped and sys.stdout.isatty():
         raise InputError("--output -: standard output is a terminal; send the samples into a pipe or a file")
+    _check_format(sound_format, output)
     subtype = "PCM_16" if pcm16 else None
     if output is not None and not piped:
         check_writable(output, subtype)
@@ -92,7 +98,10 @@ def generate(
         check_plot(plot)
     ChunkProfile.named(profile)
     with open_model(bundle, threads, max_context, engine) as model:
-        codec = model.bundle.manifest.codec
+        manifest = model.bundle.manifest
+        codec, rate, channels = manifest.codec, manifest.sound_rate, manifest.sound_channels
+        if output is not None and not piped:
+            check_writable(output, subtype, sample_rate=rate, channels=channels)
         max_steps = steps_of(max_seconds, codec)
         if max_steps is not None and max_steps >= model.max_context:
             raise InputError(
@@ -101,10 +110,13 @@ def generate(
             )
         options: dict[str, Any] = {"seed": seed}
         options |= given(guidance=guidance, temperature=temperature, top_k=top_k, max_steps=max_steps)
-        outputs: list[Output] = [RawPcm(_standard_output(), pcm16=pcm16)] if piped else []
+        outputs: list[Output] = []
+        if piped and sound_format == "wav":
+            outputs.append(StreamedWav(_standard_output(), rate, channels, pcm16=pcm16))
+        elif piped:
+            outputs.append(RawPcm(_standard_output(), pcm16=pcm16))
         if play:
-            stage = model.bundle.manifest.post_codec
-            outputs.append(Player(model.bundle.manifest.sound_rate, 1 if stage is None else stage.channels))
+            outputs.append(Player(rate, channels))
         outside = Outside(model)
         outside.tell(text)
         started = time.perf_counter()
@@ -135,6 +147,20 @@ def generate(
         print(json.dumps(result) if as_json else plain, file=sys.stderr, flush=True)
     else:
         report(as_json, result, plain)
+
+
+def _check_format(sound_format: str | None, output: Path | None) -> None:
+    """``--format`` is for standard output; for a file it may only repeat what its name says."""
+    if sound_format is None:
+        return
+    if output is None:
+        raise InputError(f"--format {sound_format}: says how --output is written; give that too")
+    if output != STANDARD:
+        encoding_of(output, format=sound_format)
+    elif sound_format not in _PIPE_FORMATS:
+        raise InputError(
+            f"--format {sound_format}: standard output takes {' or '.join(_PIPE_FORMATS)}; name a file for others"
+        )
 
 
 def _standard_output() -> BinaryIO:

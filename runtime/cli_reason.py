@@ -43,6 +43,7 @@ from .plot import check_plot, save_spectrogram
 from .reasoning import Reasoning
 from .sampling import TextSampling
 from .sound import check_writable
+from .sound_out import SUFFIXES
 from .stages import (
     ReasoningEnded,
     ReasoningEvent,
@@ -72,7 +73,7 @@ def reason(
         str, typer.Option(help="enrich: write a caption first. dialogue: ask and be asked. reflect: hear it again.")
     ] = "enrich",
     rounds: Annotated[int, typer.Option(help="With reflect: how often a sound may be heard and repaired.")] = 1,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="WAV or FLAC file for the last sound.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=f"File for the last sound: {SUFFIXES}.")] = None,
     trace: Annotated[Path | None, typer.Option(help="JSON file for all that was thought.")] = None,
     plot: PlotOption = None,
     bundle: BundleOption = None,
@@ -109,6 +110,8 @@ def reason(
         told = prompts[0]
     with open_model(bundle, threads, max_context, engine) as model:
         manifest, outside = model.bundle.manifest, Outside(model)
+        if output is not None:
+            check_writable(output, subtype, sample_rate=manifest.sound_rate, channels=manifest.sound_channels)
         if from_lines:
             told = outside.told(told)
         else:

@@ -45,6 +45,11 @@ class Listener:
         self._worker: ThreadPoolExecutor | None = None
         self._closed = False
 
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest sound that the encoder takes."""
+        return self._hearing.spec.max_samples / self._hearing.spec.sample_rate
+
     def check(self, sound: Sound) -> None:
         """Refuse a sound that the encoder cannot take, with an :class:`InputError`."""
         self._hearing.check(sound)

@@ -177,7 +177,7 @@ class Model:
 
         Returns the sound to put into a message. Features are cached by content, so any equal sound profits.
         """
-        heard = sound if isinstance(sound, Sound) else Sound.from_file(sound)
+        heard = sound if isinstance(sound, Sound) else Sound.from_file(sound, longest=self._listener.longest)
         self._listener.start(heard)
         return heard
 
@@ -226,7 +226,7 @@ class Model:
         The sound comes first, as in the training task ``audio_to_conversation``.
         """
         text = _override(text or self._text_defaults, options)
-        heard = Sound.from_file(sound) if isinstance(sound, str) else sound
+        heard = Sound.from_file(sound, longest=self._listener.longest) if isinstance(sound, str) else sound
         messages: list[Message] = [("user", heard), ("user", question)]
         segment = self.run(messages, modality="text", max_segments=1, text=text, on_rows=on_rows)[0]
         assert segment.text is not None
@@ -312,8 +312,13 @@ class Model:
             raise InputError(f"prompt = {prompt!r:.80}: give a text")
         return self.knows is not None and self.knows.outside(prompt)
 
+    @property
+    def longest_sound(self) -> float:
+        """Seconds of the longest sound that it can hear."""
+        return self._listener.longest
+
     def _checked(self, messages: Sequence[Message]) -> list[CheckedMessage]:
-        return check_messages(messages, self._vocabulary, self._text, self._listener.check)
+        return check_messages(messages, self._vocabulary, self._text, self._listener.check, self._listener.longest)
 
     def _builder(self, modality: Modality, profile: ChunkProfile, pace: Pace | None) -> SegmentBuilder:
         return SegmentBuilder(modality, self.bundle, self._text, self._engine, profile, pace)

@@ -1,14 +1,16 @@
-"""Where a sound goes while it is being made: an audio device, or a pipe of raw samples."""
+"""Where a sound goes while it is being made: an audio device, or a pipe of samples, raw or as a WAV."""
 
 from __future__ import annotations
 
+import struct
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from .errors import EngineError, OutputError
+from .errors import EngineError
 from .events import SoundChunk
 from .extras import install_hint
+from .sound_out import write_all
 
 
 class Output(Protocol):
@@ -121,15 +123,7 @@ class RawPcm:
             data = np.clip(steps, -32768, 32767).astype("<i2").tobytes()
         else:
             data = chunk.samples.astype("<f4").tobytes()
-        try:
-            rest = memoryview(data)
-            while len(rest):
-                written: int | None = self._file.write(rest)
-                if written is None:  # a pipe that does not wait for its reader
-                    raise OutputError("standard output does not wait for its reader; give one that blocks")
-                rest = rest[written:]
-        except OSError as error:
-            raise OutputError(f"standard output: {error.strerror or error}; nobody takes the samples") from error
+        self._send(data)
 
     def finish(self) -> None:
         """All is written already."""
@@ -139,3 +133,34 @@ class RawPcm:
 
     def report(self) -> dict[str, Any]:
         return {"format": self.format, "cut_samples": self.cut}
+
+    def _send(self, data: bytes) -> None:
+        write_all(self._file, data, "standard output", "nobody takes the samples")
+
+
+class StreamedWav(RawPcm):
+    """A WAV whose length nobody knows yet: its sizes are 0xFFFFFFFF, which readers take as "to the end"."""
+
+    def __init__(self, file: BinaryIO, sample_rate: int, channels: int, *, pcm16: bool) -> None:
+        super().__init__(file, pcm16=pcm16)
+        self.format = f"wav {self.format}"
+        self._header = _wav_header(sample_rate, channels, pcm16)
+
+    def write(self, chunk: SoundChunk) -> None:
+        if self._header:  # not before there is a sound: a run that fails leaves the pipe empty
+            self._send(self._header)
+            self._header = b""
+        super().write(chunk)
+
+
+def _wav_header(sample_rate: int, channels: int, pcm16: bool) -> bytes:
+    """All that precedes the samples. Floats are said to have a longer description and a count of samples."""
+    width, unknown = 2 if pcm16 else 4, b"\xff\xff\xff\xff"
+    tag, frame = 1 if pcm16 else 3, channels * width
+    about = struct.pack("<HHIIHH", tag, channels, sample_rate, sample_rate * frame, frame, 8 * width)
+    if not pcm16:
+        about += b"\0\0"
+    chunks = b"fmt " + struct.pack("<I", len(about)) + about
+    if not pcm16:
+        chunks += b"fact" + struct.pack("<I", 4) + unknown
+    return b"RIFF" + unknown + b"WAVE" + chunks + b"data" + unknown

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
-import soundfile
 import soxr
 
-from .errors import InputError, OutputError
+from .errors import InputError
 from .files import replacing_file
+from .sound_in import Source, read
+from .sound_limits import Limit
+from .sound_out import check_writable, encode, encoding_of, named_target, write_all
 from .vocabulary import STREAMS
 
-_log = logging.getLogger(__name__)
+__all__ = ["Sound", "Speech", "check_writable", "resampled_length", "to_mono"]
 
-#: What ``Sound.save`` can write: format by extension, its subtypes, the default first. 0 bits: floats, no limit.
-_FORMATS = {".wav": ("WAV", ("FLOAT", "PCM_16", "PCM_24")), ".flac": ("FLAC", ("PCM_24", "PCM_16"))}
-_BITS = {"FLOAT": 0, "PCM_16": 16, "PCM_24": 24}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +29,14 @@ class Sound:
 
     ``samples``: float32 ``[n]``, or ``[n, channels]`` as soundfile reads them, full scale at 1.0, read-only; floats of
     another width are converted. ``sample_rate``: Hz. ``codes``: int16 ``[frames, 8]``, the codes that a generated sound
-    was decoded from. Raises :class:`InputError` for samples that are no sound: integers (whose full scale is unknown),
-    none at all, NaN or infinity, channels first.
+    was decoded from. ``notes``: what was odd about the file it was read from. Raises :class:`InputError` for samples
+    that are no sound: integers (whose full scale is unknown), none at all, NaN or infinity, channels first.
     """
 
     samples: np.ndarray
     sample_rate: int
     codes: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", _checked_samples(self.samples))
@@ -55,62 +55,51 @@ class Sound:
         return len(self.samples) / self.sample_rate
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Sound:
-        """Read a file that libsndfile knows: WAV, FLAC, OGG, MP3, AIFF and others. Mono comes as ``[n]``."""
-        file = Path(path)
-        if not file.exists():
-            raise InputError(f"{file}: no such file; give the path of a sound file")
-        if not file.is_file():
-            raise InputError(f"{file}: not a file; give the path of a sound file")
-        if file.stat().st_size == 0:
-            raise InputError(f"{file}: the file is empty (0 bytes); record or copy it again")
-        try:
-            # an open file, not its name: libsndfile takes raw formats by their extension and hides the system's errors
-            with open(file, "rb") as handle:
-                samples, rate = soundfile.read(handle, dtype="float32", always_2d=True)
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from error
-        except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{file}: not a sound file that can be read ({_reason(error)}); "
-                "give WAV, FLAC, OGG, MP3 or AIFF, or convert it, for example with: ffmpeg -i INPUT OUTPUT.wav"
-            ) from error
-        try:
-            return cls(samples[:, 0] if samples.shape[1] == 1 else samples, rate)
-        except InputError as error:
-            raise InputError(f"{file}: {error}") from error
+    def from_file(cls, source: Source, *, longest: float | None = None) -> Sound:
+        """Read a sound file: a path, the bytes of a file, or a file object opened in binary mode.
 
-    def save(self, path: str | os.PathLike[str], subtype: str | None = None) -> float:
+        What libsndfile knows (WAV, FLAC, OGG, MP3, AIFF and others); with the extra ``av`` also m4a, mp4, 3gp, webm and
+        others. Mono comes as ``[n]``. A file object that cannot go back, such as a pipe, is read to its end, at most
+        ``sound_limits.STREAM_BYTES``. ``longest``: seconds; what is longer is refused before it is held. What is odd
+        but can be read, such as a file that ends before its header says, is logged as a warning and kept in ``notes``.
+        Raises :class:`InputError`, naming the file.
+        """
+        found = read(source, Limit(longest))
+        samples = found.samples[:, 0] if found.samples.shape[1] == 1 else found.samples
+        try:
+            sound = cls(samples, found.rate, notes=found.notes)
+        except InputError as error:
+            raise InputError(f"{found.name}: {error}") from error
+        for note in found.notes:
+            _log.warning("%s: %s", found.name, note)
+        return sound
+
+    def save(
+        self, target: str | os.PathLike[str] | BinaryIO, subtype: str | None = None, *, format: str | None = None
+    ) -> float:
         """Write the sound, whole or not at all, and return the gain that was applied (1.0: none).
 
-        ``.wav`` is written as ``FLOAT`` (32 bits, also beyond full scale) unless ``subtype`` is ``PCM_16`` or
-        ``PCM_24``; ``.flac`` as ``PCM_24`` or ``PCM_16``. Integers have a largest value: a sound that passes it is made
-        quieter as a whole, never clipped, and that is logged as a warning. Raises :class:`InputError` for another
-        extension or subtype, :class:`OutputError` when the file cannot be written.
+        ``target``: a path, whose suffix says the format, or a file object opened in binary mode, for which ``format``
+        says it (``"wav"`` by default). ``wav`` is written as ``FLOAT`` (32 bits, also beyond full scale) unless
+        ``subtype`` is ``PCM_16`` or ``PCM_24``; ``flac`` as ``PCM_24`` or ``PCM_16``; ``mp3``; ``ogg`` as ``VORBIS`` or
+        ``OPUS``; ``opus``. All but floats have a largest value: a sound that passes it is made quieter as a whole,
+        never clipped, and that is logged as a warning. For ``mp3``, ``ogg`` and ``opus``, what they decode to counts.
+        Raises :class:`InputError` for another suffix, format or subtype, or a rate that the format
+        lacks, :class:`OutputError` when the file cannot be written.
         """
-        target = Path(path)
-        format_name, subtype = _format(target, subtype)
-        samples, gain = _quantised(self.samples, _BITS[subtype]) if _BITS[subtype] else (self.samples, 1.0)
-        encoded = io.BytesIO()
-        try:
-            soundfile.write(encoded, samples, self.sample_rate, subtype=subtype, format=format_name)
-        except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OverflowError) as error:
-            channels = 1 if self.samples.ndim == 1 else self.samples.shape[1]
-            raise InputError(
-                f"{target}: {format_name} cannot hold {channels} channels at {self.sample_rate} Hz ({_reason(error)}); "
-                "use .wav, fewer channels or a lower rate"
-            ) from error
-        # the chunk PEAK of a float WAV holds the time of day: equal sounds shall give equal files
-        view = encoded.getbuffer()
-        if (at := bytes(view[:256]).find(b"PEAK")) >= 0:
-            view[at + 12 : at + 16] = bytes(4)
-        # libsndfile writes to memory and Python to the disk, because only Python tells why a disk refused
-        with replacing_file(target) as temporary:
-            temporary.write_bytes(view)
+        file, name = named_target(target)
+        encoding = encoding_of(file, subtype, format)
+        data, gain = encode(self.samples, self.sample_rate, encoding, name)
+        if file is None:
+            write_all(cast(BinaryIO, target), data, name, "not all of the sound was written")
+        else:
+            # libsndfile writes to memory and Python to the disk, because only Python tells why a disk refused
+            with replacing_file(file) as temporary:
+                temporary.write_bytes(data)
         if gain != 1.0:
             level, peak = -20 * math.log10(gain), float(np.abs(self.samples).max())
             mend = "save .wav as FLOAT to keep the level"
-            _log.warning("%s: %.2f dB quieter, to fit %s (peak %.4f); %s", target, level, subtype, peak, mend)
+            _log.warning("%s: %.2f dB quieter, to fit %s (peak %.4f); %s", name, level, encoding.subtype, peak, mend)
         return gain
 
 
@@ -180,41 +169,3 @@ def _checked_codes(values: object) -> np.ndarray:
     codes = codes.astype(np.int16)
     codes.flags.writeable = False
     return codes
-
-
-def _quantised(samples: np.ndarray, bits: int) -> tuple[np.ndarray, float]:
-    """Integers of ``bits`` bits (left-justified in int32 when they are 24), and the gain that made them fit.
-
-    Full scale is 2^(bits-1), as libsndfile reads it: -1.0 can be written and +1.0 cannot, by one step.
-    """
-    full = float(2 ** (bits - 1))
-    high, low = float(samples.max()), float(samples.min())
-    fits = np.rint(high * full) <= full - 1 and np.rint(low * full) >= -full
-    gain = 1.0 if fits else (full - 1) / full / max(high, -low)
-    steps = np.rint(samples.astype(np.float64) * (gain * full))
-    return (steps.astype(np.int16), gain) if bits == 16 else (steps.astype(np.int32) << 8, gain)
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "error_string", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0].rstrip(".")
-
-
-def check_writable(path: str | os.PathLike[str], subtype: str | None = None) -> None:
-    """Refuse a file name that :meth:`Sound.save` would refuse, before the sound is made."""
-    target = Path(path)
-    _format(target, subtype)
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
-    if target.is_dir():
-        raise OutputError(f"{target}: is a folder; name a file")
-
-
-def _format(target: Path, subtype: str | None) -> tuple[str, str]:
-    """Container and sample format of a file to be written."""
-    if target.suffix.lower() not in _FORMATS:
-        raise InputError(f"{target}: cannot write {target.suffix or 'a name without extension'}; use .wav or .flac")
-    format_name, subtypes = _FORMATS[target.suffix.lower()]
-    if subtype is not None and subtype not in subtypes:
-        raise InputError(f"{target}: subtype {subtype!r} is not written for {format_name}; use {' or '.join(subtypes)}")
-    return format_name, subtype or subtypes[0]
