@@ -125,8 +125,8 @@ def test_pcm16_scales_a_loud_sound_and_never_clips_it(generate, loud_bundle, tmp
     ("output", "pieces"),
     [
         ("none/a.wav", ["none/a.wav", "the folder", "does not exist; create it"]),
-        ("a.mp3", ["a.mp3", "cannot write .mp3", ".wav or .flac"]),
-        ("a", ["cannot write a name without extension", ".wav or .flac"]),
+        ("a.m4a", ["a.m4a", "cannot write .m4a", ".wav, .flac, .mp3"]),
+        ("a", ["cannot write a name without extension", ".wav, .flac"]),
         ("folder.wav", ["folder.wav", "is a folder"]),
     ],
 )

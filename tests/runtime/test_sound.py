@@ -72,7 +72,9 @@ def test_a_loud_sound_is_scaled_as_a_whole_and_never_clipped(tmp_path, caplog, p
 @pytest.mark.parametrize(
     "name, subtype, said",
     [
-        ("a.ogg", None, ".ogg"),
+        ("a.m4a", None, ".m4a"),
+        ("a.mp3", None, "9 channels"),
+        ("a.mp3", "PCM_16", "MPEG_LAYER_III"),
         ("a", None, "without extension"),
         ("a.wav", "PCM_U8", "PCM_U8"),
         ("a.flac", "FLOAT", "FLOAT"),
