@@ -93,14 +93,17 @@ class Trained:
 
         embedding = self.bundle.table("embedding")
         sequences = [sequence for each in self.held for sequence in branches(each, embedding)]
-        round_input: Callable[[str, np.ndarray], np.ndarray] = lambda name, x: x
-        if rounds_rows:
-            round_input = lambda name, x: rounded_rows(x)
-        elif precision == "fp8":
+        scales: dict[str, float] = {}
+        if precision == "fp8":
             peaks: dict[str, float] = {}
             hidden_states(read, self.shape, sequences, lambda name, x: peaks.update({name: float(x.abs().max())}))
             scales = {name: float8.scale_of(MARGIN * peak) for name, peak in peaks.items()}
-            round_input = lambda name, x: float8.round_values(x, scales[name])
+
+        def round_input(name: str, x: np.ndarray) -> np.ndarray:
+            if rounds_rows:
+                return rounded_rows(x)
+            return float8.round_values(x, scales[name]) if name in scales else x
+
         hidden = iter(hidden_states(read, self.shape, sequences, round_input=round_input))
         found = []
         for segment in self.held:
@@ -136,7 +139,10 @@ def damages(precision: str, layers: int) -> Iterator[tuple[str, Store]]:
         yield "scales of neighbouring blocks swapped", spoilt(lambda q, s: (q, _swapped(s, 0)))
         yield "scales of neighbouring outputs swapped", spoilt(lambda q, s: (q, _swapped(s, 1)))
         yield "scales one block further", spoilt(lambda q, s: (q, np.roll(s, 1, axis=0)))
-        yield "zero point off by one", spoilt(lambda q, s: (np.clip(q.astype(np.int16) + 1, low, high).astype(np.int8), s))
+        yield (
+            "zero point off by one",
+            spoilt(lambda q, s: (np.clip(q.astype(np.int16) + 1, low, high).astype(np.int8), s)),
+        )
         yield "rounded towards zero", lambda name, matrix: _truncated(matrix, dtype)
         yield "one bit fewer", lambda name, matrix: _in_bits(matrix, 7 if precision == "int8" else 3)
         yield "two bits fewer", lambda name, matrix: _in_bits(matrix, 6 if precision == "int8" else 2)
@@ -148,7 +154,10 @@ def damages(precision: str, layers: int) -> Iterator[tuple[str, Store]]:
         yield "scales half as large, cut off", lambda name, matrix: _float8_scaled(matrix, 0.5)
         yield "scales sixty-four times as large", lambda name, matrix: _float8_scaled(matrix, 64.0)
     else:
-        yield "two bits of fraction fewer", lambda name, matrix: _with_fraction(matrix, {"fp16": 8, "bf16": 5}[precision])
+        yield (
+            "two bits of fraction fewer",
+            lambda name, matrix: _with_fraction(matrix, {"fp16": 8, "bf16": 5}[precision]),
+        )
     for layer in (0, layers - 1):
         tensor = f"backbone.{layer}.qkv"
         smaller = _elsewhere_sound(precision, tensor, lambda matrix: matrix * np.float32(0.9))

@@ -280,9 +280,7 @@ def signal_to_noise(exact: np.ndarray, found: np.ndarray) -> float:
     return round(10 * math.log10(signal / noise), 2) if noise > signal * 1e-20 else 200.0
 
 
-def misses(
-    quality: Mapping[str, Any], precision: Mapping[str, str], layers: int = MEASURED_LAYERS
-) -> list[str]:
+def misses(quality: Mapping[str, Any], precision: Mapping[str, str], layers: int = MEASURED_LAYERS) -> list[str]:
     """Which gates a bundle falls below, each as a clause of a message; what is NaN falls below every one.
 
     ``layers``: of its body.

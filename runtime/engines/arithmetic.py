@@ -12,8 +12,8 @@ from typing import Any, Literal
 #: How the matrix products of a part are computed, whatever the weights are stored in:
 #:
 #: - ``float32``: weights widened, products and everything between them in float32.
-#: - ``float16``, ``bfloat16``: weights, rows, sums once they leave a product, attention and cache in that type; norms,
-#:   residual stream and angles in float32.
+#: - ``float16``, ``bfloat16``: weights, rows, sums once they leave a product, attention and cache in that type;
+#:   norms and residual stream in float32.
 #: - ``int8``: rows rounded to 8 bits, with a scale for each 32 values or for each row, everything else in float32.
 #: - ``float8``: rows rounded to float8 with a scale known in advance, everything else in float32 or float16.
 Arithmetic = Literal["float32", "float16", "bfloat16", "int8", "float8"]

@@ -112,7 +112,7 @@ class Engine(Protocol):
 
     @property
     def arithmetic(self) -> Mapping[Part, Arithmetic]:
-        """What it computes each part of its bundle in: what a check against the golden vector allows follows from it."""
+        """What it computes each part of its bundle in; what a check against the golden vector allows follows."""
         ...
 
     @property

@@ -1,7 +1,7 @@
 """The device loop with a body that truly computes in half precision, for a machine without a GPU.
 
-ONNX Runtime's CPU provider has hardly any operator in float16 and no product in bfloat16: a graph in float16 it computes
-in float32, rounding only what goes through the cache and attention, and one in bfloat16 it refuses. So the body is
+ONNX Runtime's CPU provider has hardly any operator in float16 and no product in bfloat16: a graph in float16 it
+computes in float32, rounding only what goes through the cache and attention, and one in bfloat16 it refuses. So the body is
 rewritten: whatever it holds in half precision is computed in float32 and rounded at once, at every operator.
 """
 
@@ -63,7 +63,7 @@ class _Rounding:
         self.rounded.add(output)
 
     def _round(self, value: str, output: str) -> None:
-        """Dekker's splitting: casts there and back would be taken out again. To the nearest, for what is within range."""
+        """Dekker's splitting: casts there and back would be taken out. To the nearest, for what is within range."""
         large = self._add("Mul", [value, "splitting"], f"{output}/large")
         rest = self._add("Sub", [large, value], f"{output}/rest")
         self._add("Sub", [large, rest], output)
