@@ -340,7 +340,7 @@ class _Plan:
             parts=parts,
             precision=formats,
             quality={},
-            golden=tolerances(self.formats, s.layers),
+            golden=tolerances(self.formats, s.layers, s.hidden_size),
             source={
                 "weights": files.weights.name,
                 "step": files.step,

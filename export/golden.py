@@ -22,7 +22,7 @@ from .precision import Precision
 _ON_CPU: Mapping[str, Arithmetic] = {"fp8": "float8", "int8": "int8", "int4": "int8"}
 
 
-def tolerances(precision: Precision, layers: int) -> dict[str, float]:
+def tolerances(precision: Precision, layers: int, hidden: int) -> dict[str, float]:
     """Tolerance of each output on the CPU engine, for a ualm that takes it from the manifest.
 
     This one has it from the engine that is checked (``runtime.doctor``), and only shows what stands there.
@@ -31,9 +31,9 @@ def tolerances(precision: Precision, layers: int) -> dict[str, float]:
         _ON_CPU.get(stored, "float32")
         for stored in (precision.backbone, precision.heads, precision.encoder, precision.codec)
     )
-    few = logits_tolerance(body, heads, layers, few=True)
+    few = logits_tolerance(body, heads, layers, hidden, few=True)
     return {
-        "logits": max(few, logits_tolerance(body, heads, layers)),
+        "logits": max(few, logits_tolerance(body, heads, layers, hidden)),
         "features": part_tolerance(encoder),
         "pcm": part_tolerance(codec),
     }

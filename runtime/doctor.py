@@ -143,10 +143,11 @@ def check_golden(bundle: Bundle, engine: Engine) -> list[Check]:
 
 def _tolerances(bundle: Bundle, engine: Engine) -> dict[str, float]:
     """What is allowed of each output of the golden vector."""
-    computes, layers = engine.arithmetic, bundle.manifest.model.layers
-    spoken = logits_tolerance(computes["body"], computes["heads"], layers)
+    computes, model = engine.arithmetic, bundle.manifest.model
+    body, heads, size = computes["body"], computes["heads"], (model.layers, model.hidden_size)
+    spoken = logits_tolerance(body, heads, *size)
     return {
-        "logits.modality": logits_tolerance(computes["body"], computes["heads"], layers, few=True),
+        "logits.modality": logits_tolerance(body, heads, *size, few=True),
         "logits.audio": spoken,
         "logits.text": spoken,
         "pcm": part_tolerance(computes["codec"]),

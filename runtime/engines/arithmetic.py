@@ -20,18 +20,20 @@ Arithmetic = Literal["float32", "float16", "bfloat16", "int8", "float8"]
 #: ``body``: of the transformer, as it decodes. ``heads``: of sound and text; that of the modality is always float32.
 Part = Literal["body", "heads", "encoder", "codec"]
 
-#: Largest error of an output, relative to its largest value, that one rounding is allowed; ``float32``: of a whole part.
+#: Largest error, relative to the largest value, that one rounding is allowed; ``float32``: a whole part.
 UNIT: Mapping[Arithmetic, float] = {
     "float32": 1e-4,
-    "float16": 1e-3,
-    "bfloat16": 7.5e-3,
-    "int8": 0.016,
-    "float8": 0.06,
+    "float16": 2e-3,
+    "bfloat16": 0.018,
+    "int8": 0.03,
+    "float8": 0.11,
 }
 #: Likewise of an encoder's features, whatever its depth.
 ROWS_IN_8_BITS = 0.05
 #: The largest of five logits may happen to be small, and then every error is large beside it.
-FEW = 2.5
+FEW = 2.0
+#: In a narrower body a rounding weighs more: there are fewer for it to be lost among. Beyond it, width changes nothing.
+NARROW = 128
 
 
 def arithmetic_of(part: Mapping[str, Any], *, rounds_rows: bool = False) -> Arithmetic:
@@ -46,15 +48,16 @@ def arithmetic_of(part: Mapping[str, Any], *, rounds_rows: bool = False) -> Arit
     return part.get("compute", "float32")
 
 
-def logits_tolerance(body: Arithmetic, heads: Arithmetic, layers: int, *, few: bool = False) -> float:
+def logits_tolerance(body: Arithmetic, heads: Arithmetic, layers: int, hidden: int, *, few: bool = False) -> float:
     """Largest error of an engine's logits, relative to the largest of them; ``few``: those of the modality.
 
     Each layer's rounding is independent of the others': errors add up as the root of their number.
     """
-    allowed = UNIT[body] * (1 + math.sqrt(layers)) if body != "float32" else UNIT[body]
-    if few:
-        return FEW * allowed if body != "float32" else allowed
-    return allowed + UNIT[heads] if heads != "float32" else allowed
+    if body == heads == "float32":
+        return UNIT["float32"]
+    roundings = UNIT[body] * (1 + math.sqrt(layers)) if body != "float32" else UNIT[body]
+    allowed = FEW * roundings if few else roundings + (UNIT[heads] if heads != "float32" else 0.0)
+    return allowed * max(1.0, NARROW / hidden)
 
 
 def part_tolerance(arithmetic: Arithmetic) -> float:

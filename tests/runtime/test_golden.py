@@ -52,7 +52,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, in
     @functools.cache
     def run(layers: int, seed: int) -> Path:
         folder = tmp_path_factory.mktemp("run")
-        return make_run(folder / "run", seed=seed, hidden=64, heads=4, kv_heads=2, ffn=96, layers=layers).folder
+        return make_run(folder / "run", seed=seed, hidden=128, heads=4, kv_heads=2, ffn=192, layers=layers).folder
 
     @functools.cache
     def export(precision: str, layers: int, seed: int) -> Bundle:
@@ -123,11 +123,13 @@ def test_an_engine_that_computes_in_float32_is_not_let_off_by_a_bundle_in_half_p
 def test_tolerances_grow_with_depth_and_with_what_a_rounding_costs() -> None:
     kinds = ["float32", "float16", "bfloat16", "int8", "float8"]
     for layers in (2, 28):
-        allowed = [logits_tolerance(kind, "float32", layers) for kind in kinds]  # type: ignore[arg-type]
+        allowed = [logits_tolerance(kind, "float32", layers, 128) for kind in kinds]  # type: ignore[arg-type]
         assert allowed == sorted(allowed) and len(set(allowed)) == len(kinds)
-    assert logits_tolerance("float16", "float32", 28) > logits_tolerance("float16", "float32", 2)
-    assert logits_tolerance("float32", "float32", 28) == 1e-4
-    assert logits_tolerance("int8", "int8", 4) > logits_tolerance("int8", "float32", 4)
+    assert logits_tolerance("float16", "float32", 28, 128) > logits_tolerance("float16", "float32", 2, 128)
+    assert logits_tolerance("float32", "float32", 28, 128) == 1e-4
+    assert logits_tolerance("float16", "float32", 2, 64) == 2 * logits_tolerance("float16", "float32", 2, 128)
+    assert logits_tolerance("float16", "float32", 2, 4096) == logits_tolerance("float16", "float32", 2, 128)
+    assert logits_tolerance("int8", "int8", 4, 128) > logits_tolerance("int8", "float32", 4, 128)
 
 
 def _two_layers_swapped(model: onnx.ModelProto, layers: int) -> None:

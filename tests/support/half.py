@@ -1,8 +1,8 @@
 """The device loop with a body that truly computes in half precision, for a machine without a GPU.
 
 ONNX Runtime's CPU provider has hardly any operator in float16 and no product in bfloat16: a graph in float16 it
-computes in float32, rounding only what goes through the cache and attention, and one in bfloat16 it refuses. So the body is
-rewritten: whatever it holds in half precision is computed in float32 and rounded at once, at every operator.
+computes in float32, rounding only what goes through the cache and attention, and one in bfloat16 it refuses. So the
+body is rewritten: whatever it holds in half precision is computed in float32 and rounded at once, at every operator.
 """
 
 from __future__ import annotations
