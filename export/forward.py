@@ -63,7 +63,7 @@ def hidden_states(
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if round_value is None:
-            return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # type: ignore[misc]
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         k, v = (part.repeat_interleave(s.heads // s.kv_heads, dim=1) for part in (k, v))
         scores = rounded(q @ k.transpose(-1, -2) / s.head_dim**0.5)
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)

@@ -146,7 +146,14 @@ def test_every_gate_can_be_missed() -> None:
 
 
 def test_encoder_and_codec_can_be_chosen_apart(run: Path, tmp_path: Path) -> None:
-    made = export_run(run, tmp_path / "bundle", precision="int8", encoder_precision="fp32", codec_precision="fp32")
+    made = export_run(
+        run,
+        tmp_path / "bundle",
+        precision="int8",
+        encoder_precision="fp32",
+        codec_precision="fp32",
+        accept_quality=True,
+    )
     manifest = Bundle(made.bundle).manifest
     assert dict(manifest.precision) == {
         "backbone": "int8",
