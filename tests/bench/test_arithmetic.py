@@ -16,7 +16,7 @@ from ualm.bench.random_run import write_random_run
 from ualm.runtime.engines.arithmetic import Arithmetic, logits_tolerance
 
 ROOT = Path(__file__).parents[2]
-EVIDENCE = json.loads((ROOT / "bench/results/golden_arithmetic.json").read_text())["results"]
+EVIDENCE = json.loads((ROOT / "docs/evidence/golden_arithmetic.json").read_text())["results"]
 KINDS: list[Arithmetic] = ["float16", "bfloat16", "int8", "float8"]
 
 

@@ -15,7 +15,7 @@ from ualm.runtime.bundle import Bundle
 from ualm.runtime.packaged import packaged_bundle
 
 ROOT = Path(__file__).parents[2]
-EVIDENCE = json.loads((ROOT / "bench/results/agreement_damage_tiny.json").read_text())["results"]
+EVIDENCE = json.loads((ROOT / "docs/evidence/agreement_damage_tiny.json").read_text())["results"]
 #: Too mild to be told from a sound export: what the gates let through, and docs/precision.md says so.
 BELOW_THE_GATES = {
     "int4": {"one scale a column", "qkv of layer 0 a tenth smaller", "qkv of layer 5 a tenth smaller"},
