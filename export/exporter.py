@@ -138,7 +138,7 @@ def export_run(
         manifest = dataclasses.replace(manifest, quality=plan.quality(folder))
         _write_manifest(manifest, folder)
         clock.lap("agreement")
-        missed = misses(manifest.quality, formats.to_json())
+        missed = misses(manifest.quality, formats.to_json(), plan.shape.layers)
         if missed and not accept_quality:
             raise ExportError(
                 f"precision {precision} does not agree with fp32: {'; '.join(missed)}; choose another precision, or "
@@ -340,7 +340,7 @@ class _Plan:
             parts=parts,
             precision=formats,
             quality={},
-            golden=tolerances(self.formats),
+            golden=tolerances(self.formats, s.layers, s.hidden_size),
             source={
                 "weights": files.weights.name,
                 "step": files.step,

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..sampling import AudioSampling, Mode, TextSampling
+from .arithmetic import Arithmetic, Part
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,11 @@ class Engine(Protocol):
     """A loaded bundle that can be computed with."""
 
     name: str
+
+    @property
+    def arithmetic(self) -> Mapping[Part, Arithmetic]:
+        """What it computes each part of its bundle in; what a check against the golden vector allows follows."""
+        ...
 
     @property
     def bytes_per_row(self) -> int:

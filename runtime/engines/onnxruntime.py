@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Mapping
 from collections.abc import Sequence as Parts
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from ..bundle import Bundle
 from ..errors import EngineError
 from ..sampling import AudioSampling, Mode, TextSampling
 from ..vocabulary import MODALITIES, STREAMS
+from .arithmetic import Arithmetic, Part
 from .base import Frames
 from .checks import check_room, check_truncation
 from .clock import Clock
@@ -62,6 +64,10 @@ class OnnxRuntimeEngine(OnnxRuntimeParts):
     def prefill_body(self, rows: int) -> str:
         """Role of the body that reads ``rows`` rows at once."""
         return "backbone.prefill" if self._has_prefill_body and rows >= PREFILL_BODY_ROWS else self.body
+
+    @property
+    def arithmetic(self) -> Mapping[Part, Arithmetic]:
+        return self.arithmetic_on_cpu(self.body)
 
     @property
     def bytes_per_row(self) -> int:

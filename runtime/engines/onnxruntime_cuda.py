@@ -9,6 +9,7 @@ import onnxruntime as ort
 
 from ..bundle import Bundle
 from ..errors import EngineError
+from .arithmetic import Arithmetic, Part, arithmetic_of
 from .base import Sequence as EngineSequence
 from .device import Device, Number, told_errors
 from .device_body import Modality
@@ -55,6 +56,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
         columns = {modality: columns_of(self.vocabulary, modality) for modality in _HEADS}
         with self.device_model.explained_memory():
             heads = self._fused_heads(columns) if fused_heads else {}
+            self._fused_heads_held = heads
             tables = PositionTables(device, self.device_model.cos, self.device_model.sin)
         self.device_model.body = OnnxRuntimeBody(
             device,
@@ -111,6 +113,17 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
                 'cuDNN\'s libraries; install them with: pip install "onnxruntime-gpu[cuda,cudnn]"'
             )
         return session
+
+    @property
+    def arithmetic(self) -> Mapping[Part, Arithmetic]:
+        parts = self.bundle.manifest.parts
+        if self.device.kind == "cpu":
+            told = self.arithmetic_on_cpu("backbone")
+        else:
+            roles: dict[Part, str] = {"body": "backbone", "heads": "head.audio", "encoder": "encoder", "codec": "codec"}
+            told = {part: arithmetic_of(parts[role]) for part, role in roles.items()}
+        ours = self._fused_heads_held.keys() >= set(_HEADS)  # our kernel multiplies and adds in float32
+        return {**told, "heads": "float32"} if ours else told
 
     @property
     def bytes_per_row(self) -> int:

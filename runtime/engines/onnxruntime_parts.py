@@ -13,6 +13,7 @@ from .. import _native
 from ..bundle import Bundle
 from ..errors import EngineError
 from ..tensors import widen
+from .arithmetic import Arithmetic, Part, arithmetic_of
 
 try:
     import onnxruntime as ort
@@ -40,6 +41,20 @@ class OnnxRuntimeParts:
     def providers(self, role: str) -> Sequence[Any]:
         """ONNX Runtime's execution providers for a part, the preferred first."""
         return ["CPUExecutionProvider"]
+
+    def arithmetic_on_cpu(self, body: str) -> Mapping[Part, Arithmetic]:
+        """What the CPU provider computes each part in; ``body``: the body's role.
+
+        Block formats are multiplied with rows in 8 bits where this build of ONNX Runtime has such products for this
+        CPU, else in float32: the coarser is told.
+        """
+        parts = self.bundle.manifest.parts
+        return {
+            "body": arithmetic_of(parts[body], rounds_rows=True),
+            "heads": arithmetic_of(parts["head.audio"], rounds_rows=True),
+            "encoder": arithmetic_of(parts[self.encoder_role], rounds_rows=True),
+            "codec": arithmetic_of(parts["codec"]),
+        }
 
     def session_options(self, role: str) -> Any:
         """Options of a part's session."""

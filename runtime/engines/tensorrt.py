@@ -14,6 +14,7 @@ from ..bundle import WEIGHTS, Bundle
 from ..engine_files import EngineFile
 from ..errors import EngineError
 from ..tensors import widen
+from .arithmetic import Arithmetic, Part, arithmetic_of
 from .base import CodecStream
 from .base import Sequence as EngineSequence
 from .device import Device, told_errors
@@ -157,6 +158,15 @@ class TensorRtEngine:
                 entry = self._files[role]
                 self._loaded[role] = self._parts.load(self.bundle.path(entry.file), entry)
             return self._loaded[role]
+
+    @property
+    def arithmetic(self) -> Mapping[Part, Arithmetic]:
+        # networks are strongly typed: every value has the type that the graph gives it
+        parts = self.bundle.manifest.parts
+        roles: dict[Part, str] = {
+            "body": "backbone", "heads": "head.audio", "encoder": "encoder", "codec": "codec.stream"
+        }  # fmt: skip
+        return {part: arithmetic_of(parts[role]) for part, role in roles.items()}
 
     @property
     def bytes_per_row(self) -> int:

@@ -114,7 +114,7 @@ def test_tables_stay_as_the_checkpoint_has_them(exported: Any, run: Path) -> Non
 def test_a_format_below_its_gate_is_refused_and_leaves_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(agreement.GATES, "int4", agreement.Gate(top1=1.0, kl=1e-9))
+    monkeypatch.setitem(agreement.GATES, "int4", agreement.Gate(top1=1.0, audio_kl=1e-9, text_kl=1e-9))
     with pytest.raises(
         ExportError, match=r"int4 does not agree with fp32: audio top-1 0\.\d+ < 1\.0.*--accept-quality"
     ):
@@ -146,7 +146,14 @@ def test_every_gate_can_be_missed() -> None:
 
 
 def test_encoder_and_codec_can_be_chosen_apart(run: Path, tmp_path: Path) -> None:
-    made = export_run(run, tmp_path / "bundle", precision="int8", encoder_precision="fp32", codec_precision="fp32")
+    made = export_run(
+        run,
+        tmp_path / "bundle",
+        precision="int8",
+        encoder_precision="fp32",
+        codec_precision="fp32",
+        accept_quality=True,
+    )
     manifest = Bundle(made.bundle).manifest
     assert dict(manifest.precision) == {
         "backbone": "int8",

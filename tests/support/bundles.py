@@ -28,6 +28,18 @@ def changed_manifest(bundle: Path, folder: Path, change: Callable[[dict[str, Any
     return folder
 
 
+def changed_part(bundle: Bundle, folder: Path, role: str, graph: bytes) -> Path:
+    """A bundle with another graph of a part, signed again."""
+    name = bundle.part(role).name
+
+    def change(document: dict[str, Any]) -> None:
+        (folder / name).unlink()
+        (folder / name).write_bytes(graph)
+        document["files"][name] = {"size": len(graph), "sha256": hashlib.sha256(graph).hexdigest()}
+
+    return changed_manifest(bundle.folder, folder, change)
+
+
 def with_post_codec(bundle: Path, folder: Path, *, sample_rate: int, channels: int) -> Path:
     """The bundle with a resampler behind its codec."""
     stage = Resampler.describe(Bundle(bundle, verify="never").manifest.codec, sample_rate, channels)
