@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 #: The optional parts that pyproject.toml names and that a message may ask for.
-Extra = Literal["export", "tensorrt", "tensorrt-rtx", "plot", "play", "av"]
+Extra = Literal["export", "tensorrt", "tensorrt-rtx", "plot", "play", "av", "judge"]
 
 
 def install_hint(*extras: Extra) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...runtime.errors import ExportError
+from ...runtime.extras import install_hint
 from .detect import Heard
 from .domain import HIT, HOP, MAX_EVENTS, NOTES, SAMPLE_RATE, SLOTS, Clip
 
@@ -87,7 +88,9 @@ class SecondJudge:
         try:
             import librosa
         except ImportError as error:
-            raise ExportError(f"the second judge needs librosa ({error}); pip install 'ualm[judge]'") from error
+            raise ExportError(
+                f"the second judge needs librosa ({error}); install it with: {install_hint('judge')}"
+            ) from error
         self._librosa = librosa
 
     def __call__(self, samples: np.ndarray) -> SecondHeard:
