@@ -127,7 +127,7 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path, listing: bytes):
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(InputError, match=r'Format not recognised.*extra av.*pip install "\.\[av\]"'):
+    with pytest.raises(InputError, match=r'Format not recognised.*extra `av`.*pip install "\.\[av\]"'):
         Sound.from_file(ffmpeg_m4a())
 
 
