@@ -656,9 +656,7 @@ def test_the_cache_outgrows_no_memory_limit_inside_a_call(endless: Model, calls:
     calls.made.clear()
     row = endless._engine.bytes_per_row
     session, said = endless.session(memory_limit=limit * row), rf"needs {(limit + 1) * row} bytes.*{limit + 1} rows"
-    with pytest.raises(
-        MemoryLimitError, match=rf"needs {(limit + 1) * row} bytes of cache \({limit + 1} rows\)"
-    ) as told:
+    with pytest.raises(MemoryLimitError, match=said) as told:
         list(in_calls(session))
     assert calls.held == limit and str(told.value).endswith(kept(session))
     assert max(asked for _, asked, _ in calls.made) > inside
