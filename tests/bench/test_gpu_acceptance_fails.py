@@ -125,7 +125,7 @@ def faulty(change: Callable[[int], int]) -> Callable[[dict[str, Any]], None]:
         (
             faulty(lambda value: value ^ 1 << 48),
             "all -inf",
-            "row 9: the CPU says .* stream 0.*, the device fault 3.*stream 1",
+            r"row 9: the CPU says .* stream (\d);.*, the device fault 3: .* stream (?!\1)",
         ),
     ],
     ids=["row", "embedding", "latent", "stop", "latent flag", "count", "fault", "no fault", "other fault", "stream"],
