@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ from ualm.runtime.engines.device_check import CudaFacts, GpuFacts, MemoryNeed
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ualm.runtime.engines.tensorrt import TensorRtEngine, find_engines, refusal
 from ualm.runtime.engines.tensorrt_body import bucket_rows
-from ualm.runtime.engines.tensorrt_context import Scratch
+from ualm.runtime.engines.tensorrt_context import CompiledParts, Scratch
 from ualm.runtime.engines.tensorrt_library import Library
 from ualm.runtime.hearing import FeatureSpec, Hearing
 from ualm.runtime.sound import Sound
@@ -276,6 +277,33 @@ def test_sounds_that_are_spoken_and_heard_at_once_never_meet_in_the_library(
     for each, found in zip(inputs * 3, results[3:], strict=False):
         np.testing.assert_allclose(found, cpu.encode(each), atol=1e-5)
     np.testing.assert_array_equal(results[-1], results[-2])
+
+
+def test_contexts_that_two_threads_make_share_what_was_compiled(tmp_path: Path) -> None:
+    """TensorRT-RTX keeps compiled kernels in one cache: of two, one would be lost at the end."""
+    library, made = fake_library(), []
+
+    def create() -> Any:
+        time.sleep(0.05)  # the other thread finds none as well, unless it waits
+        made.append(SimpleNamespace(serialize=lambda: b"kernels"))
+        return made[-1]
+
+    given: list[Any] = []
+    config = SimpleNamespace(
+        create_runtime_cache=create,
+        set_runtime_cache=given.append,
+        set_execution_context_allocation_strategy=lambda strategy: None,
+        dynamic_shapes_kernel_specialization_strategy=None,
+    )
+    library.module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER=1, NONE=0)
+    engine = SimpleNamespace(
+        create_runtime_config=lambda: config, create_execution_context=lambda runtime_config: runtime_config
+    )
+    parts = CompiledParts(library, tmp_path / "kernels")
+    in_threads([functools.partial(parts.context, engine, steady=True)] * 2)
+    assert len(made) == 1 and given == made * 2
+    parts.save_cache()
+    assert (tmp_path / "kernels").read_bytes() == b"kernels"
 
 
 @pytest.mark.parametrize("shared", ["scratch", "context"])
