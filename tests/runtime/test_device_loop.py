@@ -448,9 +448,12 @@ def test_a_conversation_that_grows_seldom_allocates(bundle: Bundle, monkeypatch:
     sequence, other = engine.open_sequence(), engine.open_sequence()
     made: list[int] = []
     real = Buffer.__init__
-    monkeypatch.setattr(
-        Buffer, "__init__", lambda self, cuda, nbytes: (made.append(nbytes), real(self, cuda, nbytes))[1]
-    )
+
+    def noted(self: Buffer, cuda: Any, nbytes: int) -> None:
+        made.append(nbytes)
+        real(self, cuda, nbytes)
+
+    monkeypatch.setattr(Buffer, "__init__", noted)
     for piece in np.split(rows, 20):
         sequence.prefill([piece])
     assert 1 <= len(made) <= 6  # 10 x 10 to 10 x 200 numbers, by doubling
