@@ -4,6 +4,9 @@ There only where ualm was built with nvcc (``_native.CUDA_ARCHITECTURES``); it l
 streams, events and graphs are whole numbers, 0 is none or the default stream; memory is the caller's to keep and to
 free. What CUDA refuses is a :class:`CudaError`, what a launch refuses (nothing is launched then) a ValueError.
 ``csrc/cuda/launch.h`` says what each kernel reads and writes; the arguments of the same name are meant.
+
+Other Python threads run while a call waits for the device or the driver (memory, copies, streams made, ended and waited
+for, graphs made and ended, what is asked of devices), not during launches and marks, which return at once.
 """
 
 from typing import Any, Literal

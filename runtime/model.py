@@ -77,8 +77,9 @@ class Model:
         ``engine``: a name ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime"; see ``engines.selection``),
         or None for the one that the environment variable UALM_ENGINE names, else the best that can run here; which that
         was, and why not another, :attr:`engine` and :attr:`passed_over` say. ``threads``: CPU threads, None for all
-        cores. ``max_context``: rows that one conversation may hold (prompt and answer; a row is 20 ms of spoken sound,
-        40 ms of heard sound, or a text token), None for the smaller of 16384 and the model's limit.
+        cores; refused by engines that use none (TensorRT's). ``max_context``: rows that one conversation may hold
+        (prompt and answer; a row is 20 ms of spoken sound, 40 ms of heard sound, or a text token), None for the smaller
+        of 16384 and the model's limit.
         ``verify``: check file hashes at the "first" load (and after a change), "always" or "never".
 
         Raises :class:`InputError`, :class:`BundleError` or :class:`EngineError`.

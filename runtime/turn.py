@@ -241,13 +241,19 @@ class Turn:
         return finish
 
     def _rows_a_call(self, builder: SegmentBuilder | None) -> int:
-        """As many rows as nobody waits for, in a time that a cancelling caller may: a call costs something as well."""
-        session, pace = self._session, self._session._model._pace
-        if builder is None or not pace.row_seconds:
+        """As many rows as nobody waits for, in a time that a cancelling caller may: a call costs something as well.
+
+        No more than the context and the memory limit have room for: what was drawn before the end is handed over, and
+        no cache outgrows its limit.
+        """
+        session, model = self._session, self._session._model
+        if builder is None or not model._pace.row_seconds:
             return 1
-        rows = min(builder.rows_to_wait(), int(_CALL_SECONDS / pace.row_seconds))
+        rows = min(builder.rows_to_wait(), int(_CALL_SECONDS / model._pace.row_seconds))
+        held = session._sequence.length
+        rows = min(rows, model.max_context - held)
         if session.limits.memory is not None:
-            rows = min(rows, session.limits.memory // session._model._engine.bytes_per_row - session._sequence.length)
+            rows = min(rows, session.limits.memory // model._engine.bytes_per_row - held)
         return max(rows, 1)
 
     def _hear(self, sound: Sound) -> np.ndarray:

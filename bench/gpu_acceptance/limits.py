@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Launches of a batch, and batches.
 _LAUNCHES, _BATCHES = 200, 30
+#: GB/s that no memory reaches: more of them mean that the clock stood still.
+_IMPOSSIBLE = 1e5
 
 
 def measure_limits(ground: Ground) -> Findings:
@@ -23,12 +26,15 @@ def measure_limits(ground: Ground) -> Findings:
     found, device = Findings("limits"), ground.device
     with found.checking("copy bandwidth") as said:
         best = ground.meter.result
+        for rate in (best.best, best.median):
+            assert 0 < rate < _IMPOSSIBLE, f"{rate:g} GB/s: the copies, or the clock that timed them, are broken"
         said.append(f"{best.best:.0f} GB/s, median {best.median:.0f}, over {best.bytes >> 20} MiB")
     with found.checking("launches") as said:
         launches = _launches(device)
         subject = Subject("one small kernel", "CUDA" if device.kind == "cuda" else "host shim", None, {})
         for figure, samples in launches.items():
             summary = summarize(samples)
+            assert 0 < summary.p50 < math.inf, f"{figure}: {summary.p50:g} us: the clock is broken"
             found.measurements.append(Measurement("launch", subject, {"batch": _LAUNCHES}, figure, "us", summary))
             said.append(f"{figure} {summary.p50:.2f} us")
     return found

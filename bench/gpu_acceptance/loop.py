@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,11 +99,14 @@ def measure_bundle(ground: Ground, found: Findings, name: str, folder: Path, *, 
         with found.checking(f"{name}: {what}, {folder.name}") as said:
             report = measure(ground, scenario, [ground.subject(name, folder)], repeat=count)
             found.take(report)
+            figures = [each for each in report.measurements if each.figure in ("frame", "first_row", "first_sample")]
+            assert figures, "nothing was measured"
+            for each in figures:
+                assert 0 < each.summary.p50 < math.inf, f"{each.figure}: {each.summary.p50:g} {each.unit} is no time"
             said += [
                 f"{each.figure} p50 {each.summary.p50:.3g} p99 {each.summary.p99:.3g} {each.unit}"
                 + ("" if each.traffic is None else f", {100 * each.traffic.fraction:.0f} % of the bandwidth")
-                for each in report.measurements
-                if each.figure in ("frame", "first_row", "first_sample")
+                for each in figures
             ]
 
 

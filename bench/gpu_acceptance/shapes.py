@@ -77,6 +77,7 @@ def _against_torch(ground: Ground, found: Findings, name: str, kind: str, folder
         subjects: list[AnySubject] = [ground.subject(name, folder), other]
         report = measure(ground, Decode((context,)), subjects, repeat=4 if ground.dry_run else 96)
         found.take(report)
+        assert report.comparisons, "nothing was compared"
         said += [f"{each.speedup:.2f} times as fast ({each.verdict})" for each in report.comparisons]
 
 

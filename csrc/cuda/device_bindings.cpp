@@ -1,5 +1,10 @@
 // The few calls of the CUDA runtime that the frame loop needs, for Python: devices, memory, streams, events, graphs.
 // Addresses and handles are whole numbers. Nothing here runs before it is called: the module loads without a driver.
+//
+// Python's lock is let go in every call that may wait for the device or have the driver work for long: to begin, to
+// allocate and free, to copy, to wait, to make a graph and to destroy one. It is kept where a call only puts a mark or a
+// launch on a stream, or looks at one: those return at once, several times a frame, and to get the lock back from a
+// thread that computes in Python can take 5 ms.
 #include "cuda/bindings.h"
 
 namespace py = pybind11;
@@ -21,8 +26,12 @@ std::string version_text(int version) {
 // How many devices there are, and if none, why.
 py::tuple device_count() {
   int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  cudaGetLastError();  // or the next check would report it again
+  cudaError_t error = cudaSuccess;
+  {
+    const py::gil_scoped_release released;
+    error = cudaGetDeviceCount(&count);
+    cudaGetLastError();  // or the next check would report it again
+  }
   if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0)) {
     return py::make_tuple(0, "the NVIDIA driver finds no device");
   }
@@ -40,14 +49,17 @@ py::tuple device_count() {
 
 py::dict device_properties(int device) {
   cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, device), "read the device's properties");
   size_t free_bytes = 0, total_bytes = 0;
-  int before = 0;
-  check(cudaGetDevice(&before), "ask for the current device");
-  check(cudaSetDevice(device), "choose the device");
-  const cudaError_t error = cudaMemGetInfo(&free_bytes, &total_bytes);
-  check(cudaSetDevice(before), "choose the device");
-  check(error, "ask for the device's memory");
+  {
+    const py::gil_scoped_release released;
+    check(cudaGetDeviceProperties(&properties, device), "read the device's properties");
+    int before = 0;
+    check(cudaGetDevice(&before), "ask for the current device");
+    check(cudaSetDevice(device), "choose the device");
+    const cudaError_t error = cudaMemGetInfo(&free_bytes, &total_bytes);
+    check(cudaSetDevice(before), "choose the device");
+    check(error, "ask for the device's memory");
+  }
   py::dict found;
   found["name"] = properties.name;
   found["capability"] = py::make_tuple(properties.major, properties.minor);
@@ -75,22 +87,26 @@ void bind_memory(py::module_& module) {
         check(cudaMalloc(&pointer, bytes), "allocate device memory");
         return address_of(pointer);
       },
-      "bytes"_a);
+      "bytes"_a, released);
   module.def(
-      "free", [](Address pointer) { check(cudaFree(pointer_of<void>(pointer)), "free device memory"); }, "pointer"_a);
+      "free", [](Address pointer) { check(cudaFree(pointer_of<void>(pointer)), "free device memory"); }, "pointer"_a,
+      released);
   module.def(
       "malloc_pinned",
       [](uint64_t bytes) {
         void* pointer = nullptr;
-        check(cudaHostAlloc(&pointer, bytes, cudaHostAllocMapped | cudaHostAllocPortable), "allocate pinned memory");
         void* seen = nullptr;
-        check(cudaHostGetDevicePointer(&seen, pointer, 0), "map pinned memory");
+        {
+          const py::gil_scoped_release for_others;
+          check(cudaHostAlloc(&pointer, bytes, cudaHostAllocMapped | cudaHostAllocPortable), "allocate pinned memory");
+          check(cudaHostGetDevicePointer(&seen, pointer, 0), "map pinned memory");
+        }
         return py::make_tuple(address_of(pointer), address_of(seen));
       },
       "bytes"_a);
   module.def(
       "free_pinned", [](Address pointer) { check(cudaFreeHost(pointer_of<void>(pointer)), "free pinned memory"); },
-      "pointer"_a);
+      "pointer"_a, released);
   module.def(
       "pinned_view",
       [](Address pointer, uint64_t bytes) {
@@ -139,14 +155,17 @@ bool is_done(cudaError_t error, const char* what) {
 void bind_streams(py::module_& module) {
   using namespace py::literals;
   const auto released = py::call_guard<py::gil_scoped_release>();
-  module.def("create_stream", [] {
-    cudaStream_t stream = nullptr;
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "create a stream");
-    return address_of(stream);
-  });
+  module.def(
+      "create_stream",
+      [] {
+        cudaStream_t stream = nullptr;
+        check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "create a stream");
+        return address_of(stream);
+      },
+      released);
   module.def(
       "destroy_stream", [](Address stream) { check(cudaStreamDestroy(stream_of(stream)), "destroy a stream"); },
-      "stream"_a);
+      "stream"_a, released);
   module.def(
       "synchronize", [](Address stream) { check(cudaStreamSynchronize(stream_of(stream)), "wait for a stream"); },
       "stream"_a, released);
@@ -193,6 +212,7 @@ void bind_streams(py::module_& module) {
 
 void bind_graphs(py::module_& module) {
   using namespace py::literals;
+  const auto released = py::call_guard<py::gil_scoped_release>();
   module.def(
       "begin_capture",
       [](Address stream) {
@@ -210,7 +230,7 @@ void bind_graphs(py::module_& module) {
         check(error, "make a graph of what was captured");
         return address_of(executable);
       },
-      "stream"_a);
+      "stream"_a, released);
   module.def(
       "launch_graph",
       [](Address graph, Address stream) {
@@ -219,7 +239,7 @@ void bind_graphs(py::module_& module) {
       "graph"_a, "stream"_a);
   module.def(
       "destroy_graph", [](Address graph) { check(cudaGraphExecDestroy(graph_of(graph)), "destroy a graph"); },
-      "graph"_a);
+      "graph"_a, released);
 }
 
 }  // namespace
@@ -240,9 +260,10 @@ void bind_device(py::module_& module) {
   module.add_object("CudaError", py::handle(cuda_error_type));
   module.def("device_count", &device_count);
   module.def("device_properties", &device_properties, "device"_a);
-  module.def("driver_version", [] { return version(cudaDriverGetVersion); });
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  module.def("driver_version", [] { return version(cudaDriverGetVersion); }, released);
   module.def("runtime_version", [] { return version(cudaRuntimeGetVersion); });
-  module.def("set_device", [](int device) { check(cudaSetDevice(device), "choose the device"); }, "device"_a);
+  module.def("set_device", [](int device) { check(cudaSetDevice(device), "choose the device"); }, "device"_a, released);
   bind_memory(module);
   bind_streams(module);
   bind_graphs(module);

@@ -68,6 +68,24 @@ class Buffer:
         _finally(self, cuda.free, self.address)
 
 
+class Grown:
+    """Device memory that is kept from use to use, for one user at a time.
+
+    Allocating and freeing wait for everything that the device is doing: where a use needs more, twice as much comes.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._buffer: Buffer | None = None
+
+    def of(self, nbytes: int) -> Buffer:
+        """``nbytes`` or more of it, with any content; good until the next call of this."""
+        if self._buffer is None or self._buffer.nbytes < nbytes:
+            self._buffer = None  # first: both might not fit
+            self._buffer = self._device.allocate(1 << max(nbytes - 1, 0).bit_length())
+        return self._buffer
+
+
 class Part:
     """A stretch of a buffer, which it keeps alive."""
 

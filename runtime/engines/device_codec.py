@@ -2,6 +2,9 @@
 
 Frames come from the host, where they arrive with the rows (a kilobyte each), and the hand-over orders the codec behind
 the frames that made them: the two streams need no mark between them, and neither ever waits for the other.
+
+Sounds of several threads may be decoded at once: a session of ONNX Runtime may be run from any number of threads, and
+each run has a binding and scratch memory of its own.
 """
 
 from __future__ import annotations

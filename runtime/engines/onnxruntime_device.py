@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import EngineError
 from ..vocabulary import CHOOSABLE
-from .device import Buffer, Device, Number
+from .device import Buffer, Device, Grown, Number
 from .device_body import DeviceStep, Modality
 from .device_cache import CacheShape, DeviceCache
 from .device_head import FusedHead
@@ -126,14 +126,13 @@ class OnnxRuntimeBody:
         self.device, self.sessions, self.shape, self.tables = device, sessions, shape, tables
         self.hidden_size, self.run_options = hidden_size, run_options
         self._columns, self._heads = columns, heads
-        self._scratch = device.allocate(0)
+        self._scratch = Grown(device)
 
     def scratch(self, values: np.ndarray) -> int:
         """Address of a copy of ``values``, good for what is put on the stream before the next such call."""
-        if self._scratch.nbytes < values.nbytes:
-            self._scratch = self.device.allocate(values.nbytes)
-        self.device.upload(self._scratch.address, values)
-        return self._scratch.address
+        buffer = self._scratch.of(values.nbytes)
+        self.device.upload(buffer.address, values)
+        return buffer.address
 
     def open_cache(self) -> DeviceCache:
         return DeviceCache(self.device, self.shape)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import EngineError
+from ..errors import EngineError, InputError
 from .device_check import cuda_facts, gpu_problem
 from .presence import gpu_is_there
 
@@ -62,10 +62,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """``why_not``: a sentence why it cannot run here or cannot open the bundle, None if it can (as far as is known)."""
+    """``why_not``: a sentence why it cannot run here or cannot open the bundle, None if it can (as far as is known).
+
+    ``takes_threads``: whether any of its parts computes with threads of the CPU, so that their number can be chosen.
+    """
 
     why_not: Callable[[Bundle | None, int], str | None]
     open: Callable[[Bundle, int | None, int], Engine]
+    takes_threads: bool = True
 
 
 def _tensorrt(name: LibraryName) -> _Candidate:
@@ -79,7 +83,7 @@ def _tensorrt(name: LibraryName) -> _Candidate:
 
         return tensorrt.open_engine(name, bundle, max_context=max_context)
 
-    return _Candidate(why_not, open_)
+    return _Candidate(why_not, open_, takes_threads=False)
 
 
 def _cuda_why_not(bundle: Bundle | None, max_context: int) -> str | None:
@@ -128,7 +132,8 @@ def choose(name: str | None, bundle: Bundle, *, threads: int | None, max_context
     """Open ``bundle`` in the engine ``name``; None: in the one that :data:`VARIABLE` names in the environment, and
     where that is not set or empty, in the first of :data:`ENGINES` that can run here.
 
-    :class:`EngineError` for an unknown name, for a named engine that cannot run, and where none can.
+    :class:`EngineError` for an unknown name, for a named engine that cannot run, and where none can;
+    :class:`InputError` for a number of ``threads`` where the engine has no use for it.
     """
     if name is not None:
         return Choice(_named(name, "", bundle, threads, max_context), {}, gpu_is_there(), "argument")
@@ -142,6 +147,7 @@ def choose(name: str | None, bundle: Bundle, *, threads: int | None, max_context
     for each, candidate in ENGINES.items():
         reason = lacking if lacking is not None and each != CPU else why_not(each, bundle, max_context)
         if reason is None:
+            _check_threads(each, threads)
             try:
                 engine = candidate.open(bundle, threads, max_context)
             except (EngineError, ImportError, OSError) as error:
@@ -159,7 +165,16 @@ def _named(name: str, by: str, bundle: Bundle, threads: int | None, max_context:
     """The engine ``name``, opened; ``by``: who named it, for messages."""
     if name not in ENGINES:
         raise EngineError(f"engine {name!r}{by} is unknown; available: {', '.join(ENGINES)}")
+    _check_threads(name, threads)
     reason = why_not(name, bundle, max_context)
     if reason is not None:
         raise EngineError(f"engine {name}{by} cannot run here: {reason}")
     return ENGINES[name].open(bundle, threads, max_context)
+
+
+def _check_threads(name: str, threads: int | None) -> None:
+    if threads is not None and not ENGINES[name].takes_threads:
+        raise InputError(
+            f"threads = {threads}: the engine {name} computes on the GPU alone and has no use for threads of the CPU; "
+            f"leave them out, or choose the engine {CPU}"
+        )

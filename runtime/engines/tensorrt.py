@@ -177,15 +177,18 @@ class TensorRtEngine:
         return self.device_model.open_sequence()
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        part = self._part("encoder")
-        with self._side_lock, told_errors(self.device.cuda):
-            if self._encoder is None:
-                self._encoder = TensorRtEncoder(self._side, part)
-            return self._encoder.encode(inputs)
+        with told_errors(self.device.cuda):
+            with self._side_lock:
+                part = self._part("encoder")
+                if self._encoder is None:
+                    self._encoder = TensorRtEncoder(self._side, part)
+                encoder = self._encoder
+            return encoder.encode(inputs)  # without the lock: codec streams are opened meanwhile
 
     def open_codec_stream(self) -> CodecStream:
-        codec, part = self.bundle.manifest.codec, self._part("codec.stream")
+        codec = self.bundle.manifest.codec
         with self._side_lock, told_errors(self.device.cuda):
+            part = self._part("codec.stream")
             return TensorRtCodecStream(self._side, part, hop_length=codec.hop_length, first_frames=codec.first_frames)
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:

@@ -67,8 +67,7 @@ class TensorRtBody:
         self.prefill_rows = self._limit(names.PREFILL, names.OFFSETS)
         if shape.capacity > self._limit(names.DECODE, names.COLUMNS):
             raise EngineError(f"{parts.backbone.path}: its profiles are shorter than its cache; build it again")
-        self.scratch = Scratch(device, device.stream)
-        self.scratch.reserve(parts.scratch_bytes)
+        self.scratch = Scratch(device, device.stream, parts.scratch_bytes, device.lock)
         counted = max(shape.capacity, self.prefill_rows)
         self._counting = device.uploaded(np.arange(counted, dtype=np.int64))
         self._angles = [device.uploaded(table) for table in angles]

@@ -1,13 +1,16 @@
 """Compiled parts in memory, and calls of them over addresses on the device.
 
-A call is an execution context set to one profile. Contexts get their scratch memory from us: what runs on one stream
-runs one after the other, so all contexts of a stream share one allocation.
+A call is an execution context set to one profile. Contexts get their scratch memory from us, and several share one
+allocation. That is right while their runs come one after the other: all are put on one stream, each as a whole, which
+the scratch memory's lock sees to. A context itself belongs to one owner, which no two threads use at once.
 """
 
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +21,17 @@ from .tensorrt_library import Library, export_command, make_logger
 
 
 class Scratch:
-    """Memory that the contexts of one stream share; it must be as large as the neediest before any of them is made."""
+    """Memory that the contexts of one stream share, ``nbytes`` for the neediest of them.
 
-    def __init__(self, device: Device, stream: Stream) -> None:
-        self.device, self.stream = device, stream
-        self._buffer: Buffer | None = None
+    Its place and size stay: contexts know its address. ``lock`` is held while a run is put on the stream: two threads
+    that enqueue at once would mix the kernels of two runs, which then write over each other's scratch.
+    """
 
-    def reserve(self, nbytes: int) -> None:
-        """Make it so large. What was made over a smaller one is spoilt."""
-        if self._buffer is None or self._buffer.nbytes < nbytes:
-            self._buffer = self.device.allocate(nbytes)
+    def __init__(self, device: Device, stream: Stream, nbytes: int, lock: AbstractContextManager[bool]) -> None:
+        self.stream, self.lock = stream, lock
+        self._buffer: Buffer = device.allocate(nbytes)
 
     def place(self) -> tuple[int, int]:
-        if self._buffer is None:
-            self.reserve(1)
-        assert self._buffer is not None
         return self._buffer.address, self._buffer.nbytes
 
 
@@ -44,6 +43,7 @@ class CompiledParts:
         self.logger = make_logger(library.module)
         self._runtime = library.module.Runtime(self.logger)
         self._cache: Any = None
+        self._cache_lock = threading.Lock()
 
     def load(self, path: Path, entry: EngineFile) -> CompiledPart:
         """The engine in ``path``; :class:`EngineError` with the library's reason where it refuses it."""
@@ -72,12 +72,14 @@ class CompiledParts:
         return engine.create_execution_context(runtime_config=config)
 
     def _runtime_cache(self, config: Any) -> Any:
-        if self._cache is None:
-            self._cache = config.create_runtime_cache()
-            if self._cache_file is not None and self._cache_file.exists():
-                # it refuses what another driver, GPU or version wrote, and starts empty
-                self._cache.deserialize(self._cache_file.read_bytes())
-        return self._cache
+        """One for all contexts, whichever thread makes the first."""
+        with self._cache_lock:
+            if self._cache is None:
+                self._cache = config.create_runtime_cache()
+                if self._cache_file is not None and self._cache_file.exists():
+                    # it refuses what another driver, GPU or version wrote, and starts empty
+                    self._cache.deserialize(self._cache_file.read_bytes())
+            return self._cache
 
     def save_cache(self) -> None:
         """Keep what was compiled, so that the next start need not wait for it."""
@@ -127,19 +129,21 @@ class CompiledPart:
                 f"{self.path}: needs {self.scratch_bytes} bytes of scratch memory, {nbytes} were reserved"
             )
         context.set_device_memory(address, nbytes)
-        call = Call(self, context, scratch.stream, self._parts)
-        call.check(
-            context.set_optimization_profile_async(self.profiles.index(profile), scratch.stream.handle),
-            f"profile {profile!r}",
-        )
+        call = Call(self, context, scratch, self._parts)
+        with scratch.lock:
+            chosen = context.set_optimization_profile_async(self.profiles.index(profile), scratch.stream.handle)
+        call.check(chosen, f"profile {profile!r}")
         return call
 
 
 class Call:
-    """A part whose inputs and outputs are bound to addresses; calling it enqueues a run on its stream."""
+    """A part whose inputs and outputs are bound to addresses; calling it enqueues a run on its stream.
 
-    def __init__(self, part: CompiledPart, context: Any, stream: Stream, parts: CompiledParts) -> None:
-        self._part, self._context, self._stream, self._parts = part, context, stream, parts
+    From the first binding until the run is enqueued it is one thread's; calls of other threads may go on meanwhile.
+    """
+
+    def __init__(self, part: CompiledPart, context: Any, scratch: Scratch, parts: CompiledParts) -> None:
+        self._part, self._context, self._scratch, self._parts = part, context, scratch, parts
 
     def input(self, name: str, address: int, shape: Sequence[int] | None = None) -> None:
         """Bind an input; ``shape`` where it varies. An input that sizes depend on is read from host memory."""
@@ -158,13 +162,15 @@ class Call:
         return tuple(self._context.get_tensor_shape(name))
 
     def __call__(self) -> None:
-        self.check(self._context.execute_async_v3(self._stream.handle), "the run")
+        with self._scratch.lock:
+            enqueued = self._context.execute_async_v3(self._scratch.stream.handle)
+        self.check(enqueued, "the run")
 
     @property
     def can_be_captured(self) -> bool:
         """Whether the library allows the next run to be captured into a graph; TensorRT always does."""
         asks = getattr(self._context, "is_stream_capturable", None)
-        return True if asks is None else bool(asks(self._stream.handle))
+        return True if asks is None else bool(asks(self._scratch.stream.handle))
 
     def check(self, accepted: bool, what: str) -> None:
         """:class:`EngineError` where the library refused ``what``."""

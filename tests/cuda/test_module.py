@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,6 +121,83 @@ def test_a_write_behind_an_allocation_is_found(cuda):
     with pytest.raises(cuda.CudaError, match="cudaErrorIllegalAddress"):
         cuda.free(pointer)
     cuda.destroy_stream(stream)
+
+
+#: What each call that may wait needs: a pointer to device memory, one to pinned memory, a stream, an event, a graph.
+WAITING = {
+    "device_count": lambda cuda, have: cuda.device_count(),
+    "device_properties": lambda cuda, have: cuda.device_properties(0),
+    "driver_version": lambda cuda, have: cuda.driver_version(),
+    "set_device": lambda cuda, have: cuda.set_device(0),
+    "malloc": lambda cuda, have: cuda.malloc(8),
+    "free": lambda cuda, have: cuda.free(have.device),
+    "malloc_pinned": lambda cuda, have: cuda.malloc_pinned(8),
+    "free_pinned": lambda cuda, have: cuda.free_pinned(have.pinned),
+    "copy_to_device": lambda cuda, have: cuda.copy_to_device(have.device, have.pinned, 8, have.stream),
+    "copy_to_host": lambda cuda, have: cuda.copy_to_host(have.pinned, have.device, 8, have.stream),
+    "copy_on_device": lambda cuda, have: cuda.copy_on_device(have.device + 8, have.device, 8, have.stream),
+    "copy_on_device_2d": lambda cuda, have: cuda.copy_on_device_2d(have.device + 8, 4, have.device, 4, 4, 2, 0),
+    "set_bytes": lambda cuda, have: cuda.set_bytes(have.device, 0, 8, have.stream),
+    "create_stream": lambda cuda, have: cuda.create_stream(),
+    "destroy_stream": lambda cuda, have: cuda.destroy_stream(have.stream),
+    "synchronize": lambda cuda, have: cuda.synchronize(have.stream),
+    "synchronize_event": lambda cuda, have: cuda.synchronize_event(have.event),
+    "end_capture": lambda cuda, have: cuda.end_capture(have.captured),
+    "destroy_graph": lambda cuda, have: cuda.destroy_graph(have.graph),
+}
+#: Calls that return at once on any device, and keep Python's lock: see ``device_bindings.cpp``.
+AT_ONCE = {
+    *("runtime_version", "pinned_view", "stream_is_done", "create_event", "destroy_event", "record_event"),
+    *("event_is_done", "wait_for_event", "elapsed_ms", "begin_capture", "launch_graph"),
+    *("begin_segment", "embed_rows", "gather_latents", "fill_null_prefix", "write_kv_rows"),
+}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_other_threads_run_while_a_call_waits(cuda, monkeypatch, name):
+    """For the device, or for the driver: the shim takes its time instead."""
+    stream, captured = cuda.create_stream(), cuda.create_stream()
+    cuda.begin_capture(stream)
+    graph = cuda.end_capture(stream)
+    cuda.begin_capture(captured)
+    pinned, _ = cuda.malloc_pinned(16)
+    have = SimpleNamespace(
+        device=cuda.malloc(16), pinned=pinned, stream=stream, event=cuda.create_event(), graph=graph, captured=captured
+    )
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.wait(0.001):
+            ticks.append(time.perf_counter())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    monkeypatch.setenv("UALM_SHIM_WAIT", "150")
+    began = time.perf_counter()
+    WAITING[name](cuda, have)
+    ended = time.perf_counter()
+    monkeypatch.delenv("UALM_SHIM_WAIT")
+    stop.set()
+    thread.join()
+    assert ended - began >= 0.15
+    # a thread that was let in at the very beginning or end does not count
+    assert [at for at in ticks if began + 0.02 < at < ended - 0.02]
+
+
+def test_every_call_of_the_module_is_known_to_wait_or_not_to(cuda):
+    calls = {name for name, each in vars(cuda).items() if inspect.isroutine(each) and not name.startswith("_")}
+    assert calls == WAITING.keys() | AT_ONCE and not WAITING.keys() & AT_ONCE
+
+
+def test_an_error_of_a_call_that_let_others_run_is_still_told(cuda):
+    def fails(_):
+        with pytest.raises(cuda.CudaError, match="cannot free device memory"):
+            cuda.free(8)
+        with pytest.raises(cuda.CudaError, match="read the device's properties"):
+            cuda.device_properties(5)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(fails, range(200)))
 
 
 SMALL = Tables.random(np.random.default_rng(0), 5, text_size=4)

@@ -14,6 +14,7 @@ import ualm.runtime
 from support.cuda_shim import load_shim
 from support.device import device_engine
 from support.fake_tensorrt import fake_library
+from ualm.bench.subjects import BundleSubject, Request
 from ualm.runtime import EngineError, InputError, Model
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines import onnxruntime_cuda, selection, tensorrt
@@ -286,6 +287,35 @@ def test_engines_are_tried_in_order_and_unknown_ones_are_refused(bundle, shim):
     assert list(chosen.passed_over) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"]
     with pytest.raises(EngineError, match="stale"):
         selection.choose("tensorrt-rtx", bundle, threads=1, max_context=64)
+
+
+@pytest.mark.parametrize("named", ["tensorrt", "tensorrt-rtx", None])
+def test_a_number_of_threads_is_refused_where_it_would_be_ignored(bundle, shim, ualm, named):
+    """Wherever it is given: in the API, on the command line, and in the bench; also to an engine that was not named."""
+    chosen = named or "tensorrt-rtx"
+    candidate = replace(selection.ENGINES[chosen], why_not=lambda bundle, rows: None)
+    shim.setitem(selection.ENGINES, chosen, replace(candidate, open=lambda *given: pytest.fail("opened")))
+    said = f"threads = 2: the engine {chosen} computes on the GPU alone.*leave them out, or choose .* onnxruntime"
+    with pytest.raises(InputError, match=said):
+        Model.open(bundle.folder, named, threads=2, max_context=64)
+    with pytest.raises(InputError, match=said):
+        BundleSubject(bundle.folder, Request(bundle.folder, named, threads=2), "a").engine(64)
+    engine = ["--engine", named] if named else []
+    commands = [
+        ["generate", "rain", "-o", "never.wav", "-b", bundle.folder],
+        ["ask", "never.wav", "what?", "-b", bundle.folder],
+        ["reason", "rain", "-o", "never.wav", "-b", bundle.folder],
+        ["chat", "-b", bundle.folder],
+        ["bench", "decode", bundle.folder],
+    ]
+    for command in commands:
+        status, _, told = ualm(*command, *engine, "--threads", 2)
+        assert status != 0 and re.search(said, " ".join(told.split())), (command, told)
+
+
+def test_engines_that_compute_on_the_cpu_as_well_take_a_number_of_threads():
+    takes = {name: candidate.takes_threads for name, candidate in selection.ENGINES.items()}
+    assert takes == {"tensorrt": False, "tensorrt-rtx": False, "onnxruntime-cuda": True, "onnxruntime": True}
 
 
 def test_without_a_gpu_no_library_of_one_is_asked(bundle, shim):

@@ -18,7 +18,7 @@ from ualm.export.exporter import export_run
 from ualm.runtime import AudioSampling, ContextError, EngineError, TextSampling
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.base import Engine, Frames, Sequence
-from ualm.runtime.engines.device import Event
+from ualm.runtime.engines.device import Buffer, Event
 from ualm.runtime.engines.device_loop import RING
 from ualm.runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 
@@ -439,6 +439,29 @@ def test_a_sequence_that_is_opened_while_another_thread_captures_waits(bundle: B
     thread.join(30)
     assert waited == [True] and len(opened) == 1
     np.testing.assert_array_equal(opened[0].modality_logits(), engines[0].open_sequence().modality_logits())
+
+
+def test_a_conversation_that_grows_seldom_allocates(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks grow with what is held; allocating and freeing would wait for the frames of other conversations."""
+    engine = device_engine(bundle)
+    rows = bundle.manifest.vocabulary.text_rows([1 + each % 20 for each in range(200)])
+    sequence, other = engine.open_sequence(), engine.open_sequence()
+    made: list[int] = []
+    real = Buffer.__init__
+
+    def noted(self: Buffer, cuda: Any, nbytes: int) -> None:
+        made.append(nbytes)
+        real(self, cuda, nbytes)
+
+    monkeypatch.setattr(Buffer, "__init__", noted)
+    for piece in np.split(rows, 20):
+        sequence.prefill([piece])
+    assert 1 <= len(made) <= 6  # 10 x 10 to 10 x 200 numbers, by doubling
+    made.clear()
+    for piece in np.split(rows, 20):
+        other.prefill([piece])
+    assert not made
+    engine.close()
 
 
 def test_a_prompt_longer_than_one_call_takes_is_cut_where_the_cpu_cuts_it(bundle: Bundle) -> None:

@@ -13,8 +13,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,7 +47,8 @@ from ualm.runtime import (
 )
 from ualm.runtime import session as session_module
 from ualm.runtime import turn as turn_module
-from ualm.runtime.chunks import PROFILES, Pacer
+from ualm.runtime.chunks import PROFILES, Pace, Pacer
+from ualm.runtime.engines.base import Frames
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeSequence
 from ualm.runtime.events import Event, SegmentEnded, SegmentStarted, SoundChunk, TurnEnded
 from ualm.runtime.vocabulary import CHOOSABLE
@@ -595,6 +598,134 @@ def test_limits_that_are_none_are_refused(model: Model, limits: dict[str, Any], 
         with pytest.raises(InputError) as error:
             call(**limits)
         assert f"{name} = {value!r}: give a" in str(error.value)
+
+
+# ---- limits that fall inside a call of many rows ----
+
+
+@dataclass
+class Calls:
+    """Calls of ``run_frames``: rows held before, rows asked for and rows drawn. ``during`` is called in each."""
+
+    made: list[tuple[int, int, int]] = field(default_factory=list)
+    during: Callable[[int], object] = lambda rows: None
+
+    @property
+    def held(self) -> int:
+        return max(before + drawn for before, _, drawn in self.made)
+
+
+ROW_SECONDS, ROWS_A_CALL = 0.0005, 40
+
+
+def in_calls(session: Session) -> Turn:
+    """Said to the endless model; no piece is due for more rows than a call may draw, whatever the clock says."""
+    turn = session.turn("A dog.", **options(3, steps=300, modality="audio", guidance=1.0), profile="throughput")
+    turn._played = False
+    return turn
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Rows are taken to last half a millisecond each, so that calls draw as many as they may."""
+    monkeypatch.setattr(Pace, "row_seconds", ROW_SECONDS)
+    found, real = Calls(), OnnxRuntimeSequence.run_frames
+
+    def noted(self: OnnxRuntimeSequence, count: int) -> Frames:
+        before = self.length
+        frames = real(self, count)
+        found.made.append((before, count, len(frames.rows)))
+        found.during(len(frames.rows))
+        return frames
+
+    monkeypatch.setattr(OnnxRuntimeSequence, "run_frames", noted)
+    return found
+
+
+def test_a_call_draws_as_many_rows_as_nobody_waits_for(endless: Model, calls: Calls) -> None:
+    list(in_calls(endless.session()))
+    assert calls.made[0][1] == 1 and max(asked for _, asked, _ in calls.made) == ROWS_A_CALL
+    assert all(asked == drawn for _, asked, drawn in calls.made[:-1])
+
+
+@pytest.mark.parametrize("inside", [1, 7, ROWS_A_CALL - 1])
+def test_the_cache_outgrows_no_memory_limit_inside_a_call(endless: Model, calls: Calls, inside: int) -> None:
+    list(in_calls(endless.session()))
+    limit = calls.made[3][0] + inside  # rows: the fourth call would pass it
+    assert calls.made[3][1] > inside
+    calls.made.clear()
+    row = endless._engine.bytes_per_row
+    session, said = endless.session(memory_limit=limit * row), rf"needs {(limit + 1) * row} bytes.*{limit + 1} rows"
+    with pytest.raises(MemoryLimitError, match=said) as told:
+        list(in_calls(session))
+    assert calls.held == limit and str(told.value).endswith(kept(session))
+    assert max(asked for _, asked, _ in calls.made) > inside
+
+
+def test_rows_before_a_context_that_ends_inside_a_call_are_handed_over(endless: Model, calls: Calls) -> None:
+    with Model.open(endless.bundle.folder, threads=1, max_context=150, verify="never") as model:
+        session, events = model.session(), []
+        with pytest.raises(ContextError, match=r"needs 151 rows.*max_context = 150") as told:
+            for event in in_calls(session):
+                events.append(event)
+        assert str(told.value).endswith(kept(session))
+    # the call in which the context would have ended returned what it drew
+    assert calls.held == 150 and calls.made[-1][2] == calls.made[-1][1] < ROWS_A_CALL
+    assert [event for event in events if isinstance(event, SoundChunk)]
+
+
+def test_time_that_runs_out_inside_a_call_ends_the_turn_behind_it(
+    endless: Model, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    calls.during = lambda rows: clock.__setitem__(0, clock[0] + rows * ROW_SECONDS)
+    monkeypatch.setattr(turn_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    session = endless.session(time_limit=0.1)
+    with pytest.raises(TimeLimitError, match=r"time_limit = 0\.1 s;"):
+        list(in_calls(session))
+    drawn = sum(rows for _, _, rows in calls.made)
+    *_, (_, _, last) = calls.made
+    assert (drawn - last) * ROW_SECONDS <= 0.1 < drawn * ROW_SECONDS and last > 1
+
+
+def test_a_turn_that_is_cancelled_inside_a_call_ends_behind_it(endless: Model, calls: Calls) -> None:
+    session = endless.session()
+    turn = in_calls(session)
+    calls.during = lambda rows: turn.cancel() if len(calls.made) == 3 else None
+    assert [type(event) for event in turn][-1] is TurnEnded
+    session.truncate(0)  # waits for the turn's thread
+    assert len(calls.made) == 3 and calls.made[-1][2] > 1 and session.turns == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "expected"),
+    [
+        (500, {}, 40),
+        (7, {}, 7),
+        (500, {"row_seconds": 0.003}, 6),
+        (500, {"row_seconds": 0.03}, 1),
+        (500, {"row_seconds": 0.0}, 1),
+        (None, {}, 1),
+        (500, {"max_context": 112}, 12),
+        (500, {"max_context": 100}, 1),
+        (500, {"memory": 10 * 113 + 9}, 13),
+        (500, {"memory": 10 * 99}, 1),
+        (500, {"memory": 10 * 113, "max_context": 105}, 5),
+    ],
+)
+def test_rows_of_a_call(wanted: int | None, known: dict[str, Any], expected: int) -> None:
+    """With 100 rows held, of 10 bytes each."""
+    known = {"row_seconds": ROW_SECONDS, "max_context": 1000, "memory": None} | known
+    model = SimpleNamespace(
+        _pace=SimpleNamespace(row_seconds=known["row_seconds"]),
+        _engine=SimpleNamespace(bytes_per_row=10),
+        max_context=known["max_context"],
+    )
+    limits = SimpleNamespace(memory=known["memory"])
+    session = SimpleNamespace(_model=model, _sequence=SimpleNamespace(length=100), limits=limits)
+    builder = None if wanted is None else SimpleNamespace(rows_to_wait=lambda: wanted)
+    turn: Any = SimpleNamespace(_session=session)
+    assert Turn._rows_a_call(turn, builder) == expected  # type: ignore[arg-type]
 
 
 # ---- many at once ----

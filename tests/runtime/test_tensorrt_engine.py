@@ -6,24 +6,29 @@ Everything holds for a library that writes the cache in place and for one like T
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import re
-import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from support import fake_tensorrt
 from support.bundles import changed_manifest
 from support.cuda_shim import load_shim
 from support.device import cpu_engine
 from support.fake_tensorrt import ReplayingDevice, fake_build, fake_library
 from support.runs import make_run
+from support.sounds import make_sound
 from ualm.export.exporter import export_run
 from ualm.export.tensorrt_target import add_engines
 from ualm.runtime import AudioSampling, EngineError, TextSampling
@@ -31,15 +36,23 @@ from ualm.runtime.bundle import Bundle
 from ualm.runtime.engine_files import CacheKind
 from ualm.runtime.engines import tensorrt
 from ualm.runtime.engines.base import Engine, Frames, Sequence
-from ualm.runtime.engines.device import Stream
+from ualm.runtime.engines.device import Buffer, Grown, Stream
 from ualm.runtime.engines.device_check import CudaFacts, GpuFacts, MemoryNeed
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ualm.runtime.engines.tensorrt import TensorRtEngine, find_engines, refusal
 from ualm.runtime.engines.tensorrt_body import bucket_rows
-from ualm.runtime.engines.tensorrt_context import Scratch
+from ualm.runtime.engines.tensorrt_context import CompiledParts, Scratch
 from ualm.runtime.engines.tensorrt_library import Library
+from ualm.runtime.hearing import FeatureSpec, Hearing
+from ualm.runtime.sound import Sound
 
 CONTEXT = 640
+
+
+@pytest.fixture(autouse=True)
+def no_misuse() -> Iterator[None]:
+    with fake_tensorrt.watched():
+        yield
 
 
 @pytest.fixture(scope="module", params=["in_place", "appended"])
@@ -70,6 +83,12 @@ def opened(bundle: Bundle, max_context: int = CONTEXT) -> TensorRtEngine:
     return TensorRtEngine(
         bundle, ReplayingDevice(load_shim(), kind="cpu"), library_of(bundle), sm=89, max_context=max_context
     )
+
+
+def heard(bundle: Bundle, seconds: float) -> Mapping[str, np.ndarray]:
+    """The encoder's inputs for a sound."""
+    hearing = Hearing(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
+    return hearing.prepare(Sound(make_sound(seconds)[0], 16000)).inputs
 
 
 def begun(engine: Engine, modality: str, prompt: int, **changes: Any) -> Sequence:
@@ -157,12 +176,7 @@ def test_a_conversation_goes_on_after_a_segment(engines: Any) -> None:
 
 
 def test_sounds_are_heard_as_on_the_cpu(engines: Any, bundle: Bundle) -> None:
-    golden = bundle.golden_vector()
-    from ualm.runtime.hearing import FeatureSpec, Hearing
-    from ualm.runtime.sound import Sound
-
-    hearing = Hearing(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
-    inputs = hearing.prepare(Sound(golden["sound"], 16000)).inputs
+    inputs = heard(bundle, 1.0)
     np.testing.assert_allclose(engines[1].encode(inputs), engines[0].encode(inputs), atol=1e-5)
 
 
@@ -221,23 +235,142 @@ def test_threads_that_open_their_first_codec_stream_share_one_scratch_memory(
 ) -> None:
     engine = opened(bundle)
     made: list[int] = []
-    real = Scratch.reserve
+    real = Scratch.__init__
 
-    def reserve(self: Scratch, nbytes: int) -> None:
-        if self._buffer is None:
-            time.sleep(0.1)  # the other thread finds it missing as well, unless it waits
-            made.append(nbytes)
-            self._buffer = self.device.allocate(nbytes)
-        real(self, nbytes)
+    def slow(self: Scratch, *arguments: Any) -> None:
+        time.sleep(0.1)  # the other thread finds it missing as well, unless it waits
+        real(self, *arguments)
+        made.append(self.place()[0])
 
-    monkeypatch.setattr(Scratch, "reserve", reserve)
-    threads = [threading.Thread(target=engine.open_codec_stream) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    monkeypatch.setattr(Scratch, "__init__", slow)
+    in_threads([engine.open_codec_stream] * 2)
     assert len(made) == 1
     engine.close()
+
+
+def in_threads(works: list[Callable[[], Any]]) -> list[Any]:
+    """What each gave; an error in any is raised."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        return [each.result() for each in [pool.submit(work) for work in works]]
+
+
+def test_sounds_that_are_spoken_and_heard_at_once_never_meet_in_the_library(
+    engines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs over one scratch memory reach the stream one after the other, and no context serves two threads at once."""
+    cpu, engine = engines
+    monkeypatch.setattr(fake_tensorrt, "linger", 0.003)
+    inputs = [heard(engine.bundle, seconds) for seconds in (0.4, 0.9)]
+    latents = [np.random.default_rng(n).standard_normal((n, len(cpu.rvq_bias)), np.float32) for n in (40, 55, 70)]
+
+    def spoken(frames: np.ndarray) -> np.ndarray:
+        stream = engine.open_codec_stream()
+        pieces = np.split(frames, range(20, len(frames), 3))
+        return np.concatenate([stream.decode(piece, last=piece is pieces[-1]) for piece in pieces])
+
+    works = [functools.partial(spoken, each) for each in latents]
+    works += [functools.partial(engine.encode, each) for each in inputs * 3]
+    works += [lambda: drawn(begun(engine, "text", 20, seed=1)).rows for _ in range(2)]
+    results = in_threads(works)
+    for frames, found in zip(latents, results, strict=False):
+        np.testing.assert_allclose(found, cpu.decode_latents(frames), atol=1e-5)
+    for each, found in zip(inputs * 3, results[3:], strict=False):
+        np.testing.assert_allclose(found, cpu.encode(each), atol=1e-5)
+    np.testing.assert_array_equal(results[-1], results[-2])
+
+
+def test_contexts_that_two_threads_make_share_what_was_compiled(tmp_path: Path) -> None:
+    """TensorRT-RTX keeps compiled kernels in one cache: of two, one would be lost at the end."""
+    library, made = fake_library(), []
+
+    def create() -> Any:
+        time.sleep(0.05)  # the other thread finds none as well, unless it waits
+        made.append(SimpleNamespace(serialize=lambda: b"kernels"))
+        return made[-1]
+
+    given: list[Any] = []
+    config = SimpleNamespace(
+        create_runtime_cache=create,
+        set_runtime_cache=given.append,
+        set_execution_context_allocation_strategy=lambda strategy: None,
+        dynamic_shapes_kernel_specialization_strategy=None,
+    )
+    library.module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER=1, NONE=0)
+    engine = SimpleNamespace(
+        create_runtime_config=lambda: config, create_execution_context=lambda runtime_config: runtime_config
+    )
+    parts = CompiledParts(library, tmp_path / "kernels")
+    in_threads([functools.partial(parts.context, engine, steady=True)] * 2)
+    assert len(made) == 1 and given == made * 2
+    parts.save_cache()
+    assert (tmp_path / "kernels").read_bytes() == b"kernels"
+
+
+@pytest.mark.parametrize("shared", ["scratch", "context"])
+def test_the_stand_in_notices_two_threads_in_one_place(bundle: Bundle, shared: str) -> None:
+    """The other tests lean on it."""
+    engine = opened(bundle)
+    streams = [engine.open_codec_stream() for _ in range(2)]
+    voices: list[Any] = [stream._voice for stream in streams]  # type: ignore[attr-defined]
+    if shared == "context":
+        voices[1].calls = voices[0].calls
+    else:
+        for call in voices[0].calls.values():
+            call._scratch.lock = contextlib.nullcontext()
+    latents = np.zeros((20, len(engine.rvq_bias)), np.float32)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError, match="used by two threads at once"):
+        patch.setattr(fake_tensorrt, "linger", 0.05)
+        in_threads([functools.partial(stream.decode, latents, last=True) for stream in streams])
+    assert fake_tensorrt.misuse
+    fake_tensorrt.misuse.clear()
+
+
+def test_memory_of_the_device_is_kept_from_sound_to_sound(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allocating and freeing wait for everything that the device is doing: no sound costs either once as large a one
+    has been heard, and as many have been spoken at once."""
+    engine = opened(bundle)
+    inputs = [heard(bundle, seconds) for seconds in (1.5, 0.3, 0.8, 1.1, 0.5)]
+    latents = np.zeros((70, len(engine.rvq_bias)), np.float32)
+    calls: list[str] = []
+    real = Buffer.__init__
+
+    def counted(self: Buffer, cuda: Any, nbytes: int) -> None:
+        calls.append(f"{nbytes} bytes")
+        weakref.finalize(self, calls.append, f"freed {nbytes}")
+        real(self, cuda, nbytes)
+
+    monkeypatch.setattr(Buffer, "__init__", counted)
+    engine.encode(inputs[0])
+    two = [engine.open_codec_stream() for _ in range(2)]
+    del two
+    assert calls and not [call for call in calls if call.startswith("freed")]
+    calls.clear()
+    for each in inputs * 3:
+        engine.encode(each)
+        engine.decode_latents(latents)
+        pair = [engine.open_codec_stream() for _ in range(2)]
+        assert len(pair[0].decode(latents[:25], last=False)) > 0  # given up in the middle, and taken by the next
+        del pair
+    assert not calls
+    engine.close()
+
+
+def test_a_sound_does_not_begin_with_what_another_left(engines: Any) -> None:
+    latents = np.random.default_rng(0).standard_normal((40, len(engines[0].rvq_bias)), np.float32)
+    given_up = engines[1].open_codec_stream()
+    given_up.decode(-latents[:25], last=False)
+    del given_up
+    np.testing.assert_allclose(engines[1].decode_latents(latents), engines[0].decode_latents(latents), atol=1e-5)
+
+
+def test_memory_that_grows_doubles() -> None:
+    device = ReplayingDevice(load_shim(), kind="cpu")
+    grown, sizes = Grown(device), []
+    for nbytes in range(0, 5000, 7):
+        buffer = grown.of(nbytes)
+        assert buffer.nbytes >= nbytes
+        sizes.append((buffer.address, buffer.nbytes))
+    assert len(set(sizes)) <= 14 and grown.of(3) is buffer
 
 
 def test_a_bucket_is_at_most_half_larger_than_what_is_held() -> None:

@@ -1,15 +1,20 @@
 """A stand-in for TensorRT's Python module, written by us: its engines are the ONNX graphs, computed by ONNX Runtime.
 
 It shows that our calls fit together: which profile takes which shape, what is bound where, what a step leaves in device
-memory for the next. It says nothing about TensorRT. Device memory is that of the kernels' host shim, so an address is
+memory for the next; and that no two threads are in one context, or put runs over one scratch memory on the stream, at
+once (:data:`misuse`). It says nothing about TensorRT. Device memory is that of the kernels' host shim, so an address is
 one of this process.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +34,54 @@ _DTYPES = {
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
 }
+
+
+#: What TensorRT calls undefined and was done all the same; a test that finds any must fail, see :func:`watched`.
+misuse: list[str] = []
+#: Seconds that every run takes in addition while it is put on the stream, so that threads meet.
+linger = 0.0
+_busy: dict[object, int] = {}
+_guard = threading.Lock()
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Fails where something within uses a context or a scratch memory on two threads at once."""
+    misuse.clear()
+    yield
+    assert not misuse, misuse
+
+
+@contextmanager
+def _alone(what: object, name: str) -> Iterator[None]:
+    """Nobody else is to use ``what`` meanwhile."""
+    me = threading.get_ident()
+    with _guard:
+        other = _busy.setdefault(what, me)
+    if other != me:
+        misuse.append(f"{name} is used by two threads at once")
+        raise AssertionError(misuse[-1])
+    try:
+        yield
+    finally:
+        with _guard:
+            _busy.pop(what, None)
+
+
+def _bound_by_one(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A call of a context: from the first binding until the run is enqueued, it is to be one thread's."""
+
+    @functools.wraps(method)
+    def call(self: Context, *arguments: Any, **options: Any) -> Any:
+        me = threading.get_ident()
+        with _guard:
+            self.owner = other = self.owner or me
+        if other != me:
+            misuse.append(f"{method.__name__}: the context is used by two threads at once")
+            raise AssertionError(misuse[-1])
+        return method(self, *arguments, **options)
+
+    return call
 
 
 class ILogger:
@@ -108,15 +161,19 @@ class Context:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.scratch: tuple[int, int] | None = None
+        self.owner: int | None = None
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert memory and size >= self.engine.device_memory_size_v2
         self.scratch = memory, size
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        self.profile = self.engine.plan["profiles"][profile_index]
+        assert self.scratch is not None
+        with _alone(self.scratch[0], "a scratch memory's stream"):
+            self.profile = self.engine.plan["profiles"][profile_index]
         return True
 
+    @_bound_by_one
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert self.profile is not None and self.profile["name"] is not None
         low, _, high = self.profile["shapes"].get(name, [self.engine.get_tensor_shape(name)] * 3)
@@ -126,24 +183,31 @@ class Context:
         self.shapes[name] = shape
         return True
 
+    @_bound_by_one
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert name in self.engine.values, name
         self.addresses[name] = memory
         return True
 
+    @_bound_by_one
     def infer_shapes(self) -> list[str]:
         varying = [name for name in self.engine.inputs if -1 in self.engine.get_tensor_shape(name)]
         return [name for name in varying if name not in self.shapes]
 
+    @_bound_by_one
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self._run()[name].shape
 
+    @_bound_by_one
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert self.scratch is not None
-        for name, values in self._run().items():
-            alias = self.engine.get_aliased_input_tensor(name)
-            assert not alias or self.addresses[name] == self.addresses[alias], name
-            ctypes.memmove(self.addresses[name], values.ctypes.data, values.nbytes)
+        with _alone(self.scratch[0], "a scratch memory"):
+            time.sleep(linger)
+            for name, values in self._run().items():
+                alias = self.engine.get_aliased_input_tensor(name)
+                assert not alias or self.addresses[name] == self.addresses[alias], name
+                ctypes.memmove(self.addresses[name], values.ctypes.data, values.nbytes)
+        self.owner = None
         return True
 
     def _run(self) -> dict[str, np.ndarray]:

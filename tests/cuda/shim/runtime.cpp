@@ -1,11 +1,13 @@
 // The runtime's calls on the CPU: memory is the host's, a stream runs what it is given at once, a graph records it.
 // The environment says what machine to pretend: UALM_SHIM_DEVICES (1), UALM_SHIM_DRIVER (13000; 0: none),
-// UALM_SHIM_CAPABILITY (9.0), UALM_SHIM_MEMORY (bytes, 8 GiB), UALM_SHIM_INTEGRATED (0).
+// UALM_SHIM_CAPABILITY (9.0), UALM_SHIM_MEMORY (bytes, 8 GiB), UALM_SHIM_INTEGRATED (0), UALM_SHIM_WAIT (milliseconds
+// that each call takes which on a device may wait, 0).
 // Device memory begins as NaN, and what is written behind the end of an allocation is an error when that is freed.
 #include <chrono>
 #include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -41,6 +43,13 @@ cudaError_t remember(cudaError_t error) {
   return error;
 }
 
+// In calls that wait for the device, or have the driver work for long.
+void wait() {
+  if (const int milliseconds = std::stoi(setting("UALM_SHIM_WAIT", "0"))) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
+  }
+}
+
 size_t memory_bytes() { return std::stoull(setting("UALM_SHIM_MEMORY", "8589934592")); }
 
 cudaError_t start() {
@@ -50,6 +59,7 @@ cudaError_t start() {
 }
 
 cudaError_t allocate(void** pointer, size_t bytes, bool device) {
+  wait();
   if (const cudaError_t error = start()) return error;
   const std::lock_guard<std::mutex> guard(lock);
   if (device && allocated + bytes > memory_bytes()) return remember(cudaErrorMemoryAllocation);
@@ -64,6 +74,7 @@ cudaError_t allocate(void** pointer, size_t bytes, bool device) {
 }
 
 cudaError_t release(void* pointer) {
+  wait();
   if (pointer == nullptr) return cudaSuccess;
   const std::lock_guard<std::mutex> guard(lock);
   const auto found = allocations.find(pointer);
@@ -119,6 +130,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
+  wait();
   if (const cudaError_t error = start()) return error;
   *count = std::stoi(setting("UALM_SHIM_DEVICES", "1"));
   return cudaSuccess;
@@ -152,6 +164,7 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int* version) {
+  wait();
   *version = std::stoi(setting("UALM_SHIM_DRIVER", "13000"));
   return cudaSuccess;
 }
@@ -169,11 +182,13 @@ cudaError_t cudaHostGetDevicePointer(void** seen, void* pointer, unsigned) {
 }
 cudaError_t cudaFreeHost(void* pointer) { return release(pointer); }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  wait();
   ualm_shim::submit(stream, [=] { std::memmove(to, from, bytes); });
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
                               size_t height, cudaMemcpyKind, cudaStream_t stream) {
+  wait();
   if (width > to_pitch || width > from_pitch) return remember(cudaErrorInvalidValue);
   ualm_shim::submit(stream, [=] {
     for (size_t row = 0; row < height; ++row) {
@@ -183,24 +198,30 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t stream) {
+  wait();
   ualm_shim::submit(stream, [=] { std::memset(pointer, value, bytes); });
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  wait();
   if (const cudaError_t error = start()) return error;
   *stream = new ShimStream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  wait();
   if (stream == nullptr) return remember(cudaErrorInvalidResourceHandle);
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
   return stream != nullptr && stream->captured != nullptr ? remember(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
 }
-cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  wait();
+  return cudaStreamQuery(stream);
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
   return event != nullptr ? cudaSuccess : remember(cudaErrorInvalidResourceHandle);
 }
@@ -235,7 +256,10 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   return event != nullptr ? cudaSuccess : remember(cudaErrorInvalidResourceHandle);
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t event) { return cudaEventQuery(event); }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  wait();
+  return cudaEventQuery(event);
+}
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   if (from == nullptr || to == nullptr) return remember(cudaErrorInvalidResourceHandle);
   *milliseconds = std::chrono::duration<float, std::milli>(to->recorded - from->recorded).count();
@@ -243,6 +267,7 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEven
 }
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
+  wait();
   *executable = new ShimGraph(*graph);
   return cudaSuccess;
 }
@@ -250,7 +275,10 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   delete graph;
   return cudaSuccess;
 }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { return cudaGraphDestroy(executable); }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  wait();
+  return cudaGraphDestroy(executable);
+}
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   if (executable == nullptr) return remember(cudaErrorInvalidResourceHandle);
   for (const std::function<void()>& work : executable->work) ualm_shim::submit(stream, work);
