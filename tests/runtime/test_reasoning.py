@@ -422,5 +422,5 @@ def test_the_command_refuses_in_one_line(reason, arguments, told):
 
 def test_the_documentation_shows_the_default_templates():
     page = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
-    shown = page.split("```json\n")[1].split("```")[0]
-    assert json.loads(shown) == Templates().to_json()
+    shown = [json.loads(block.split("```")[0]) for block in page.split("```json\n")[1:]]
+    assert Templates().to_json() in shown
