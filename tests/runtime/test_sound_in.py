@@ -234,7 +234,11 @@ def test_places_that_are_no_files_are_refused_at_once(tmp_path):
         Sound.from_file("a\0b.wav")
 
 
-@pytest.mark.parametrize("source", [None, 3, 1.5, ["a.wav"], np.zeros(3), io.StringIO("text"), object()], ids=lambda source: type(source).__name__)
+@pytest.mark.parametrize(
+    "source",
+    [None, 3, 1.5, ["a.wav"], np.zeros(3), io.StringIO("text"), object()],
+    ids=lambda source: type(source).__name__,
+)
 def test_what_is_no_source_is_an_input_error(source):
     with pytest.raises(InputError, match=r"path of a sound file|mode \"rb\""):
         Sound.from_file(source)
