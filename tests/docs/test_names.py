@@ -8,11 +8,10 @@ from pathlib import Path
 from support.cuda_shim import load_shim
 
 ROOT = Path(__file__).resolve().parents[2]
-#: How a variable of the environment is read: in Python and typer, in C++, and in CMake, by the names of a loop.
-_READ = (
-    r"""(?:environ(?:\.get\(|\[)|envvar=|getenv\(|setting\()"(UALM_[A-Z_]+)\"""",
-    r"""foreach\(option ([A-Z_ ]+)\)""",
-)
+#: How the name of a variable of the environment stands in the product; a setting of CMake in a loop over both.
+_NAMED = (r'"(UALM_[A-Z_]+)"', r"foreach\(option ([A-Z_ ]+)\)")
+#: How the tests and the shim read one; they set many as well.
+_READ = (r'(?:environ(?:\.get\(|\[)|setting\()"(UALM_[A-Z_]+)"',)
 _SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cmake", ".toml", ".txt"}
 
 
@@ -27,8 +26,11 @@ def sources(*rooms: str) -> dict[Path, str]:
 
 
 def test_every_environment_variable_is_documented_and_every_documented_one_is_read() -> None:
-    code = "\n".join(sources("runtime", "export", "bench", "csrc", "tests").values())
-    read = {name for pattern in _READ for found in re.findall(pattern, code) for name in found.split()}
+    found: list[str] = []
+    for rooms, patterns in ((("runtime", "export", "bench", "csrc"), _NAMED), (("tests",), _READ)):
+        code = "\n".join(sources(*rooms).values())
+        found += [each for pattern in patterns for each in re.findall(pattern, code)]
+    read = {name for each in found for name in each.split()}
     known = set(re.findall(r"UALM_[A-Z]+(?:_[A-Z]+)*", pages()))
     assert {"UALM_BUNDLE", "UALM_ENGINE", "UALM_TENSORRT_BINDINGS", "UALM_CUDA", "UALM_SHIM_WAIT"} <= read
     assert read == known
