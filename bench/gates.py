@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..export.tiny.examine import codes_of, examine, table
+from ..export.tiny.examine import against, codes_of, examine, read_gates, table
 from ..runtime.files import replacing_file
 from .blocks import Progress
 
@@ -23,14 +23,17 @@ def judge_bundle(
     seed: int,
     threads: int | None,
     engine: str | None,
+    wide: Path | None = None,
     progress: Progress,
 ) -> Mapping[str, Any]:
     """The gates of a bundle (None: of the one that comes with ualm) of the training run ``run`` (None: that one's).
 
-    Raises :class:`InputError` where the run has no codes of the domain, or ``share`` is none.
+    ``wide``: what was written of the gates in fp32, for what is lost to them. Raises :class:`InputError` where the run
+    has no codes of the domain, ``share`` is none, or ``wide`` was asked otherwise.
     """
     codes = codes_of(run)
-    return examine(
+    reference = None if wide is None else read_gates(wide)
+    result = examine(
         bundle,
         codes,
         share=share,
@@ -39,6 +42,7 @@ def judge_bundle(
         engine=engine,
         progress=lambda part: progress(f"gates: {part}"),
     )
+    return result if reference is None else result | {"against": against(result, reference)}
 
 
 def write_gates(result: Mapping[str, Any], output: Path) -> None:
@@ -48,4 +52,10 @@ def write_gates(result: Mapping[str, Any], output: Path) -> None:
 
 
 def gates_table(result: Mapping[str, Any]) -> str:
-    return table(result["gates"])
+    lines = [table(result["gates"])]
+    if "against" in result:
+        lost = result["against"]
+        told = [f"{name} ({100 * lost['lost'][name]:.1f})" for name in lost["too_much"]]
+        allowed = f"points more than {100 * lost['allowed']:g} lost to the wider format"
+        lines.append(f"{allowed}: {', '.join(told) or 'none'}")
+    return "\n".join(lines)

@@ -222,6 +222,9 @@ def gates(
     engine: EngineOption = None,
     threads: ThreadsOption = None,
     seed: Annotated[int, typer.Option(help="Of the prompts and the draws.")] = 0,
+    against: Annotated[
+        Path | None, typer.Option(help="What --output wrote of the run's fp32 bundle: what is lost to it.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
 ) -> None:
     """What ualm-tiny makes and says, judged by detectors of pitch, onset and timbre."""
@@ -231,7 +234,7 @@ def gates(
     bench, line = _bench("gates"), LiveLine()
     try:
         result = bench.judge_bundle(
-            bundle, run, share=share, seed=seed, threads=threads, engine=engine, progress=line.show
+            bundle, run, share=share, seed=seed, threads=threads, engine=engine, wide=against, progress=line.show
         )
     finally:
         line.hide()

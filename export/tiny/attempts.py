@@ -16,12 +16,26 @@ from .domain import (
     TAIL,
     Clip,
     FrameBank,
+    drawn_until,
     held_out,
+    in_share,
     random_clip,
     sounds,
-    trained,
 )
 from .writer import Studio
+
+#: Percent of the single notes and drums that no reflection of the training wants or hears.
+REFLECTION_HELD_OUT_PERCENT = 20
+
+
+def reflection_held_out(clip: Clip) -> bool:
+    """Whether reflection never meets a clip in training, as what is wanted or as what was played.
+
+    Sequences of notes are those kept from all training; of single notes and drums, which other tasks must teach, some.
+    """
+    if not clip.is_drum and len(clip.notes) > 1:
+        return held_out(clip)
+    return in_share(f"reflection: {clip.sound}:{clip.notes}:{clip.tempo}", REFLECTION_HELD_OUT_PERCENT)
 
 
 def attempt(studio: Studio, wanted: Clip, rng: random.Random) -> tuple[Clip | None, np.ndarray]:
@@ -33,9 +47,9 @@ def attempt(studio: Studio, wanted: Clip, rng: random.Random) -> tuple[Clip | No
     if draw < 0.72:
         frames = strayed(studio.bank, ids, rng)
         found = studio.judge(studio.bank.frames[frames].reshape(-1)).clip
-        if found is None or not held_out(found):
+        if found is None or not reflection_held_out(found):
             return found, frames
-    found = trained(lambda: _mistaken(wanted, rng))
+    found = drawn_until(lambda clip: not reflection_held_out(clip), lambda: _mistaken(wanted, rng))
     return found, studio.bank.ids(found)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .attempts import attempt
-from .domain import DRUMS, INSTRUMENTS, SLOTS, Clip, held_out, random_clip, trained
+from .attempts import attempt, reflection_held_out
+from .domain import DRUMS, INSTRUMENTS, SLOTS, Clip, held_out, in_share, random_clip, trained
 from .language import (
     PHRASES,
     Wish,
@@ -18,12 +18,16 @@ from .language import (
     loose_prompt,
     question_and_answer,
     random_mood,
+    random_topic,
     review,
     rich_caption,
     text_only,
     worded,
 )
 from .writer import Example, Studio, Writer
+
+#: Percent of the changes in a dialogue, and of the pairs of an opening and an instrument, that training never sees.
+CHANGES_HELD_OUT_PERCENT = 20
 
 
 def make_example(studio: Studio, task: str, rng: random.Random) -> Example:
@@ -57,8 +61,11 @@ def _enriched(w: Writer) -> None:
 
 
 def _hearing(w: Writer) -> None:
-    clip = random_clip(w.rng, counts=(0.26, 0.32, 0.42), drums=0.15)
-    question, answer = question_and_answer(clip, w.rng)
+    topic = random_topic(w.rng)
+    # of one event there is no tempo to tell
+    counts = (0.06, 0.34, 0.60) if topic == "tempo" else (0.28, 0.32, 0.40)
+    clip = random_clip(w.rng, counts=counts, drums=0.15)
+    question, answer = question_and_answer(clip, w.rng, topic)
     w.user_sound(w.studio.bank.ids(clip), padded=True)
     w.user(worded(question, w.rng))
     w.says(answer)
@@ -73,9 +80,9 @@ def _text_only(w: Writer) -> None:
 def _dialogue(w: Writer) -> None:
     rng, clip = w.rng, None
     start = rng.random()
-    if start < 0.5:
+    if start < 0.4:
         clip = _asked(w)
-    elif start < 0.8:
+    elif start < 0.65:
         prompt, clip, loose = _request(rng, loose=0.6)
         w.user(prompt)
         w.says(rich_caption(clip), choice=1.0 if loose else 0.0)
@@ -83,12 +90,15 @@ def _dialogue(w: Writer) -> None:
         prompt, clip, _ = _request(rng, loose=0.0)
         w.user(prompt)
     w.plays(w.studio.bank.ids(clip))
-    for _ in range(rng.choice((1, 1, 2))):
+    for _ in range(rng.choice((1, 2, 2))):
         if rng.random() < 0.15:
             w.user(rng.choice(PHRASES["recall"]))
             w.says(describe(clip))
             continue
-        words, clip = _changed(clip, rng)
+        changed = random_change(clip, rng)
+        if changed is None:
+            break
+        words, clip = changed
         w.user(worded(words, rng))
         w.says(rich_caption(clip))
         w.plays(w.studio.bank.ids(clip))
@@ -97,15 +107,17 @@ def _dialogue(w: Writer) -> None:
 def _asked(w: Writer) -> Clip:
     """A request that names no instrument, the question, the answer and the caption."""
     rng = w.rng
-    sound = rng.choice(list(INSTRUMENTS))
-    words = {"a": article(sound), "sound": sound}
     if rng.random() < 0.5:
+        sound = rng.choice(list(INSTRUMENTS))
+        words = {"a": article(sound), "sound": sound}
         mood, wish = random_mood(rng, sound)
         w.user(worded(rng.choice(PHRASES["open_mood"]).format(mood=mood), rng))
         w.says(PHRASES["ask_sound"])
         w.user(worded(rng.choice(PHRASES["answer_sound"]).format(**words), rng))
     else:
-        w.user(worded(rng.choice(PHRASES["open"]), rng))
+        opening, sound = opening_and_sound(rng)
+        words = {"a": article(sound), "sound": sound}
+        w.user(worded(opening, rng))
         w.says(PHRASES["ask_both"])
         tempo = rng.choice(["", "quickly", "slowly"])
         words |= {"adverb": f" {tempo}" if tempo else "", "adverb_comma": f", {tempo}" if tempo else ""}
@@ -117,13 +129,49 @@ def _asked(w: Writer) -> Clip:
     return clip
 
 
+def opening_and_sound(rng: random.Random, *, held: bool = False) -> tuple[str, str]:
+    """A request that leaves everything open, and the instrument that will be chosen for it.
+
+    ``held``: one of the pairs kept from training, otherwise none of them.
+    """
+    while True:
+        opening, sound = rng.choice(PHRASES["open"]), rng.choice(list(INSTRUMENTS))
+        if in_share(f"opening: {opening}: {sound}", CHANGES_HELD_OUT_PERCENT) == held:
+            return opening, sound
+
+
 def changes(clip: Clip) -> list[str]:
-    """The changes that make sense for a clip, by their names in phrases.json."""
+    """The changes that make sense for a clip, by their names in phrases.json; the harder ones more than once."""
     found = ["sound", "sound", "again"]
     if len(clip.notes) > 1:
         found += ["slower"] * 2 * (clip.tempo != "slow") + ["faster"] * 2 * (clip.tempo != "quick")
-        found += ["backwards"] * (not clip.is_drum)
+        found += ["backwards"] * 3 * (not clip.is_drum)
     return found
+
+
+def change_held_out(clip: Clip, change: str, sound: str = "") -> bool:
+    """Whether this change of this clip (at any tempo) is kept from training. ``sound``: the new one."""
+    return in_share(f"change: {clip.sound}:{clip.notes}:{change}:{sound}", CHANGES_HELD_OUT_PERCENT)
+
+
+def random_change(clip: Clip, rng: random.Random, *, held: bool = False) -> tuple[str, Clip] | None:
+    """Words that ask for a change of a clip, and the clip that is wanted then.
+
+    ``held``: one of the changes kept from training, and None where there is none; otherwise one that training may see.
+    """
+    others = [name for name in (DRUMS if clip.is_drum else INSTRUMENTS) if name != clip.sound]
+    options = [(change, sound) for change in changes(clip) for sound in (others if change == "sound" else [""])]
+    options = [option for option in options if change_held_out(clip, *option) == held]
+    if not held:
+        options = [option for option in options if not held_out(apply_change(clip, *option))]
+    # every kind as often as :func:`changes` has it, however many sounds there are to change to
+    kinds = [kind for kind in changes(clip) if any(kind == change for change, _ in options)]
+    if not kinds:
+        return None
+    kind = rng.choice(kinds)
+    change, sound = rng.choice([option for option in options if option[0] == kind])
+    words = {"a": article(sound), "sound": sound} if sound else {}
+    return rng.choice(PHRASES["change"][change]).format(**words), apply_change(clip, change, sound)
 
 
 def apply_change(clip: Clip, change: str, sound: str = "") -> Clip:
@@ -134,26 +182,23 @@ def apply_change(clip: Clip, change: str, sound: str = "") -> Clip:
     return Clip(sound or clip.sound, notes, tempos[tempos.index(clip.tempo) + step] if step else clip.tempo)
 
 
-def _changed(clip: Clip, rng: random.Random) -> tuple[str, Clip]:
+def _request_to_reflect(rng: random.Random) -> tuple[str, Clip, bool]:
+    """As :func:`_request`, with a clip that reflection may meet; drums hit more than once are hard, and come often."""
     while True:
-        change = rng.choice(changes(clip))
-        others = [name for name in (DRUMS if clip.is_drum else INSTRUMENTS) if name != clip.sound]
-        sound = rng.choice(others) if change == "sound" else ""
-        wanted = apply_change(clip, change, sound)
-        if not held_out(wanted):
-            words = {"a": article(sound), "sound": sound} if sound else {}
-            return rng.choice(PHRASES["change"][change]).format(**words), wanted
+        if loose := rng.random() < 0.25:
+            prompt, wish = loose_prompt(rng)
+            clip = wish.sample(rng)
+        else:
+            clip = random_clip(rng, counts=(0.4, 0.32, 0.28), drums=0.45)
+            prompt = exact_prompt(clip, rng)
+        if not reflection_held_out(clip):
+            return worded(prompt, rng), clip, loose
 
 
 def _reflection(w: Writer) -> None:
     rng = w.rng
-    if rng.random() < 0.25:
-        prompt, wish = loose_prompt(rng)
-        prompt, wanted = worded(prompt, rng), trained(lambda: wish.sample(rng))
-        choice = 1.0
-    else:
-        wanted, choice = random_clip(rng, counts=(0.4, 0.32, 0.28), drums=0.45), 0.0
-        prompt = worded(exact_prompt(wanted, rng), rng)
+    prompt, wanted, loose = _request_to_reflect(rng)
+    choice = 1.0 if loose else 0.0
     w.user(prompt)
     w.says(rich_caption(wanted), choice=choice)
     intended = w.studio.bank.ids(wanted)

@@ -116,13 +116,23 @@ def held_out(clip: Clip) -> bool:
     """
     if clip.is_drum or len(clip.notes) < 2:
         return False
-    digest = hashlib.sha256(f"{clip.sound}:{clip.notes}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") % 100 < HELD_OUT_PERCENT
+    return in_share(f"{clip.sound}:{clip.notes}", HELD_OUT_PERCENT)
+
+
+def in_share(name: str, percent: int) -> bool:
+    """Whether a thing of this name is among the ``percent`` that are set aside: the same on every machine."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:4], "big") % 100 < percent
 
 
 def trained(make: Callable[[], Clip]) -> Clip:
     """The first clip that ``make`` gives which training may see."""
-    while held_out(clip := make()):
+    return drawn_until(lambda clip: not held_out(clip), make)
+
+
+def drawn_until(wanted: Callable[[Clip], bool], make: Callable[[], Clip]) -> Clip:
+    """The first clip that ``make`` gives which is wanted."""
+    while not wanted(clip := make()):
         pass
     return clip
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from ...runtime import AudioSampling, Model
 from ...runtime.errors import InputError
 from .domain import FrameIndex
-from .gates import WORSE, Examiner
+from .gates import ALLOWED_LOSS, WORSE, Examiner, losses, lost_too_much
 
 #: Codes int16 [frames of the domain, 8], in the order of ``domain.FrameIndex``, of a run's codec, beside its weights.
 FRAMES = "frames.npy"
@@ -66,6 +67,32 @@ def examine(
             "seconds": round(time.perf_counter() - started, 1),
             "gates": gates,
         }
+
+
+def against(result: Mapping[str, Any], wide: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``result`` loses to ``wide``, both of :func:`examine`; see ``gates.losses``.
+
+    Raises :class:`InputError` where the two were not asked alike. That both are of one run is the caller's word.
+    """
+    for name in ("seed", "share"):
+        if wide[name] != result[name]:
+            raise InputError(f"--against: was asked with {name} {wide[name]}, not {result[name]}; ask both alike")
+    lost = losses(wide["gates"], result["gates"])
+    return {"bundle": wide["bundle"], "allowed": ALLOWED_LOSS, "lost": lost, "too_much": lost_too_much(lost)}
+
+
+def read_gates(path: Path) -> dict[str, Any]:
+    """What ``ualm bench gates --output`` wrote; :class:`InputError` for any other file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; write it with: ualm bench gates BUNDLE --output {path}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); write it again with ualm bench gates") from error
+    known = {"bundle", "seed", "share", "gates"}
+    if not isinstance(values, dict) or not known <= set(values):
+        raise InputError(f"{path}: not the gates of a bundle; write it with: ualm bench gates BUNDLE --output {path}")
+    return values
 
 
 def table(gates: dict[str, Any]) -> str:

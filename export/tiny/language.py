@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .domain import DRUMS, HIT, INSTRUMENTS, MAX_EVENTS, NOTE_NUMBERS, NOTES, SLOTS, Clip
+from .domain import DRUMS, HIT, INSTRUMENTS, MAX_EVENTS, NOTE_NUMBERS, NOTES, SLOTS, Clip, in_share
 
 PHRASES: dict[str, Any] = json.loads(Path(__file__).with_name("phrases.json").read_text(encoding="utf-8"))
 COUNTS = {1: "one", 2: "two", 3: "three"}
 TIMES = {1: "once", 2: "twice", 3: "three times"}
 ADVERBS = {"quick": "quickly", "moderate": "", "slow": "slowly"}
 _HIGH, _LOW = NOTE_NUMBERS["A5"], NOTE_NUMBERS["E5"]
+#: Percent of the prompts and questions that are put together from words, and that training never sees.
+WORDS_HELD_OUT_PERCENT = 20
+
+
+def words_held_out(text: str) -> bool:
+    """Whether a prompt or question is kept from training, however it is typed."""
+    words = re.sub(r"[^a-z0-9 ]", "", text.lower()).removesuffix(" please")
+    return in_share(f"words: {words}", WORDS_HELD_OUT_PERCENT)
 
 
 def article(word: str) -> str:
@@ -53,7 +61,20 @@ def _exact(clip: Clip, template: int) -> str:
 
 
 def exact_prompt(clip: Clip, rng: random.Random) -> str:
-    return _exact(clip, rng.randrange(len(PHRASES["exact_drum" if clip.is_drum else "exact"])))
+    """A prompt that training may use."""
+    count = len(PHRASES["exact_drum" if clip.is_drum else "exact"])
+    while True:
+        template = rng.randrange(count)
+        prompt = _exact(clip, template)
+        # the first is how clips are described everywhere, in answers and captions as well
+        if prompt == describe(clip) or not words_held_out(prompt):
+            return prompt
+
+
+def held_out_prompts(clip: Clip) -> list[str]:
+    """The exact prompts of a clip that training never sees."""
+    found = {_exact(clip, number) for number in range(len(PHRASES["exact_drum" if clip.is_drum else "exact"]))}
+    return sorted(prompt for prompt in found - {describe(clip)} if words_held_out(prompt))
 
 
 _ADVERB = "(?P<adverb> quickly| slowly)?"
@@ -154,11 +175,24 @@ class Wish:
         )
 
 
-def loose_prompt(rng: random.Random) -> tuple[str, Wish]:
-    """A short or vague prompt that names a sound (or a drum), and what it asks for."""
-    kind = rng.choices(("short", "bare", "bare_tempo", "mood", "shape", "register", "any_drum"), (4, 1, 2, 4, 2, 2, 1))[
-        0
-    ]
+def loose_prompt(rng: random.Random, *, held: bool = False) -> tuple[str, Wish]:
+    """A short or vague prompt that names a sound (or a drum), and what it asks for.
+
+    ``held``: one of those kept from training, otherwise none of them. The few for any drum are no combinations of
+    words that are known from others: training sees them all.
+    """
+    while True:
+        kind = rng.choices(tuple(_LOOSE), tuple(_LOOSE.values()))[0]
+        prompt, wish = _loose(kind, rng)
+        if (kind != "any_drum" and words_held_out(prompt)) == held:
+            return prompt, wish
+
+
+#: How often each kind of loose prompt is drawn.
+_LOOSE = {"short": 4, "bare": 1, "bare_tempo": 2, "mood": 4, "shape": 2, "register": 2, "any_drum": 1}
+
+
+def _loose(kind: str, rng: random.Random) -> tuple[str, Wish]:
     if kind == "any_drum":
         tempo = rng.choice(list(PHRASES[kind]))
         wish = Wish("drum", count=3 if tempo == "quick" else None, tempo=tempo, least=2 if tempo else 1)
@@ -229,10 +263,17 @@ def review(found: Clip | None, wanted: Clip) -> tuple[str, bool]:
     return PHRASES["reflection"][kind].format(**words), not reason
 
 
+_TOPICS = {"what": 9, "sound": 2, "count": 5, "tempo": 9, "first": 2, "last": 2, "kind": 0.5, "caption": 2}
+
+
+def random_topic(rng: random.Random) -> str:
+    """What a question about a heard clip may ask."""
+    return rng.choices(list(_TOPICS), list(_TOPICS.values()))[0]
+
+
 def question_and_answer(clip: Clip, rng: random.Random, topic: str = "") -> tuple[str, str]:
     """A question about a heard clip, and the right answer."""
-    topics = {"what": 9, "sound": 2, "count": 6, "tempo": 7, "first": 2, "last": 2, "kind": 0.5, "caption": 2}
-    topic = topic or rng.choices(list(topics), list(topics.values()))[0]
+    topic = topic or random_topic(rng)
     question = rng.choice(PHRASES["questions"][topic])
     named = f"{article(clip.sound)} {clip.sound}"
     no_note = PHRASES["no_note"].format(a=article(clip.sound), sound=clip.sound)
@@ -257,9 +298,24 @@ _CHORDS = {
 }
 
 
-def text_only(rng: random.Random) -> tuple[str, str]:
-    """A question that needs no sound, and its answer."""
-    kind = rng.choices(("pair", "chord", "next", "count", "drum", "list", "greeting"), (5, 2, 2, 2, 1, 0.5, 0.5))[0]
+def text_only(rng: random.Random, *, held: bool = False) -> tuple[str, str]:
+    """A question that needs no sound, and its answer.
+
+    ``held``: one of those kept from training, otherwise none of them. Only what follows from other questions can be:
+    which of two notes is higher, and how many notes are listed.
+    """
+    while True:
+        kind = rng.choices(tuple(_TEXTS), tuple(_TEXTS.values()))[0]
+        question, answer = _text(kind, rng)
+        if (kind in ("pair", "count") and words_held_out(question)) == held:
+            return question, answer
+
+
+#: How often each kind of question is drawn.
+_TEXTS = {"pair": 5, "chord": 2, "next": 2, "count": 2, "drum": 1, "list": 0.5, "greeting": 1}
+
+
+def _text(kind: str, rng: random.Random) -> tuple[str, str]:
     names = list(NOTES.values())
     if kind == "pair":
         low, high = sorted(rng.sample(range(len(names)), 2))
@@ -284,11 +340,16 @@ def text_only(rng: random.Random) -> tuple[str, str]:
         if rng.random() < 0.5:
             return "which instruments can you play?", joined(list(INSTRUMENTS))
         return "which drums can you play?", joined(list(DRUMS))
-    return rng.choice(["hello", "hi", "who are you?", "what can you do?"]), "i play and hear short sounds"
+    return rng.choice(PHRASES["greetings"]), PHRASES["greeting"]
 
 
 def worded(prompt: str, rng: random.Random) -> str:
-    """A prompt as people may type it: sometimes with a capital letter or a full stop."""
-    if rng.random() < 0.2:
-        prompt = prompt[0].upper() + prompt[1:]
-    return prompt + "." if rng.random() < 0.1 and prompt[-1].isalnum() else prompt
+    """A prompt as people may type it: sometimes with a full stop, without its question mark, or with a "please".
+
+    Capitals and exclamation marks need no training: the tokenizer knows neither (``tokens.normalizer``).
+    """
+    if prompt[-1].isalnum():
+        if rng.random() < 0.06 and "please" not in prompt:
+            prompt += ", please"
+        return prompt + rng.choices(["", ".", "?", "..."], (84, 12, 2, 2))[0]
+    return prompt[:-1] + rng.choices([prompt[-1], "", "."], (85, 12, 3))[0]

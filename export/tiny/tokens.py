@@ -6,7 +6,7 @@ import random
 import re
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from .domain import DRUMS, INSTRUMENTS, NOTES, SLOTS, random_clip
 from .language import (
@@ -27,9 +27,22 @@ TEXT_SIZE = 896
 _WORDS = r" ?[A-G][0-9]| ?\p{L}+| ?[0-9]+(?:\.[0-9]+)?| ?[^\s\p{L}\p{N}]+|\s+"
 
 
+def normalizer() -> normalizers.Normalizer:
+    """What is typed, as the model reads it: small letters but for notes, single spaces, no exclamation marks.
+
+    So a prompt means the same in capitals, and nothing need be learnt twice. The model's own texts stay as they are.
+    """
+    steps = [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex("!+"), "")]
+    steps += [normalizers.Replace(Regex(rf"\b{name.lower()}\b"), name) for name in NOTES.values()]
+    steps += [normalizers.Replace(Regex(rf"(?:\{mark}\s*){{2,}}"), mark) for mark in ".?"]
+    steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    return normalizers.Sequence(steps)
+
+
 def train_tokenizer(seed: int = 0) -> Tokenizer:
     """Train on examples of everything that is said."""
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizer()
     split = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -62,7 +75,6 @@ def _corpus(rng: random.Random) -> list[str]:
         question, answer = question_and_answer(clip, rng)
         texts += [rich_caption(clip), prompt, question, answer, review(other, clip)[0], *text_only(rng)]
         texts.append(random_mood(rng)[0])
-        texts += [text[:1].upper() + text[1:] for text in (prompt, question)]  # as people may type them
     return texts
 
 

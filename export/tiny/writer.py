@@ -21,6 +21,8 @@ NOTHING, MODALITY, TEXT, AUDIO = 0, 1, 2, 3
 #: Weights of the cells where something is decided; all that follows from what was drawn before weighs 1.
 _FIRST_FRAME, _FIRST_FRAME_REST, _END, _GOES_ON, _CONTENT = 8.0, 2.0, 4.0, 3.0, 3.0
 _SHORT_ANSWER = 6.0
+#: Silence before or behind a heard sound is shorter than this, in frames: 2.2 s.
+_LONG_SILENCE = 111
 #: Of a review the word that says whether anything was heard at all, and the one that says whether it is right.
 _VERDICT = 15.0
 
@@ -132,7 +134,8 @@ class Writer:
         """A heard sound of the frames given; ``padded``: with some silence around it."""
         rng = self.rng
         if padded:
-            before, after = rng.choice([0, 0, rng.randrange(10)]), rng.choice([0, 0, rng.randrange(16)])
+            before = rng.choice([0, 0, rng.randrange(10), rng.randrange(_LONG_SILENCE)])
+            after = rng.choice([0, 0, rng.randrange(16), rng.randrange(_LONG_SILENCE)])
             frames = np.concatenate([np.zeros(before, np.int64), frames, np.zeros(after, np.int64)])
         samples = self.studio.bank.frames[frames].reshape(-1)
         if rng.random() < 0.8:  # what a codec of any precision adds
