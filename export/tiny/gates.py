@@ -4,6 +4,8 @@ Sounds are judged from decoded samples by :mod:`detect`; answers are compared as
 What can be kept from training is: every sequence of two or three notes, every prompt and every question that is put
 together from words, every change in a dialogue and every clip that reflection is about is one that its task never met
 (``tests/export/tiny/test_held_out.py`` draws the training to see it). The sounds of single notes and drums cannot be.
+A second judge, which shares nothing with the first, hears every sound too: how often the two agree in count, tempo
+and notes says how far the first one's word goes.
 A case counts where its answer can be wrong: a single event has no tempo to be told.
 """
 
@@ -33,6 +35,7 @@ from .language import (
     question_and_answer,
     text_only,
 )
+from .second_judge import SecondJudge, agreement
 
 #: Sampling under which a first try often fails: no guidance, everything drawn, hot.
 WORSE: dict[str, Any] = {"guidance": 1.0, "temperature": 1.7, "top_k": None, "max_steps": 130}
@@ -55,6 +58,8 @@ WANTED: dict[str, float | None] = {
     "dialogue: question and answer": None,
     "dialogue: changes": 0.80,
     "text": None,
+    "both judges agree: sounds of the domain": 0.97,
+    "both judges agree: other sounds": None,
     "reflection: failures repaired": 0.5,
     "reflection: right ones broken": 0.03,
 }
@@ -120,7 +125,7 @@ class Examiner:
     def __init__(self, model: Model, codes: np.ndarray, *, seed: int = 0, share: float = 1.0) -> None:
         """``share``: of the full number of prompts, for a quick look."""
         self._model, self._codes, self._index = model, codes, FrameIndex()
-        self._judge, self._seed, self._share = Judge(), seed, share
+        self._judge, self._second, self._seed, self._share = Judge(), SecondJudge(), seed, share
         self.tallies: dict[str, Tally] = {}
 
     def run(self, progress: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
@@ -290,7 +295,14 @@ class Examiner:
         return self._model.generate(prompt, audio=AudioSampling(seed=seed))
 
     def _heard(self, sound: Sound | None) -> Heard:
-        return Heard((), None, "no sound") if sound is None else self._judge(np.asarray(sound.samples).reshape(-1))
+        if sound is None:
+            return Heard((), None, "no sound")
+        samples = np.asarray(sound.samples).reshape(-1)
+        heard, second = self._judge(samples), self._second(samples)
+        kind = "sounds of the domain" if heard.clip is not None else "other sounds"
+        told = f"{_told(heard)}; the second judge: {second}"
+        self._tally(f"both judges agree: {kind}").add(agreement(heard, second).whole, told)
+        return heard
 
     def _compare(self, name: str, prompt: str, clip: Clip, sound: Sound | None) -> None:
         heard = self._heard(sound)
