@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.files import replacing_file
-from .attempts import REFLECTION_HELD_OUT_PERCENT
-from .conversations import CHANGES_HELD_OUT_PERCENT
-from .domain import DRUMS, HELD_OUT_PERCENT, INSTRUMENTS, MAX_EVENTS, NOTES, SLOTS
+from .domain import DRUMS, INSTRUMENTS, MAX_EVENTS, NOTES, SLOTS
 from .gates import ALLOWED_LOSS, losses, lost_too_much
-from .language import WORDS_HELD_OUT_PERCENT
 
 _HEAD = """# ualm-tiny
 
@@ -35,19 +32,17 @@ what it played, say what it heard, and play again where that is not what was ask
 
 ## Training
 
-{steps} steps, {rows} rows, {hours:.1f} h of processor time (of the main thread) from scratch. Held out of training,
-by construction: {held} % of the sequences of two or three notes, from every task; {words} % of the prompts and
-questions that are put together from words; {changes} % of the changes in a dialogue; {reflected} % of the single notes
-and drums, from reflection. The sounds of single notes and drums cannot be, and are all trained. The codec is built in
-closed form: no training, sounds of the domain come back at more than 50 dB with the weights rounded to bf16 (the tests
-hold it). `training.json` beside the run has the recipe and the curves. The recipe is one command:
+{steps} steps, {rows} rows, {hours:.1f} h of processor time (of the main thread) from scratch. {held}
+The sounds of single notes and drums cannot be held out, and are all trained. The codec is built in closed form: no
+training, sounds of the domain come back at more than 50 dB with the weights rounded to bf16 (the tests hold it).
+`training.json` beside the run has the recipe and the curves. The recipe is one command:
 `python -m ualm.export.tiny all WORK -o RUN`; with `--device cuda` it trains on a GPU, which nobody has run yet.
 
 ## Gates
 
 Judged from decoded samples by pitch, onset and timbre detectors; answers compared word for word. Temperature
-{temperature}, top-k {top_k}, guidance {guidance}; fixed seeds. Only what was held out is asked for; what is
-heard are held-out sequences, and the single notes and drums. A narrower format may lose {loss:g} points to fp32.
+{temperature}, top-k {top_k}, guidance {guidance}; fixed seeds. The prompts, questions, changes and clips
+asked for are those that the recipe holds out. A narrower format may lose {loss:g} points to fp32 in a gate.
 """
 
 _TAIL = """
@@ -80,10 +75,7 @@ def model_card(training: Mapping[str, Any], examined: Sequence[tuple[str, Mappin
         steps=training["step"],
         rows=f"{training['rows']:,}",
         hours=training["cpu_seconds"] / 3600,
-        held=HELD_OUT_PERCENT,
-        words=WORDS_HELD_OUT_PERCENT,
-        changes=CHANGES_HELD_OUT_PERCENT,
-        reflected=REFLECTION_HELD_OUT_PERCENT,
+        held=_held_out(training["held_out_percent"]),
         loss=100 * ALLOWED_LOSS,
         **main["sampling"],
     )
@@ -93,6 +85,22 @@ def model_card(training: Mapping[str, Any], examined: Sequence[tuple[str, Mappin
         cells = [_cell(result["gates"].get(gate)) for _, result in examined]
         lines.append(f"| {gate} | {_wanted(gate, values['wanted'])} | {' | '.join(cells)} |")
     return "\n".join([head, *lines, _TAIL.format(missed=_missed(examined), note=note)])
+
+
+_THINGS = {
+    "sequences": "of the sequences of two or three notes, from every task",
+    "words": "of the prompts and questions that are put together from words",
+    "changes": "of the changes in a dialogue",
+    "reflection": "of the single notes and drums, from reflection",
+}
+
+
+def _held_out(percent: Mapping[str, int]) -> str:
+    """What the training of this very run held out, and which of the gates ask for what it did not."""
+    held = "; ".join(f"{percent[name]} % {what}" for name, what in _THINGS.items() if name in percent)
+    met = [what for name, what in _THINGS.items() if name not in percent]
+    told = f"Held out of training, by construction: {held}."
+    return f"{told} Not held out, so that these gates may ask for what training met: {'; '.join(met)}." if met else told
 
 
 def _missed(examined: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

@@ -18,11 +18,21 @@ from torch import nn
 
 from ...runtime.errors import InputError
 from ...runtime.files import replacing_file
-from .conversations import TASKS, make_example
+from .attempts import REFLECTION_HELD_OUT_PERCENT
+from .conversations import CHANGES_HELD_OUT_PERCENT, TASKS, make_example
+from .domain import HELD_OUT_PERCENT as SEQUENCES_HELD_OUT_PERCENT
+from .language import WORDS_HELD_OUT_PERCENT
 from .losses import LossFunction, mel_filters
 from .network import TinyUalm
 from .writer import Example, Studio
 
+#: What training never draws, in percent of each kind of thing.
+HELD_OUT_PERCENT: Mapping[str, int] = {
+    "sequences": SEQUENCES_HELD_OUT_PERCENT,
+    "words": WORDS_HELD_OUT_PERCENT,
+    "changes": CHANGES_HELD_OUT_PERCENT,
+    "reflection": REFLECTION_HELD_OUT_PERCENT,
+}
 STATE = "training.pt"
 CURVES = "curves.jsonl"
 

@@ -92,6 +92,7 @@ class Workshop:
         network.load_state_dict(state["network"])
         about = {"recipe": state["recipe"], "mix": dict(training.MIX), "shape": asdict(network.shape)}
         about |= {"step": state["step"], "rows": state["rows"], "cpu_seconds": state["cpu_seconds"]}
+        about |= {"held_out_percent": training.HELD_OUT_PERCENT}
         about |= {"curves": list(training.curves(self.folder / training.CURVES))}
         documents = {"training.json": json.dumps(about, indent=1)}
         if _CARD.is_file():

@@ -6,8 +6,9 @@ from typing import Any
 
 from ualm.export.tiny.card import model_card
 from ualm.export.tiny.gates import ALLOWED_LOSS, WANTED, Tally, losses, lost_too_much
+from ualm.export.tiny.training import HELD_OUT_PERCENT
 
-TRAINING = {"step": 10, "rows": 20000, "cpu_seconds": 1800.0}
+TRAINING = {"step": 10, "rows": 20000, "cpu_seconds": 1800.0, "held_out_percent": HELD_OUT_PERCENT}
 
 
 def _tally(right: int, total: int) -> Tally:
@@ -65,6 +66,14 @@ def test_the_card_has_the_measured_figures_and_names_what_was_missed() -> None:
     assert "| two notes | at least 92 % | 90.0 % of 10 (missed) |  |" in card
     assert "Gates missed: fp32 misses two notes; int8 loses 2.5 points to fp32 in drums." in card and "A note." in card
     assert "10 steps, 20,000 rows, 0.5 h" in card and "MIT" in card
+
+
+def test_the_card_says_what_this_training_did_not_hold_out() -> None:
+    gates = [("fp32", _examined(drums=_tally(40, 40).to_json("drums")))]
+    whole = " ".join(model_card(TRAINING, gates, "A note.").split())
+    assert "20 % of the changes in a dialogue" in whole and "Not held out" not in whole
+    older = model_card(TRAINING | {"held_out_percent": {"sequences": 15}}, gates, "A note.")
+    assert "Not held out, so that these gates may ask for what training met: of the prompts" in " ".join(older.split())
 
 
 def test_a_card_without_misses_says_so() -> None:
