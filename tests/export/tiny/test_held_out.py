@@ -83,10 +83,12 @@ def test_no_held_out_prompt_or_question_is_drawn(drawn: dict[str, list[list[Mess
     rng = random.Random(1)
     kept = {loose_prompt(rng, held=True)[0] for _ in range(5000)} | {text_only(rng, held=True)[0] for _ in range(5000)}
     kept |= {prompt for clip in _singles_and_drums() for prompt in held_out_prompts(clip)}
-    asked = [text for task in drawn.values() for said in task for role, text in said if role == "user" and text]
-    assert len(asked) > 2000
+    # what a conversation begins with: "a marimba" is held out as a prompt, and is also an answer in a dialogue
+    asked = [said[0][1] or "" for task in drawn.values() for said in task]
+    assert len([text for text in asked if text]) > 1000
     bare = {prompt.lower().rstrip("?") for prompt in kept}
-    assert not {_bare(text).lower() for text in asked} & bare
+    drawn_all_the_same = {_bare(text).lower() for text in asked} & bare
+    assert not drawn_all_the_same
 
 
 def test_no_clip_that_reflection_holds_out_is_wanted_or_heard(drawn: dict[str, list[list[Message]]]) -> None:
