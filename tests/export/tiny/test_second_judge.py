@@ -30,11 +30,26 @@ def test_a_synthetic_note_is_heard_on_its_key(note: int, partials: tuple[float, 
         assert heard.onsets[0] < 0.03
 
 
-def test_a_note_between_the_keys_and_noise_have_none(judge: SecondJudge) -> None:
+def test_a_note_between_the_keys_has_none(judge: SecondJudge) -> None:
     flat = judge(tone(73.0))
     assert flat.notes == (None,) and flat.why == "a note between the keys"
-    noise = np.random.default_rng(0).standard_normal(8000).astype(np.float32) * np.exp(-np.arange(8000) / 2000)
-    assert judge(noise.astype(np.float32)).notes == (None,)
+
+
+def test_noise_is_unpitched(judge: SecondJudge) -> None:
+    fading = np.exp(-np.arange(8000) / 2000)
+    for seed in range(10):
+        heard = judge((0.2 * np.random.default_rng(seed).standard_normal(8000) * fading).astype(np.float32))
+        assert set(heard.notes) == {None} and heard.why != "a note between the keys", heard
+
+
+@pytest.mark.parametrize(("ratio", "note"), [(0.01, 79), (0.25, None)])
+def test_a_note_is_pitched_until_noise_of_a_quarter_of_its_power_covers_it(
+    ratio: float, note: int | None, judge: SecondJudge
+) -> None:
+    rng, clean = np.random.default_rng(0), tone(79)
+    fading = np.exp(-3 * np.arange(len(clean)) / 16000) * np.sqrt(ratio * np.mean(clean[:320] ** 2))
+    for _ in range(4):
+        assert judge((clean + fading * rng.standard_normal(len(clean))).astype(np.float32)).notes == (note,)
 
 
 def test_what_is_no_clip_is_told_why(judge: SecondJudge, bank: FrameBank) -> None:
@@ -79,17 +94,21 @@ def test_every_note_count_and_tempo_of_a_sound_of_the_soundfont_is_heard_right(
     assert len(wrong) <= len(clips) // 50, f"{len(wrong)} of {len(clips)}: {wrong}"
 
 
-@pytest.mark.parametrize("seed", range(6, 12))
-def test_the_judges_agree_on_ninety_nine_of_a_hundred_random_sequences_of_the_soundfont(
+@pytest.mark.parametrize("seed", range(6))
+def test_of_ninety_random_sequences_of_the_soundfont_each_judge_mishears_one_at_most(
     seed: int, judge: SecondJudge, soundfont_bank: FrameBank
 ) -> None:
     rng, first = random.Random(seed), Judge()
-    apart = []
-    for _ in range(50):
-        samples = soundfont_bank.samples(random_clip(rng, counts=(0, 1, 1), drums=0.1))
+    misheard, apart = [], []
+    for _ in range(90):
+        clip = random_clip(rng, counts=(0, 1, 1), drums=0.1)
+        samples = soundfont_bank.samples(clip)
         heard, second = first(samples), judge(samples)
-        if not agreement(heard, second).whole:
-            apart.append((heard.clip, second))
+        if heard.clip != clip:
+            misheard.append((clip, heard))
+        if not agrees(clip, second) or not agreement(heard, second).whole:
+            apart.append((clip, second))
+    assert len(misheard) <= 1, misheard
     assert len(apart) <= 1, apart
 
 
