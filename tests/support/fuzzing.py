@@ -1,0 +1,176 @@
+"""Thousands of hostile inputs against one door of the product, in processes of their own, with limits.
+
+A case is a function of a random generator and an empty folder: it makes its input, offers it, and returns in words what
+came of it. It may raise `UalmError` with a message of one line (a refusal); anything else that it raises, more than
+`MOST_SECONDS`, more than `MOST_BYTES` of memory and a process that dies are violations. Case ``i`` of seed ``s`` is the
+same input wherever it runs: ``run_case(case, s, i, folder)`` repeats it alone.
+"""
+
+import collections
+import dataclasses
+import importlib
+import json
+import os
+import random
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from ualm.bench.memory import memory_of
+from ualm.runtime.errors import UalmError
+
+MOST_SECONDS = 10.0
+MOST_BYTES = 1 << 30
+"""Of memory that no file backs, in the process that runs a case."""
+LONGEST_MESSAGE = 600
+"""Characters of a refusal: a line that a person reads."""
+
+Case = Callable[[random.Random, Path], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of case ``number``: ``kind`` is what it returned, 'refused' or 'violation'; ``text`` says more."""
+
+    number: int
+    kind: str
+    text: str
+
+
+def run_case(case: Case, seed: int, number: int, folder: Path) -> Outcome:
+    """Case ``number`` of ``seed``, here and now, in ``folder`` (made, and empty)."""
+    folder.mkdir(parents=True)
+    started = time.monotonic()
+    try:
+        kind, text = case(random.Random(f"{seed}/{number}"), folder), ""
+    except UalmError as error:
+        kind, text = "refused", f"{type(error).__name__}: {error}"
+        if "\n" in str(error).strip() or len(str(error)) > LONGEST_MESSAGE or not str(error).strip():
+            kind = "violation"
+    except BaseException:  # a case may do anything; whatever it does is an outcome
+        kind, text = "violation", traceback.format_exc()
+    if kind != "violation" and time.monotonic() - started > MOST_SECONDS:
+        kind, text = "violation", f"took {time.monotonic() - started:.1f} s: {text}"
+    return Outcome(number, kind, text)
+
+
+def run_cases(case: Case, count: int, seed: int, *, workers: int = 2) -> collections.Counter[str]:
+    """``count`` cases of ``seed``; how many ended in which way. Raises AssertionError that shows the first violations.
+
+    ``case`` must be a function on the top level of a module below ``tests``.
+    """
+    with tempfile.TemporaryDirectory(prefix="ualm-fuzz-") as folder:
+        outcomes = _Pool(case, count, seed, Path(folder)).drain(workers)
+    counted = collections.Counter(outcome.kind for outcome in outcomes)
+    name = f"{case.__module__.rpartition('.')[2]}.{case.__name__}"
+    print(f"{name}, seed {seed}, {count} cases: " + ", ".join(f"{k} {n}" for k, n in sorted(counted.items())))
+    bad = [outcome for outcome in outcomes if outcome.kind == "violation"]
+    shown = "\n\n".join(f"case {outcome.number} of seed {seed}: {outcome.text}" for outcome in bad[:5])
+    assert not bad, f"{name}: {len(bad)} of {count} cases violate the limits\n\n{shown}"
+    return counted
+
+
+class _Pool:
+    """Child processes that take the cases ``first, first + step, ...``; one that dies or hangs is replaced."""
+
+    def __init__(self, case: Case, count: int, seed: int, folder: Path) -> None:
+        self._file = sys.modules[case.__module__].__file__
+        self._arguments = (case.__name__, str(seed), str(count))
+        self._count = count
+        self._folder = folder
+
+    def drain(self, workers: int) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        selector = selectors.DefaultSelector()
+        children = [_Child(self._start(first, workers), first, workers) for first in range(min(workers, self._count))]
+        for child in children:
+            selector.register(child.out, selectors.EVENT_READ, child)
+        while selector.get_map():
+            ready = {key.data for key, _ in selector.select(timeout=0.2)}
+            for child in [key.data for key in selector.get_map().values()]:
+                ended = False
+                if child in ready:
+                    line = child.process.stdout.readline()
+                    if line:
+                        outcomes.append(child.heard(line))
+                        continue
+                    ended = True
+                violation = child.violation(ended)
+                if violation is None and not ended:
+                    continue
+                selector.unregister(child.out)
+                child.end()
+                if violation is not None:
+                    outcomes.append(Outcome(child.number, "violation", violation))
+                    child.number += child.step
+                if child.number < self._count:
+                    again = _Child(self._start(child.number, child.step), child.number, child.step)
+                    selector.register(again.out, selectors.EVENT_READ, again)
+        return sorted(outcomes, key=lambda outcome: outcome.number)
+
+    def _start(self, first: int, step: int) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, __file__, str(self._file), *self._arguments, str(first), str(step)]
+        return subprocess.Popen(
+            [*command, tempfile.mkdtemp(dir=self._folder)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0
+        )
+
+
+class _Child:
+    def __init__(self, process: "subprocess.Popen[bytes]", first: int, step: int) -> None:
+        self.process = process
+        self.number = first
+        self.step = step
+        self.since = time.monotonic()
+        assert process.stdout is not None
+        self.out = process.stdout
+
+    def heard(self, line: bytes) -> Outcome:
+        outcome = Outcome(**json.loads(line))
+        assert outcome.number == self.number
+        self.number += self.step
+        self.since = time.monotonic()
+        return outcome
+
+    def violation(self, ended: bool) -> str | None:
+        """Why case ``number`` is one: its process died, hangs or grew; None if not (so far)."""
+        if ended:
+            status = self.process.wait()
+            return None if status == 0 else f"its process ended with {status}"
+        # The start of a process counts too: twice the limit, for a busy machine.
+        if time.monotonic() - self.since > 2 * MOST_SECONDS:
+            return f"no answer after {2 * MOST_SECONDS:.0f} s"
+        memory = memory_of(self.process.pid)
+        if memory is None or memory.anonymous <= MOST_BYTES:
+            return None
+        return f"holds {memory.anonymous >> 20} MiB"
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.out.close()
+
+
+def _main() -> None:
+    file, name, seed, count, first, step, folder = sys.argv[1:]
+    # What a case prints is not an outcome.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(file).parent))
+    case: Case = getattr(importlib.import_module(Path(file).stem), name)
+    for number in range(int(first), int(count), int(step)):
+        place = Path(folder) / str(number)
+        print(json.dumps(dataclasses.asdict(run_case(case, int(seed), number, place))), file=answers)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _main()
