@@ -10,7 +10,6 @@ import pytest
 from support import fuzzing
 from ualm.runtime.errors import InputError
 
-
 pytestmark = pytest.mark.fuzz
 
 
