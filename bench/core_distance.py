@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 
 from ..runtime import _native
-from .environment import cores
+from ..runtime.cores import cores
 from .schema import RoundTrip
 
 #: Turns of a batch, and batches of a sample; of these the least, as an interruption only adds.

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from .. import runtime
+from ..runtime.cores import cores
 from ..runtime.doctor import machine as describe_machine
 from ..runtime.doctor import versions as runtime_versions
 from .schema import Bandwidth, Gpu, Machine, RoundTrip, Run
@@ -105,11 +106,6 @@ def current_load() -> float | None:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):
         return None
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _machine(load_average: float | None, gpu: Gpu | None) -> Machine:

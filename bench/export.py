@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..runtime.bundle import WEIGHTS, Bundle
+from ..runtime.cores import cores
 from ..runtime.errors import ExportError, InputError, OutputError, UalmError
 from ..runtime.extras import install_hint
 from ..runtime.files import replacing_folder
 from .blocks import Progress, Samples
-from .environment import cores, current_load
+from .environment import current_load
 from .memory import Watcher, cached_fraction
 from .scenario import Case, Derived, measure_subjects
 from .schema import Report, Setting, Subject

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from ..runtime.bundle import Bundle
+from ..runtime.cores import cores
 from .bandwidth import BandwidthMeter, Meter
 from .blocks import Block, Measured, Progress, Samples, block_sizes, measure, most_in_a_block, paced_sizes
 from .core_distance import DistanceMeter
-from .environment import OtherProcesses, cores, current_load, describe_run
+from .environment import OtherProcesses, current_load, describe_run
 from .gpu import CopyMeter, describe_gpu, gpu_of
 from .schema import Bandwidth, BandwidthPair, Comparison, Gpu, Measurement, Report, Setting, Subject
 from .statistics import TEST, Summary, compare, summarize

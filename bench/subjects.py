@@ -11,6 +11,7 @@ import numpy as np
 
 from ..runtime.bundle import Bundle
 from ..runtime.cli_common import tell_engine
+from ..runtime.cores import check_threads
 from ..runtime.engines.base import Engine
 from ..runtime.engines.selection import choose
 from ..runtime.errors import InputError, UalmError
@@ -40,7 +41,7 @@ class Request:
     run: Path | None = None
 
     def __post_init__(self) -> None:
-        check_count("--threads", self.threads)
+        check_threads(self.threads, "--threads", "leave it out for all cores")
         check_count("--repeat", self.repeat)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: give a whole number from 0 to {2**32 - 1}")

@@ -20,10 +20,11 @@ from typing import Annotated, ClassVar
 import typer
 
 from ..runtime.bundle import MANIFEST, WEIGHTS, Bundle
+from ..runtime.cores import cores
 from ..runtime.engine_files import CacheKind
 from ..runtime.errors import ExportError, UalmError
 from .blocks import Samples
-from .environment import cores, current_load
+from .environment import current_load
 from .formats import write_json
 from .memory import Watcher
 from .report import to_table

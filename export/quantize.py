@@ -10,12 +10,12 @@ the even one in the low half; ``scale`` float16 [in / 32, out].
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..runtime import _native
+from ..runtime.cores import cores
 from ..runtime.errors import ExportError
 
 #: Inputs that share a scale.
@@ -77,7 +77,7 @@ def quantize(matrix: np.ndarray, dtype: str, importance: np.ndarray | None = Non
         importance=importance,
         whole=whole,
         scales=scales,
-        threads=os.cpu_count() or 1,
+        threads=cores(),
     )
     return whole, scales.astype(np.float16)
 

@@ -31,7 +31,9 @@ BundleArgument = Annotated[Path, typer.Argument(help="Folder made by `ualm expor
 EngineOption = Annotated[
     str | None, typer.Option(help="Engine; by default what UALM_ENGINE says, else the best that can run here.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default. Not for TensorRT.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="CPU threads; all cores by default, and at most. Not for TensorRT.")
+]
 RepeatOption = Annotated[int | None, typer.Option(help="Repetitions that are measured.")]
 SeedOption = Annotated[int, typer.Option(help="Of the draws and of the noise that is heard or held.")]
 VersusOption = Annotated[

@@ -53,7 +53,9 @@ EngineOption = Annotated[
         "first that can run here.",
     ),
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default. Not for TensorRT.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="CPU threads; all cores by default, and at most. Not for TensorRT.")
+]
 ContextOption = Annotated[int | None, typer.Option("--max-context", help="Rows that prompt and answer may take.")]
 
 #: The file name that stands for standard input or output.

@@ -14,6 +14,7 @@ import numpy as np
 from .bundle import TOKENIZER, Bundle, Verify
 from .chat import CheckedMessage, Message, TextCodec, check_messages, prompt_parts
 from .chunks import PROFILES, ChunkProfile, Pace
+from .cores import check_threads
 from .engines.base import Engine
 from .engines.selection import Choice, choose
 from .errors import InputError, UalmError
@@ -77,15 +78,14 @@ class Model:
         ``engine``: a name ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime"; see ``engines.selection``),
         or None for the one that the environment variable UALM_ENGINE names, else the best that can run here; which that
         was, and why not another, :attr:`engine` and :attr:`passed_over` say. ``threads``: CPU threads, None for all
-        cores; refused by engines that use none (TensorRT's). ``max_context``: rows that one conversation may hold
-        (prompt and answer; a row is 20 ms of spoken sound, 40 ms of heard sound, or a text token), None for the smaller
-        of 16384 and the model's limit.
+        cores; more than those are refused, and any number by engines that use none (TensorRT's). ``max_context``: rows
+        that one conversation may hold (prompt and answer; a row is 20 ms of spoken sound, 40 ms of heard sound, or a
+        text token), None for the smaller of 16384 and the model's limit.
         ``verify``: check file hashes at the "first" load (and after a change), "always" or "never".
 
         Raises :class:`InputError`, :class:`BundleError` or :class:`EngineError`.
         """
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise InputError(f"threads = {threads!r}: give a whole number of at least 1, or None for all cores")
+        check_threads(threads)
         opened = Bundle(default_bundle() if bundle is None else bundle, verify=verify)
         limit = opened.manifest.model.max_positions
         if max_context is None:

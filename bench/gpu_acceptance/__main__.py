@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...runtime.cli_common import LiveLine
+from ...runtime.cores import cores
 from ...runtime.errors import InputError, UalmError
-from ..environment import cores, current_load, describe_run
+from ..environment import current_load, describe_run
 from ..report import to_table
 from ..schema import Run
 from .engines import check_engines

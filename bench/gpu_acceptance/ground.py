@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ...runtime.bundle import Bundle
+from ...runtime.cores import cores
 from ...runtime.engines.base import Engine
 from ...runtime.engines.device import Device
 from ...runtime.engines.device_check import CudaFacts, cuda_facts, gpu_problem, load_kernels
@@ -18,7 +19,6 @@ from ...runtime.engines.selection import CPU, ENGINES, choose, why_not
 from ...runtime.errors import EngineError, InputError
 from ...runtime.packaged import default_bundle
 from ..bandwidth import BandwidthMeter, Meter
-from ..environment import cores
 from ..gpu import CopyMeter, describe_gpu
 from ..schema import Gpu, Subject
 from ..subjects import BundleSubject, Request, precisions_of

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.bundle import Bundle
+from ...runtime.cores import cores
 from ...runtime.doctor import GOLDEN_CONTEXT, check_golden
 from ...runtime.engines.base import Engine
 from ...runtime.sampling import AudioSampling, TextSampling
 from ..decode import Decode
-from ..environment import cores, current_load
+from ..environment import current_load
 from ..scenario import BundleScenario, measure_subjects
 from ..schema import Report
 from ..stream import Stream

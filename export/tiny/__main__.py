@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ...runtime.cores import check_threads, cores
 from ...runtime.errors import UalmError
 from .soundfont import SOUNDFONT
 from .training import Recipe
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for renders, codec and training state")
     parser.add_argument("-o", "--output", type=Path, help="folder of the training run to write")
     parser.add_argument("--soundfont", type=Path, default=SOUNDFONT)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=min(2, cores()))
     parser.add_argument("--device", default="cpu", help="cpu, or cuda: where to train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
@@ -37,8 +38,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.stage in ("write", "all") and arguments.output is None:
         parser.error("--output: name the folder of the training run to write")
-    torch.set_num_threads(arguments.threads)
     try:
+        check_threads(arguments.threads, "--threads", "leave it out")
+        torch.set_num_threads(arguments.threads)
         _run(arguments)
     except UalmError as error:
         sys.exit(f"tiny: {error}")

@@ -295,11 +295,11 @@ def test_a_number_of_threads_is_refused_where_it_would_be_ignored(bundle, shim, 
     chosen = named or "tensorrt-rtx"
     candidate = replace(selection.ENGINES[chosen], why_not=lambda bundle, rows: None)
     shim.setitem(selection.ENGINES, chosen, replace(candidate, open=lambda *given: pytest.fail("opened")))
-    said = f"threads = 2: the engine {chosen} computes on the GPU alone.*leave them out, or choose .* onnxruntime"
+    said = f"threads = 1: the engine {chosen} computes on the GPU alone.*leave them out, or choose .* onnxruntime"
     with pytest.raises(InputError, match=said):
-        Model.open(bundle.folder, named, threads=2, max_context=64)
+        Model.open(bundle.folder, named, threads=1, max_context=64)
     with pytest.raises(InputError, match=said):
-        BundleSubject(bundle.folder, Request(bundle.folder, named, threads=2), "a").engine(64)
+        BundleSubject(bundle.folder, Request(bundle.folder, named, threads=1), "a").engine(64)
     engine = ["--engine", named] if named else []
     commands = [
         ["generate", "rain", "-o", "never.wav", "-b", bundle.folder],
@@ -309,7 +309,7 @@ def test_a_number_of_threads_is_refused_where_it_would_be_ignored(bundle, shim, 
         ["bench", "decode", bundle.folder],
     ]
     for command in commands:
-        status, _, told = ualm(*command, *engine, "--threads", 2)
+        status, _, told = ualm(*command, *engine, "--threads", 1)
         assert status != 0 and re.search(said, " ".join(told.split())), (command, told)
 
 
