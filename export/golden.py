@@ -45,7 +45,7 @@ OLDEST_ONNXRUNTIME = (1, 25)
 
 def check_onnxruntime() -> None:
     """Refuse an ONNX Runtime that cannot run the parts, before gigabytes are written."""
-    import onnxruntime as ort
+    from ..runtime.engines.onnxruntime_library import ort
 
     if tuple(int(number) for number in ort.__version__.split(".")[:2]) < OLDEST_ONNXRUNTIME:
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
@@ -132,7 +132,7 @@ def _run_part(folder: Path, manifest: Manifest, role: str, feeds: Mapping[str, n
 
 def run_as_written(path: Path, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     """First output of a graph whose operators ONNX Runtime neither changes nor copies the weights of."""
-    import onnxruntime as ort
+    from ..runtime.engines.onnxruntime_library import ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from .cli_common import LiveLine, print_any
+from .cli_common import LiveLine, named_or_packaged, print_any
 from .errors import InputError, OutputError, UalmError
 from .extras import install_hint
 from .files import replacing_file
@@ -27,7 +27,10 @@ app = typer.Typer(
 
 _Number = TypeVar("_Number", int, float)
 
-BundleArgument = Annotated[Path, typer.Argument(help="Folder made by `ualm export`.")]
+BundleArgument = Annotated[
+    Path | None,
+    typer.Argument(envvar="UALM_BUNDLE", help="Folder made by `ualm export`; by default the model within ualm."),
+]
 EngineOption = Annotated[
     str | None, typer.Option(help="Engine; by default what UALM_ENGINE says, else the best that can run here.")
 ]
@@ -51,7 +54,7 @@ GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale; 1 tu
 
 @app.command()
 def decode(
-    bundle: BundleArgument,
+    bundle: BundleArgument = None,
     context: ContextOption = "256",
     batch: Annotated[int, typer.Option(help="Conversations that take turns, a frame each.")] = 1,
     modality: ModalityOption = "audio",
@@ -77,7 +80,7 @@ def decode(
 
 @app.command()
 def prefill(
-    bundle: BundleArgument,
+    bundle: BundleArgument = None,
     rows: Annotated[str, typer.Option(help="Rows of the prompt, one number or several: 64,256.")] = "64,256",
     context: ContextOption = "0",
     modality: ModalityOption = "audio",
@@ -103,7 +106,7 @@ def prefill(
 
 @app.command()
 def encode(
-    bundle: BundleArgument,
+    bundle: BundleArgument = None,
     seconds: SecondsOption = "10",
     engine: EngineOption = None,
     threads: ThreadsOption = None,
@@ -125,7 +128,7 @@ def encode(
 
 @app.command()
 def codec(
-    bundle: BundleArgument,
+    bundle: BundleArgument = None,
     seconds: SecondsOption = "5",
     engine: EngineOption = None,
     threads: ThreadsOption = None,
@@ -147,7 +150,7 @@ def codec(
 
 @app.command()
 def stream(
-    bundle: BundleArgument,
+    bundle: BundleArgument = None,
     seconds: SecondsOption = "5",
     text: Annotated[str, typer.Option(help="What the sound should be.")] = "rain on a tin roof",
     profile: Annotated[str, typer.Option(help="first_sound, balanced or throughput.")] = "first_sound",
@@ -172,7 +175,7 @@ def stream(
 
 @app.command()
 def load(
-    bundle: BundleArgument,
+    bundle: BundleArgument = None,
     pages: Annotated[str, typer.Option(help="Files in memory or not: warm, cold, or warm,cold.")] = "warm,cold",
     engine: EngineOption = None,
     threads: ThreadsOption = None,
@@ -217,7 +220,8 @@ def export(
 @app.command()
 def gates(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle of an ualm-tiny; the one that comes with ualm by default.")
+        Path | None,
+        typer.Argument(envvar="UALM_BUNDLE", help="Bundle of an ualm-tiny; the one that comes with ualm by default."),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="The training run of BUNDLE.")] = None,
     share: Annotated[float, typer.Option(help="Of the prompts, for a quick look.")] = 1.0,
@@ -247,7 +251,7 @@ def gates(
 
 @app.command()
 def plan(
-    bundle: BundleArgument,
+    bundle: BundleArgument = None,
     device: Annotated[str | None, typer.Option(help="orin-nano, agx-orin, thor, rtx4090 or h100.")] = None,
     context: ContextOption = "1024",
     bandwidth: Annotated[float | None, typer.Option(help="GB/s of the memory, for another device.")] = None,
@@ -260,7 +264,8 @@ def plan(
     chosen = _bench("formats").choose_format(form, output)
     _check_writable(output)
     target = _bench("devices").find_device(device, bandwidth, memory)
-    made = _bench("plan").make_plan(bundle, target, _numbers("--context", context, int), guidance)
+    contexts = _numbers("--context", context, int)
+    made = _bench("plan").make_plan(named_or_packaged(bundle), target, contexts, guidance)
     _write(lambda kind: _bench("plan_report").render_plan(made, kind), chosen, output)
 
 
@@ -277,12 +282,15 @@ def show(
 
 
 def _measure(scenario: Callable[[], Any], request: tuple[Any, ...], form: str | None, output: Path | None) -> None:
-    """A scenario of a bundle."""
-    _measured(
-        lambda progress: _bench("scenario").run_scenario(scenario(), _bench("subjects").Request(*request), progress),
-        form,
-        output,
-    )
+    """A scenario of a bundle: of the one that ``request`` begins with, None for the one that comes with ualm."""
+
+    def measure(progress: Callable[[str], None]) -> Any:
+        what, (bundle, *others) = scenario(), request
+        return _bench("scenario").run_scenario(
+            what, _bench("subjects").Request(named_or_packaged(bundle), *others), progress
+        )
+
+    _measured(measure, form, output)
 
 
 def _measured(measure: Callable[[Callable[[str], None]], Any], form: str | None, output: Path | None) -> None:

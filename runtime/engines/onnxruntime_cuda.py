@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import onnxruntime as ort
-
 from ..bundle import Bundle
 from ..errors import EngineError
 from .arithmetic import Arithmetic, Part, arithmetic_of
@@ -20,6 +18,7 @@ from .device_head import FusedHead, fused_head
 from .device_model import DeviceModel, columns_of
 from .onnxruntime import PREFILL_ROWS
 from .onnxruntime_device import OnnxRuntimeBody, PositionTables
+from .onnxruntime_library import ort
 from .onnxruntime_parts import OnnxRuntimeParts
 from .tensorrt_library import EXPORT_INT8, FP8_SM, RTX_SMS, build_command
 

@@ -16,7 +16,7 @@ from ..tensors import widen
 from .arithmetic import Arithmetic, Part, arithmetic_of
 
 try:
-    import onnxruntime as ort
+    from .onnxruntime_library import ort
 except ImportError as error:
     raise EngineError(
         f"engine onnxruntime cannot be loaded ({error}); install it with: pip install onnxruntime"

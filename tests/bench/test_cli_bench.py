@@ -14,7 +14,7 @@ from support.runs import make_run
 from ualm.bench.bandwidth import BandwidthMeter
 from ualm.bench.decode import WARM_UP
 from ualm.bench.formats import read_report
-from ualm.runtime import Model
+from ualm.runtime import InputError, Model, packaged
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeSequence
 from ualm.runtime.engines.onnxruntime_codec import OnnxRuntimeCodecStream
@@ -131,6 +131,33 @@ def test_a_cold_start_says_how_cold_it_was(bench, tiny_bundle):
     cached = figures(report)["cached"].summary.max
     assert 0 <= cached <= 100
     assert any("not the times of a cold start" in note for note in report.notes) == (cached > 1)
+
+
+# ---- which bundle ----
+
+
+@pytest.mark.parametrize("given", ["packaged", "environment", "argument"])
+def test_every_verb_takes_the_bundle_that_other_verbs_take(ualm, tiny_bundle, monkeypatch, given):
+    asked = []
+
+    def stop(bundle):
+        asked.append(bundle)
+        raise InputError("enough")
+
+    monkeypatch.setattr("ualm.bench.scenario.run_scenario", lambda what, request, progress: stop(request.bundle))
+    monkeypatch.setattr("ualm.bench.plan.make_plan", lambda bundle, *rest: stop(bundle))
+    monkeypatch.setattr("ualm.bench.gates.judge_bundle", lambda bundle, *rest, **options: stop(bundle or tiny_bundle))
+    if given == "packaged":
+        monkeypatch.setattr(packaged, "PACKAGED", tiny_bundle)
+    else:
+        monkeypatch.setenv("UALM_BUNDLE", str(tiny_bundle if given == "environment" else "not this one"))
+    named = [tiny_bundle] if given == "argument" else []
+    options = {"plan": ["--device", "orin-nano"], "gates": [] if given == "packaged" else ["--run", "run"]}
+    verbs = ("decode", "prefill", "encode", "codec", "stream", "load", "plan", "gates")
+    for verb in verbs:
+        status, out, err = ualm("bench", verb, *named, *options.get(verb, []))
+        assert (status, out) == (1, "") and err.endswith("ualm: enough\n"), (verb, err)
+    assert asked == [tiny_bundle] * len(verbs)
 
 
 # ---- against another ----
