@@ -273,11 +273,22 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser = argparse.ArgumentParser(
+        prog="python -m ualm.bench.random_run",
+        description="Write a UALM training run with random weights, to try an export and its speed where there are no "
+        "trained ones. What such a model says and sounds like means nothing.",
+        epilog="Then: ualm export FOLDER -o BUNDLE --precision int4 --accept-quality (random weights fall below the "
+        "gates of fp8, int8 and int4), and: ualm bench decode BUNDLE. See docs/bench.md.",
+    )
+    parser.add_argument("folder", type=Path, help="training run to write; must not exist yet")
+    parser.add_argument(
+        "--shape",
+        choices=SHAPES,
+        default="tiny",
+        help="sizes: tiny (default), or those of UALM-1.5B or UALM-7B, whose checkpoints weigh what the true ones do",
+    )
     parser.add_argument("--layers", type=int, help="layers of the backbone, where not those of the shape")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights; equal seeds give equal files (default: 0)")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
     if arguments.layers is not None:

@@ -25,7 +25,6 @@ from ..runtime.sampling import AudioSampling, TextSampling
 from ..runtime.sound import Sound
 from ..runtime.tensors import widen
 from ..runtime.vocabulary import MODALITIES, ROLES, STREAMS, Vocabulary
-from .forward import hidden_states
 from .qwen2 import BackboneShape
 
 #: Prompts of the held rows; calibration never sees them.
@@ -44,50 +43,17 @@ MODALITY_ROWS: Mapping[Modality, int] = {"audio": 32, "text": 16}
 
 
 @dataclass(frozen=True)
-class Gate:
-    """What a format must reach.
-
-    ``top1``: share of draws whose likeliest token is fp32's. ``audio_kl``, ``text_kl``: mean divergence of the guided
-    distribution from fp32's, in nats, of a body of :data:`MEASURED_LAYERS`.
-    """
-
-    top1: float
-    audio_kl: float
-    text_kl: float
-
-    def kl(self, modality: str, layers: int) -> float:
-        """What a body of so many layers may diverge: each adds its own rounding, and divergence goes with the square
-        of what they add up to."""
-        base = self.audio_kl if modality == "audio" else self.text_kl
-        return base * max(1.0, layers / MEASURED_LAYERS)
-
-
-#: Layers of the trained model that the gates come from.
-MEASURED_LAYERS = 6
-#: By the backbone's format: between what sound exports of a trained model show and what damaged ones do
-#: (docs/precision.md; ``ualm.bench.damage`` measures both).
-GATES = {
-    "fp32": Gate(0.999, 1e-7, 1e-7),
-    "bf16": Gate(0.97, 1e-5, 3e-5),
-    "fp16": Gate(0.98, 2e-7, 2e-7),
-    "fp8": Gate(0.94, 2e-3, 5e-3),
-    "int8": Gate(0.96, 2e-4, 1e-3),
-    "int4": Gate(0.92, 3e-3, 0.03),
-}
-#: Least cosine of a row of sound features with fp32's, by the encoder's format; least signal-to-noise ratio of samples
-#: in dB, by the codec's.
-COSINE_GATES = {"fp32": 0.99999, "fp16": 0.9999, "int8": 0.99}
-SNR_GATES = {"fp32": 80.0, "fp16": 35.0}
-
-
-@dataclass(frozen=True)
 class HeldSegment:
-    """What the engine said: embeddings fed before the first row, rows int32 [n, 8], logits float32 [n, branches, L]."""
+    """What the engine said: embeddings fed before the first row, rows int32 [n, 8], logits float32 [n, branches, L].
+
+    ``prompt``: what it read before the segment, as :func:`read_rows` gives it.
+    """
 
     modality: Modality
     prefix: np.ndarray
     rows: np.ndarray
     logits: np.ndarray
+    prompt: Sequence[np.ndarray] = ()
 
 
 @dataclass
@@ -136,7 +102,7 @@ def hold_rows(
             prefix = np.concatenate([prompt, marker])
             sequence.truncate(len(prompt))
             for rows, logits in _answers(sequence, modality, seed=index):
-                held.append(HeldSegment(modality, prefix, rows, logits))
+                held.append(HeldSegment(modality, prefix, rows, logits, parts))
     return held
 
 
@@ -162,11 +128,16 @@ def _deaf(sound: Sound) -> np.ndarray:
     raise AssertionError("no conversation holds a sound")
 
 
+def default_sampling(modality: Modality, rows: int, seed: int = 0) -> AudioSampling | TextSampling:
+    """How ``rows`` rows are drawn: as UALM's authors do."""
+    options: dict[str, Any] = {"seed": seed, "max_steps": rows + STREAMS}
+    return AudioSampling(**options) if modality == "audio" else TextSampling(**options)
+
+
 def _answers(sequence: EngineSequence, modality: Modality, *, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows int32 [n, 8] and logits [n, branches, L] of segments behind what is held, until enough rows are drawn."""
     wanted, length = MODALITY_ROWS[modality], sequence.length
-    options: dict[str, Any] = {"seed": seed, "max_steps": wanted + STREAMS}
-    sampling = AudioSampling(**options) if modality == "audio" else TextSampling(**options)
+    sampling = default_sampling(modality, wanted, seed)
     for segment in itertools.count():  # a segment may end early: the next draws differ by its number
         sequence.truncate(length)
         sequence.begin_segment(modality, sampling, mode="fixed", segment=segment)
@@ -218,27 +189,43 @@ def compare(
     embedding: np.ndarray,
 ) -> dict[str, Agreement]:
     """Agreement by modality of the held logits with those of the weights that ``exact`` gives in float32."""
+    from .forward import hidden_states  # needs torch, which comparing two bundles does not
+
     # one pass over the layers for all: reading them is what takes the time
     hidden = iter(hidden_states(exact, shape, [sequence for each in held for sequence in branches(each, embedding)]))
-    by_segment = [[next(hidden) for _ in range(segment.logits.shape[1])] for segment in held]
-    found = {"audio": Agreement(), "text": Agreement()}
-    for modality, scale in (("audio", AudioSampling().guidance), ("text", TextSampling().guidance)):
-        head = exact(f"head.{modality}")
-        bias = exact("head.audio.bias") if modality == "audio" else np.float32(0)
-        for segment, states in zip(held, by_segment, strict=True):
-            if segment.modality != modality:
-                continue
-            # the hidden state of the last prefix row makes the first drawn row's logits
-            exact_logits = [state[len(segment.prefix) - 1 :] @ head + bias for state in states]
-            ours = list(segment.logits.swapaxes(0, 1))
-            for row, (mixed, drawn) in enumerate(zip(_mix(exact_logits, scale), _mix(ours, scale), strict=True)):
-                for stream, columns in _candidates(segment, row, vocabulary):
-                    found[modality].add(stream, mixed[columns], drawn[columns])
-    return found
+    heads = {name: exact(f"head.{name}") for name in MODALITY_ROWS}
+    biases: dict[str, Any] = {"audio": exact("head.audio.bias"), "text": np.float32(0)}
+    exact_logits = []
+    for segment in held:
+        states = [next(hidden) for _ in range(segment.logits.shape[1])]
+        # the hidden state of the last prefix row makes the first drawn row's logits
+        drawn = [
+            state[len(segment.prefix) - 1 :] @ heads[segment.modality] + biases[segment.modality] for state in states
+        ]
+        exact_logits.append(np.stack(drawn, axis=1))
+    return tally(held, exact_logits, [segment.logits for segment in held], vocabulary)
 
 
-def _mix(logits: Sequence[np.ndarray], scale: float) -> np.ndarray:
-    return logits[0] if len(logits) == 1 else scale * logits[0] + (1 - scale) * logits[1]
+def tally(
+    held: Sequence[HeldSegment],
+    exact: Sequence[np.ndarray],
+    found: Sequence[np.ndarray],
+    vocabulary: Vocabulary,
+) -> dict[str, Agreement]:
+    """Agreement by modality of two sets of logits float32 [n, branches, L] for the rows of each held segment."""
+    counted = {"audio": Agreement(), "text": Agreement()}
+    scales = {"audio": AudioSampling().guidance, "text": TextSampling().guidance}
+    for segment, right, ours in zip(held, exact, found, strict=True):
+        scale = scales[segment.modality]
+        for row, (mixed, drawn) in enumerate(zip(_mix(right, scale), _mix(ours, scale), strict=True)):
+            for stream, columns in _candidates(segment, row, vocabulary):
+                counted[segment.modality].add(stream, mixed[columns], drawn[columns])
+    return counted
+
+
+def _mix(logits: np.ndarray, scale: float) -> np.ndarray:
+    """float32 [n, L] of float32 [n, branches, L]."""
+    return logits[:, 0] if logits.shape[1] == 1 else scale * logits[:, 0] + (1 - scale) * logits[:, 1]
 
 
 def _candidates(segment: HeldSegment, row: int, vocabulary: Vocabulary) -> Iterator[tuple[int, slice]]:
@@ -278,25 +265,3 @@ def signal_to_noise(exact: np.ndarray, found: np.ndarray) -> float:
         return -math.inf
     signal = float(np.square(exact, dtype=np.float64).sum())
     return round(10 * math.log10(signal / noise), 2) if noise > signal * 1e-20 else 200.0
-
-
-def misses(quality: Mapping[str, Any], precision: Mapping[str, str], layers: int = MEASURED_LAYERS) -> list[str]:
-    """Which gates a bundle falls below, each as a clause of a message; what is NaN falls below every one.
-
-    ``layers``: of its body.
-    """
-    gate = GATES[precision["backbone"]]
-    found = []
-    for modality in ("audio", "text"):
-        measured = quality[modality]
-        if not measured["top1"] >= gate.top1:
-            found.append(f"{modality} top-1 {measured['top1']:.3f} < {gate.top1}")
-        allowed = gate.kl(modality, layers)
-        if not measured["kl"] <= allowed:
-            found.append(f"{modality} KL {measured['kl']:.3g} > {allowed:.3g}")
-    least = quality["features"]["cosine_least"]
-    if not least >= COSINE_GATES[precision["encoder"]]:
-        found.append(f"feature cosine {least:.4f} < {COSINE_GATES[precision['encoder']]}")
-    if not quality["pcm"]["snr_db"] >= SNR_GATES[precision["codec"]]:
-        found.append(f"sample SNR {quality['pcm']['snr_db']:.1f} dB < {SNR_GATES[precision['codec']]:g} dB")
-    return found

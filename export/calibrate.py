@@ -8,11 +8,9 @@ in order, each on what the layers before it give when they are already rounded.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 
 from ..runtime import _native
@@ -20,7 +18,6 @@ from ..runtime.bundle import Bundle
 from ..runtime.chat import Message
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.engines.onnxruntime_parts import OnnxRuntimeParts
-from ..runtime.errors import ExportError, InputError
 from ..runtime.hearing import FeatureSpec, Hearing
 from ..runtime.sound import Sound
 from .agreement import branches, embed_parts, hold_rows, read_rows
@@ -33,52 +30,6 @@ from .weights import WeightStore
 DAMPING = 0.01
 #: Rows that a conversation may have.
 CONTEXT = 8192
-#: What is asked about a sound that is only there to be heard.
-QUESTION = "What do you hear?"
-_TEXT_SUFFIXES = (".txt", ".text")
-
-
-@dataclass(frozen=True)
-class CalibrationSet:
-    """Conversations that the model answers: each a list of messages."""
-
-    conversations: Sequence[Sequence[Message]]
-
-    @classmethod
-    def read(cls, path: Path) -> CalibrationSet:
-        """``path``: a text file with a prompt a line, a sound, or a folder of both. ExportError names a misfit."""
-        if not path.exists():
-            raise ExportError(f"--calibrate {path}: no such file or folder; give prompts (.txt, one a line) or sounds")
-        # names that begin with a dot are the system's own
-        found = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        files = sorted(found) if path.is_dir() else [path]
-        known = {f".{kind.lower()}" for kind in soundfile.available_formats()} | {".mp3", ".opus", ".oga"}
-        known |= {".m4a", ".mp4", ".3gp", ".webm"}  # with the extra av, which the error names where it is missing
-        conversations: list[list[Message]] = []
-        for file in files:
-            if file.suffix.lower() in _TEXT_SUFFIXES:
-                conversations += [[("user", line)] for line in _lines(file)]
-            elif file.suffix.lower() in known:
-                try:
-                    conversations.append([("user", Sound.from_file(file)), ("user", QUESTION)])
-                except InputError as error:
-                    raise ExportError(f"--calibrate {path}: {error}") from error
-            else:
-                raise ExportError(
-                    f"--calibrate {file}: neither a text (.txt) nor a sound; take it out of what is named"
-                )
-        if not conversations:
-            raise ExportError(
-                f"--calibrate {path}: holds no prompt and no sound; give prompts (.txt, one a line) or sounds"
-            )
-        return cls(conversations)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"--calibrate {file}: not a readable text in UTF-8 ({error})") from error
 
 
 def rows_read(bundle: Bundle, conversations: Sequence[Sequence[Message]]) -> list[np.ndarray]:

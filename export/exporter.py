@@ -30,13 +30,14 @@ from ..runtime.bundle import (
 from ..runtime.errors import ExportError, InputError
 from ..runtime.files import replacing_folder
 from ..runtime.knowledge import Knowledge, content_words
+from ..runtime.quality import Verdict, verdicts
 from ..runtime.sampling import AudioSampling, TextSampling
 from ..runtime.templates import Templates
 from ..runtime.tensors import MappedTensors
 from ..runtime.vocabulary import Vocabulary
-from .agreement import misses
 from .backbone import BackbonePlan, null_branch_vectors
-from .calibrate import CalibrationSet, calibrate, rows_read, rows_said
+from .calibrate import calibrate, rows_read, rows_said
+from .calibration_set import CalibrationSet, check_calibrated
 from .checkpoint import Checkpoint
 from .codec import CodecPart, plan_codec
 from .encoder_afwhisper import plan_encoder as plan_afwhisper
@@ -51,7 +52,6 @@ from .input_scales import InputScales, built_in_conversations
 from .integer import integer_products
 from .measure import measure_quality
 from .precision import BACKBONE, CODEC, ENCODER, PREFILL, Precision
-from .quantize import LIMITS
 from .run import Recipe, RunFiles, find_run, read_recipe
 from .tokenizer import write_tokenizer
 from .weights import WeightStore
@@ -70,14 +70,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made: the bundle's folder, bytes of each file, seconds of each stage, agreement with fp32, and
-    the gates that it fell below."""
+    """What an export made: the bundle's folder, bytes of each file, seconds of each stage, agreement with fp32, each
+    figure of it beside its gate, and the gates that it fell below."""
 
     bundle: Path
     run: RunFiles
     sizes: Mapping[str, int]
     seconds: Mapping[str, float]
     quality: Mapping[str, Any]
+    verdicts: Sequence[Verdict]
     missed: Sequence[str]
 
 
@@ -105,8 +106,8 @@ def export_run(
     :class:`OutputError` when the bundle cannot be written.
     """
     formats = Precision.of(precision, encoder_precision, codec_precision, prefill_precision)
-    if calibration is not None and precision not in (*LIMITS, "fp8"):
-        raise ExportError(f"--calibrate: it is for int8, int4 and fp8, not for {precision}; leave it out")
+    if calibration is not None:
+        check_calibrated(precision)
     examples = CalibrationSet.read(calibration) if calibration is not None else None
     check_onnxruntime()
     clock = _Clock()
@@ -126,7 +127,8 @@ def export_run(
         if examples is not None or precision == "fp8":
             manifest = dataclasses.replace(manifest, files=_sizes(folder))
             _write_manifest(manifest, folder)
-            plan.calibrate(folder, examples, progress)
+            calibration = plan.calibrate(folder, examples, progress)
+            manifest = dataclasses.replace(manifest, calibration=calibration)
             clock.lap("calibrate")
         progress("golden vector", 0, 0)
         write_golden(folder, manifest, MappedTensors(folder / WEIGHTS), plan.body)
@@ -138,7 +140,8 @@ def export_run(
         manifest = dataclasses.replace(manifest, quality=plan.quality(folder))
         _write_manifest(manifest, folder)
         clock.lap("agreement")
-        missed = misses(manifest.quality, formats.to_json(), plan.shape.layers)
+        judged = verdicts(manifest.quality, formats.to_json(), plan.shape.layers)
+        missed = [verdict.clause for verdict in judged if not verdict.met]
         if missed and not accept_quality:
             raise ExportError(
                 f"precision {precision} does not agree with fp32: {'; '.join(missed)}; choose another precision, or "
@@ -146,7 +149,7 @@ def export_run(
             )
     sizes = {name: file.size for name, file in manifest.files.items()}
     sizes[MANIFEST] = (bundle / MANIFEST).stat().st_size
-    return ExportReport(bundle, files, sizes, clock.seconds, manifest.quality, missed)
+    return ExportReport(bundle, files, sizes, clock.seconds, manifest.quality, judged, missed)
 
 
 def read_templates(path: Path) -> Templates:
@@ -270,11 +273,12 @@ class _Plan:
         """Hidden states of the body as it is stored, in float32."""
         return hidden_states(self._stored, self.shape, sequences, round_input=self._round_input)
 
-    def calibrate(self, folder: Path, examples: CalibrationSet | None, progress: Progress) -> None:
+    def calibrate(self, folder: Path, examples: CalibrationSet | None, progress: Progress) -> Mapping[str, Any]:
         """Fit the body to what the bundle in ``folder`` reads and says: whole numbers are rounded anew, and what fp8
-        matrices are multiplied with gets its scales."""
+        matrices are multiplied with gets its scales. Returns what the manifest says of it."""
         bundle = Bundle(folder, verify="never")
         conversations = [] if examples is None else list(examples.conversations)
+        source = None if examples is None else examples.source
 
         def tell(done: int, total: int) -> None:
             progress("calibrate", done, total)
@@ -293,6 +297,7 @@ class _Plan:
             what = "the scales of fp8" if examples is None else "--calibrate"
             raise ExportError(f"{what}: {error}") from error
         self._rewrite_null_branch(folder)
+        return CalibrationSet(conversations, source).to_json()
 
     def _rewrite_null_branch(self, folder: Path) -> None:
         vectors = null_branch_vectors(self._stored, self.shape, self._round_input)

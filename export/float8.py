@@ -18,8 +18,6 @@ import torch
 
 from ..runtime.errors import ExportError
 
-#: Its name among the dtypes of ``weights``; ONNX's, in small letters.
-FLOAT8 = "float8e4m3fn"
 #: Largest number of the type.
 LARGEST = 448.0
 #: Exponents of the least and the largest scale: float16's normal numbers begin at 2^-14, and the reciprocal of 2^15

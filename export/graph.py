@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from .float8 import FLOAT8
+from .precision import FLOAT8
 from .quantize import BLOCK
 from .weights import SCALED_DTYPES, WeightStore
 

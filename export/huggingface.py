@@ -34,7 +34,7 @@ FACTS = "ualm_text.json"
 def target(order: Order, progress: Progress) -> Made:
     """Write the folder ``order.output``, whole or not at all. ``order.precision``: fp32, bf16 or fp16, what the
     checkpoint has by default. Raises :class:`ExportError`, naming the field or tensor."""
-    refuse_others(order, "huggingface", "precision")
+    refuse_others(order, "huggingface")
     side = read_text_side(order)
     with replacing_folder(order.output) as folder:
         write_hf_tokenizer(side.recipe, side.vocabulary, folder)

@@ -18,7 +18,7 @@ from ..runtime.chat import Message
 from ..runtime.errors import ExportError
 from ..runtime.hearing import FeatureSpec
 from .agreement import probe_sound
-from .calibrate import QUESTION
+from .calibration_set import QUESTION
 from .float8 import LARGEST_FLOAT16, scale_of
 from .forward import hidden_states
 from .qwen2 import BackboneShape

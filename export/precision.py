@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..runtime.errors import ExportError
-from .float8 import FLOAT8
 
+#: The name of ``float8`` among the dtypes of ``weights``; ONNX's, in small letters.
+FLOAT8 = "float8e4m3fn"
 #: What ``ualm export`` calls a format -> what a tensor of it is stored in (see ``weights``).
 BACKBONE = {
     "fp32": "float32",
@@ -34,6 +35,15 @@ _POLICY = {
     "int8": ("int8", "int8", "fp16"),
     "int4": ("int8", "int8", "fp16"),
 }
+
+#: Formats of the text side for other engines -> dtype of all weights.
+TEXT_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def check_text_precision(precision: str | None) -> None:
+    """:class:`ExportError` for a format that the text side has not; None stands for the checkpoint's own."""
+    if precision is not None and precision not in TEXT_PRECISIONS:
+        raise ExportError(f"precision = {precision!r}: choose {', '.join(TEXT_PRECISIONS)}")
 
 
 @dataclass(frozen=True)

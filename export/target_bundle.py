@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from ..runtime.cli_common import in_bytes
+import shlex
+
+from ..runtime.cli_common import in_bytes, table
 from .exporter import export_run
-from .targets import BUNDLE_OPTIONS, Made, Order, Progress, refuse_others
+from .targets import Made, Order, Progress, refuse_others
 
 
 def target(order: Order, progress: Progress) -> Made:
     """Export a bundle for ONNX Runtime; raises as :func:`export_run`."""
-    refuse_others(order, "onnxruntime", *BUNDLE_OPTIONS)
+    refuse_others(order, "onnxruntime")
     return export_bundle(order, progress)
 
 
@@ -40,15 +42,14 @@ def export_bundle(order: Order, progress: Progress) -> Made:
         "quality": dict(made.quality),
         "missed": list(made.missed),
     }
-    lines = [f"{name:<26}{in_bytes(size):>16}" for name, size in made.sizes.items()]
-    lines += [f"{stage:<26}{seconds:>12.1f} s" for stage, seconds in made.seconds.items()]
-    for part, values in made.quality.items():
-        agreed = ", ".join(f"{name} {_numbers(value)}" for name, value in values.items())
-        lines.append(f"{f'agreement, {part}':<26}  {agreed}")
-    lines += [f"below its gate, accepted: {clause}" for clause in made.missed]
-    return Made(result, (*lines, f"{made.bundle}: exported"))
-
-
-def _numbers(value: object) -> str:
-    """A value of the agreement; of a list, what each of the streams has."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    result |= {"verdicts": [verdict.to_json() for verdict in made.verdicts]}
+    size, seconds = sum(made.sizes.values()), sum(made.seconds.values())
+    following = f"ualm generate rain -o rain.wav -b {shlex.quote(str(made.bundle))}"
+    result |= {"total_bytes": size, "total_seconds": round(seconds, 3), "next": following}
+    lines = [f"{name:<26}{in_bytes(each):>16}" for name, each in made.sizes.items()]
+    lines += [f"{stage:<26}{each:>12.1f} s" for stage, each in made.seconds.items()]
+    gates = [verdict.row() for verdict in made.verdicts]
+    title = "agreement with fp32" + (", BELOW ITS GATES, accepted as it is" if made.missed else "")
+    lines.append(table(title, gates))
+    summary = f"{made.bundle}: exported, {in_bytes(size).strip()} in {seconds:.1f} s; next: {following}"
+    return Made(result, (*lines, summary))

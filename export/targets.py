@@ -72,6 +72,17 @@ BUNDLE_OPTIONS = (
     "post_codec",
 )
 
+#: Name of ``--engine`` -> fields of the order that it takes beside :data:`RUN_OPTIONS`.
+TAKES: dict[str, tuple[str, ...]] = {
+    "onnxruntime": BUNDLE_OPTIONS,
+    "huggingface": ("precision",),
+    "tensorrt-llm": ("precision",),
+    "tensorrt-rtx": (*BUNDLE_OPTIONS, "target", "max_context"),
+    "tensorrt": (*BUNDLE_OPTIONS, "max_context"),
+}
+#: Those that take the text side alone.
+TEXT_TARGETS = ("huggingface", "tensorrt-llm")
+
 #: Field of an order -> how the command line spells it, where that is not ``--field-name``.
 _SPELLINGS = {"post_codec": "--sound-rate and --sound-channels"}
 
@@ -84,12 +95,28 @@ def find_target(engine: str) -> Target:
     return importlib.import_module(f"{__package__}.{TARGETS[engine]}").target
 
 
-def refuse_others(order: Order, engine: str, *taken: str) -> None:
-    """:class:`InputError` for an option that was given and that a target neither takes nor may ignore.
-
-    ``taken``: fields of the order that it takes beside :data:`RUN_OPTIONS`.
-    """
+def refuse_others(order: Order, engine: str) -> None:
+    """:class:`InputError` for an option that was given and that a target neither takes nor may ignore."""
+    if engine == "tensorrt" and order.target is not None:
+        raise InputError(
+            f"--target {order.target}: TensorRT builds for the GPU that it sees, and for no other; leave it out, and "
+            "run this on the machine where the engine is to run"
+        )
     for field in fields(order):
-        if field.name not in (*RUN_OPTIONS, *taken) and getattr(order, field.name) != field.default:
-            option = _SPELLINGS.get(field.name, f"--{field.name.replace('_', '-')}")
-            raise InputError(f"{option}: does not apply to --engine {engine}; leave it out")
+        if field.name not in (*RUN_OPTIONS, *TAKES[engine]) and getattr(order, field.name) != field.default:
+            raise InputError(f"{_spelt(field.name)}: does not apply to --engine {engine}; leave it out")
+
+
+def refuse_built(order: Order) -> None:
+    """:class:`InputError` for an option of an export, where what is to be compiled is a bundle already."""
+    for name in ("config", "weights", "step", *BUNDLE_OPTIONS):
+        value = getattr(order, name)
+        if value is not None and value is not False:
+            raise InputError(
+                f"{_spelt(name)}: {order.run} is a bundle, and what is in it was chosen when it was exported; leave it "
+                "out, or give the training run"
+            )
+
+
+def _spelt(field: str) -> str:
+    return _SPELLINGS.get(field, f"--{field.replace('_', '-')}")

@@ -37,7 +37,7 @@ UNVERIFIED = "unverified: no TensorRT-LLM has read this; names and shapes were c
 def target(order: Order, progress: Progress) -> Made:
     """Write the folder ``order.output``, whole or not at all. ``order.precision``: fp32, bf16 or fp16, what the
     checkpoint has by default. Raises :class:`ExportError`, naming the field or tensor."""
-    refuse_others(order, "tensorrt-llm", "precision")
+    refuse_others(order, "tensorrt-llm")
     side = read_text_side(order)
     tensors = stacked_tensors(side)
     total = sum(tensor.nbytes(side.dtype) for tensor in tensors)

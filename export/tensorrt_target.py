@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,26 +22,21 @@ from ..runtime.engine_files import EngineFile
 from ..runtime.engines.tensorrt_library import FP8_SM, Library, local_sm, sm_name
 from ..runtime.errors import EngineError, ExportError, InputError
 from ..runtime.files import replacing_file, replacing_folder
-from .targets import BUNDLE_OPTIONS, Made, Order, Progress, Target, refuse_others
+from .targets import Made, Order, Progress, Target, refuse_built, refuse_others
 from .tensorrt_build import BuildReport, build, find_library, known_sms
 from .tensorrt_parts import PartPlan, plan_parts
 
 
 def tensorrt_rtx(order: Order, progress: Progress) -> Made:
     """Engines for the GPUs of ``--target``; needs none here."""
-    refuse_others(order, "tensorrt-rtx", *BUNDLE_OPTIONS, "target", "max_context")
+    refuse_others(order, "tensorrt-rtx")
     library = find_library("tensorrt-rtx")
     return _make(order, progress, library, _target_sms(order.target, library))
 
 
 def tensorrt(order: Order, progress: Progress) -> Made:
     """Engines for the GPU of this machine."""
-    if order.target is not None:
-        raise InputError(
-            f"--target {order.target}: TensorRT builds for the GPU that it sees, and for no other; leave it out, and "
-            "run this on the machine where the engine is to run"
-        )
-    refuse_others(order, "tensorrt", *BUNDLE_OPTIONS, "max_context")
+    refuse_others(order, "tensorrt")
     try:
         sm = local_sm()
     except EngineError as error:
@@ -93,7 +89,12 @@ def _make(order: Order, progress: Progress, library: Library, sms: tuple[int, ..
             f"{library.title} cannot write a cache in place: a kernel of ualm's appends to it, and attention and int8 "
             "weights are written in primitives (docs/tensorrt.md)"
         )
-    built = f"{order.output}: engines of {library.title} for {', '.join(map(sm_name, sms))}; built, not run"
+    size, seconds = (sum(getattr(r, name) for r in reports.values()) for name in ("size_bytes", "seconds"))
+    built = (
+        f"{order.output}: engines of {library.title} for {', '.join(map(sm_name, sms))}; built, not run; "
+        f"{in_bytes(size).strip()} in {seconds:.1f} s; next, where they are to run: ualm doctor "
+        f"{shlex.quote(str(order.output))} --engine {library.name}"
+    )
     return Made(result, (*lines, built))
 
 
@@ -127,13 +128,7 @@ def _bundle(order: Order, progress: Progress, lines: list[str]) -> Iterator[Bund
             lines += made.lines[:-1]
             yield Bundle(folder, verify="never")
         return
-    for name in ("config", "weights", "step", *BUNDLE_OPTIONS):
-        if getattr(order, name):
-            option = name.replace("_", "-")
-            raise InputError(
-                f"--{option}: {order.run} is a bundle, and what is in it was chosen when it was exported; leave it "
-                "out, or give the training run"
-            )
+    refuse_built(order)
     given = Bundle(order.run)
     if order.output.exists() and order.output.resolve() == order.run.resolve():
         yield given

@@ -17,13 +17,11 @@ from .backbone import BackbonePlan
 from .checkpoint import Checkpoint
 from .codec import plan_codec
 from .heads import EMBEDDING, HEAD, HeadsPlan
+from .precision import TEXT_PRECISIONS, check_text_precision
 from .qwen2 import BackboneShape
 from .run import Recipe, RunFiles, find_run, read_recipe
 from .targets import Order
 from .weights import WeightStore
-
-#: ``--precision`` of these targets -> dtype of all weights.
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,7 @@ class TextSide:
 
 def read_text_side(order: Order) -> TextSide:
     """Find and check the run of an order; raises :class:`ExportError` as an export to a bundle does."""
-    if order.precision is not None and order.precision not in PRECISIONS:
-        raise ExportError(f"precision = {order.precision!r}: choose {', '.join(PRECISIONS)}")
+    check_text_precision(order.precision)
     files = find_run(order.run, config=order.config, weights=order.weights, step=order.step)
     recipe = read_recipe(files.config)
     checkpoint = Checkpoint(files.weights)
@@ -74,9 +71,9 @@ def read_text_side(order: Order) -> TextSide:
         raise ExportError(f"tensor {EMBEDDING}: row 0 (padding) is not zero; this is not a UALM embedding table")
     tensors = {EMBEDDING: heads.tensors[EMBEDDING], **body.tensors, HEAD: heads.tensors[HEAD]}
     if order.precision is not None:
-        dtype = PRECISIONS[order.precision]
+        dtype = TEXT_PRECISIONS[order.precision]
     else:
         dtype = checkpoint.dtype(EMBEDDING)
-        if dtype not in PRECISIONS.values():
+        if dtype not in TEXT_PRECISIONS.values():
             raise ExportError(f"{files.weights}: tensors are {dtype}; name another format with --precision")
     return TextSide(files, recipe, checkpoint, vocabulary, tensors, dtype)

@@ -20,7 +20,7 @@ import torch
 from ..runtime.errors import ExportError
 from ..runtime.tensors import widen
 from . import float8
-from .float8 import FLOAT8
+from .precision import FLOAT8
 from .quantize import block_of, check_matrix, check_values, dequantize, pack_int4, quantize, unpack_int4
 
 #: Every tensor starts at a multiple of this many bytes: a cache line, and enough for any vector load.

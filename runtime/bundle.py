@@ -136,6 +136,9 @@ class Manifest:
     knows: Knowledge | None = None
     #: Parts that were compiled for GPUs.
     engines: tuple[EngineFile, ...] = ()
+    #: What the body was fitted to at export, where it was: {"source" (a name, None for what the export brings itself),
+    #: "prompts", "sounds"}.
+    calibration: Mapping[str, Any] | None = None
 
     @property
     def sound_rate(self) -> int:
@@ -169,6 +172,8 @@ class Manifest:
         }
         if self.knows is not None:
             document["knows"] = self.knows.to_json()
+        if self.calibration is not None:
+            document["calibration"] = dict(self.calibration)
         if self.engines:
             document["engines"] = [engine.to_json() for engine in self.engines]
         return document | {"digest": _digest(document)}
@@ -311,6 +316,7 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
             templates=_templates(document.get("templates", {})),  # bundles before them have the default's
             knows=_knows(document.get("knows")),
             engines=tuple(EngineFile.from_json(entry) for entry in document.get("engines", ())),
+            calibration=_calibration(document.get("calibration")),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BundleError(f"{path}: field missing or malformed ({error}); export the run again") from error
@@ -329,6 +335,14 @@ def _templates(values: object) -> Templates:
         return Templates.from_json(values)
     except ValueError as error:
         raise ValueError(f"templates: {error}") from error
+
+
+def _calibration(values: object) -> Mapping[str, Any] | None:
+    if values is None:
+        return None
+    if not isinstance(values, Mapping) or not {"source", "prompts", "sounds"} <= set(values):
+        raise ValueError(f"calibration = {values!r:.80}")
+    return MappingProxyType(values)
 
 
 def _knows(values: object) -> Knowledge | None:

@@ -35,6 +35,7 @@ from .cli_common import (
     open_model,
     report,
 )
+from .cli_compare import compare
 from .cli_doctor import doctor
 from .cli_generate import generate
 from .cli_inspect import inspect
@@ -155,27 +156,29 @@ def export(
     if output is None:
         raise InputError("--output: name the folder of the bundle to make")
     try:
+        from ualm.export.arguments import check_order
         from ualm.export.targets import Order, find_target
 
+        order = Order(
+            run=run,
+            output=output,
+            config=config,
+            weights=weights,
+            step=step,
+            precision=precision,
+            encoder_precision=encoder_precision,
+            codec_precision=codec_precision,
+            prefill=prefill,
+            calibrate=calibrate,
+            accept_quality=accept_quality,
+            post_codec=_resampling(sound_rate, sound_channels),
+            target=gpus,
+            max_context=max_context,
+        )
+        check_order(order, engine)  # a slip is told before torch is loaded
         target = find_target(engine)
     except ImportError as error:
         raise UalmError(f"export cannot be loaded ({error}); install it with: {install_hint('export')}") from error
-    order = Order(
-        run=run,
-        output=output,
-        config=config,
-        weights=weights,
-        step=step,
-        precision=precision,
-        encoder_precision=encoder_precision,
-        codec_precision=codec_precision,
-        prefill=prefill,
-        calibrate=calibrate,
-        accept_quality=accept_quality,
-        post_codec=_resampling(sound_rate, sound_channels),
-        target=gpus,
-        max_context=max_context,
-    )
     with live_bytes() as progress:
         made = target(order, progress)
     report(as_json, made.result, "\n".join(made.lines))
@@ -191,6 +194,7 @@ app.command(cls=KnowingCommand)(generate)
 app.command()(chat)
 app.command()(reason)
 app.command()(inspect)
+app.command()(compare)
 app.command()(doctor)
 app.add_typer(bench, name="bench")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ import typer
 from .bundle import MANIFEST, Bundle
 from .cli_common import JsonOption, in_bytes, named_or_packaged, report, table
 from .model import DEFAULT_CONTEXT
+from .quality import Verdict, verdicts
 from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, SPECIALS, STREAMS
 
 #: Columns of the words that a model knows.
@@ -67,6 +68,11 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "codec": vars(codec) | {"frames_per_second": codec.sample_rate / codec.hop_length},
         "features": dict(manifest.features),
         "parts": parts,
+        "precision": dict(manifest.precision),
+        "quality": dict(manifest.quality),
+        "verdicts": [verdict.to_json() for verdict in _verdicts(bundle)],
+        "calibration": None if manifest.calibration is None else dict(manifest.calibration),
+        "engines": [engine.to_json() for engine in manifest.engines],
         "files": {name: vars(file) for name, file in manifest.files.items()},
         "bytes": sum(file.size for file in manifest.files.values()),
         "sampling": {name: dict(values) for name, values in manifest.sampling.items()},
@@ -130,6 +136,9 @@ def _plain(about: Mapping[str, Any]) -> str:
         table("codec", rates),
         table("encoder and its features", _flat(about["features"])),
         table("parts (their weights are in weights.safetensors)", parts),
+        table("agreement with fp32, measured at export", _agreement(about)),
+        table("calibration", _flat(about["calibration"] or {"": "none"})),
+        table("engines for GPUs", _engines(about)),
         table(f"files, {in_bytes(about['bytes']).strip()} (size, start of SHA-256)", files),
         *(table(f"sampling of {name}", _flat(values)) for name, values in about["sampling"].items()),
         table("golden vector", [*tensors, *tolerances]),
@@ -158,6 +167,31 @@ def _templates(about: Mapping[str, Any]) -> list[tuple[str, object]]:
 def _knows(knows: Mapping[str, Any]) -> list[tuple[str, object]]:
     lines = textwrap.wrap(", ".join(knows["words"]), _WORDS_WIDTH)
     return [("about", knows["about"]), (f"{len(knows['words'])} words", lines[0]), *(("", line) for line in lines[1:])]
+
+
+def _verdicts(bundle: Bundle) -> Sequence[Verdict]:
+    """The figures beside their gates; none of a bundle whose formats this version has no gates for."""
+    manifest = bundle.manifest
+    try:
+        return verdicts(manifest.quality, manifest.precision, manifest.model.layers)
+    except (KeyError, TypeError):
+        return ()
+
+
+def _agreement(about: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = [
+        Verdict(*(each[name] for name in ("part", "figure", "value", "gate", "at_least"))).row()
+        for each in about["verdicts"]
+    ]
+    return rows or [("not known",)]
+
+
+def _engines(about: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = [
+        (each["role"], each["engine"], each["library_version"], ",".join(f"sm{sm}" for sm in each["sms"]), each["file"])
+        for each in about["engines"]
+    ]
+    return rows or [("none; the CPU engine takes the parts as they are",)]
 
 
 def _stage(stage: Mapping[str, Any] | None) -> str:

@@ -42,15 +42,10 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Like :func:`replacing_file` for a folder that must not exist yet, or be empty.
-
-    Folders above it are made where they are missing, and taken away again when the block raises.
-    """
-    target = Path(path).resolve()  # a link to a folder stands for that folder
-    made: list[Path] = []
+def check_new_folder(path: str | os.PathLike[str]) -> Path:
+    """The place of a folder that is to be made; :class:`OutputError` for what must not be replaced."""
     try:
+        target = Path(path).resolve()  # a link to a folder stands for that folder
         if target.exists():
             if not target.is_dir() or any(target.iterdir()):
                 raise OutputError(
@@ -58,9 +53,22 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 )
             if target.samefile(Path.cwd()):  # it would be replaced under the feet of whoever works in it
                 raise OutputError(f"{target}: is the current folder; name a folder that does not exist yet")
-        made = [folder for folder in target.parents if not folder.exists()]
     except OutputError:
         raise
+    except OSError as error:
+        raise _not_writable(Path(path), error) from error
+    return target
+
+
+@contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Like :func:`replacing_file` for a folder that must not exist yet, or be empty.
+
+    Folders above it are made where they are missing, and taken away again when the block raises.
+    """
+    target = check_new_folder(path)
+    try:
+        made = [folder for folder in target.parents if not folder.exists()]
     except OSError as error:
         raise _not_writable(target, error) from error
     temporary = _beside(target)

@@ -227,6 +227,25 @@ class OnnxRuntimeSequence:
         self._running = end is None
         return Frames(rows[:drawn], latents[:complete], end)
 
+    def follow(self, rows: np.ndarray) -> np.ndarray:
+        """Take ``rows`` int32 [n, 8] as if the segment that has begun had drawn them, to compare models over equal
+        rows. Logits before mixing, float32 [n, branches, L], that each row would have been drawn from. The segment is
+        over then; truncate before the next."""
+        if self._head is None or not self._running:
+            raise EngineError("follow: no segment is under way")
+        step, head = self._step(self._branches), self._head
+        found = []
+        for row in np.ascontiguousarray(rows, np.int32):
+            check_room(self._length, 1, self._engine.max_context)
+            step.run(self._length)
+            self._length += 1
+            head.run()
+            found.append(head.logits.copy())
+            self._sampler.embed(row[None], step.embeddings[0])
+            step.embeddings[1:] = step.embeddings[0]
+        self._running = False
+        return np.stack(found)
+
     @property
     def logits(self) -> np.ndarray:
         if self._head is None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from ualm.bench.damage import Trained, damages, sound
-from ualm.export.agreement import MEASURED_LAYERS, misses
 from ualm.export.precision import Precision
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.packaged import packaged_bundle
+from ualm.runtime.quality import MEASURED_LAYERS, misses
 
 ROOT = Path(__file__).parents[2]
 EVIDENCE = json.loads((ROOT / "docs/evidence/agreement_damage_tiny.json").read_text())["results"]

@@ -19,8 +19,8 @@ from ualm.bench.bandwidth import BandwidthMeter
 from ualm.bench.export import Export
 from ualm.bench.formats import read_report
 from ualm.bench.schema import Measurement
-from ualm.export.agreement import misses
 from ualm.runtime.bundle import WEIGHTS, Bundle
+from ualm.runtime.quality import misses
 
 Command = Callable[..., tuple[int, str, str]]
 

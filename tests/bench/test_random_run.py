@@ -270,6 +270,24 @@ def test_the_command_writes_a_run_of_so_many_layers(
     assert re.fullmatch(r"random_run: .*run: exists already and is not an empty folder; .*", str(stop.value.code))
 
 
+def test_help_and_the_page_tell_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["random_run.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        random_run.main()
+    told = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and told.startswith("usage: python -m ualm.bench.random_run [-h]")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
+    assert "`python -m ualm.bench.random_run FOLDER`" in page
+    for option in re.findall(r"(--[a-z]+)", told.split("Then:")[0]):
+        assert option == "--help" or f"| `{option}` |" in page, option
+    for shape in SHAPES:
+        assert shape in told and shape in page
+    for step in ("must not exist yet", "ualm export FOLDER", "ualm bench decode BUNDLE", "docs/bench.md"):
+        assert step in told
+
+
 def test_the_large_shapes_are_those_of_qwen() -> None:
     sizes = {
         name: sum(int(np.prod(normal.shape)) for normal in random_run._backbone_states(shape, shape.text_size).values())

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from ualm.bench.random_run import SHAPES, write_random_run
-from ualm.export.calibrate import QUESTION, CalibrationSet, gptq
+from ualm.export.calibrate import gptq
+from ualm.export.calibration_set import QUESTION, CalibrationSet
 from ualm.export.exporter import export_run
 from ualm.export.quantize import LIMITS, dequantize, quantize
 from ualm.runtime import doctor
 from ualm.runtime.bundle import Bundle
+from ualm.runtime.cli_inspect import describe
 from ualm.runtime.engines.base import open_engine
 from ualm.runtime.errors import ExportError
 from ualm.runtime.sound import Sound
@@ -86,6 +88,9 @@ def test_an_export_is_calibrated_on_prompts_and_sounds(run: Path, tmp_path: Path
     assert [step for step in told if step[0] == "calibrate"][-1] == ("calibrate", 16, 16)
     assert made.seconds["calibrate"] > 0 and "calibrate" not in plain.seconds
     ours, theirs = Bundle(made.bundle, verify="always"), Bundle(plain.bundle)
+    # of the folder only its name: a bundle travels
+    assert ours.manifest.calibration == {"source": "examples", "prompts": 2, "sounds": 1}
+    assert describe(ours)["calibration"] == ours.manifest.calibration and theirs.manifest.calibration is None
     for name in ("backbone.3.down", "null.keys"):
         assert not np.array_equal(ours.table(name), theirs.table(name))
     np.testing.assert_array_equal(ours.table("head.audio"), theirs.table("head.audio"))

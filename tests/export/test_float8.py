@@ -23,10 +23,11 @@ from ualm.export import exporter, input_scales
 from ualm.export.agreement import PROMPTS as HELD_PROMPTS
 from ualm.export.checkpoint import Checkpoint
 from ualm.export.exporter import export_run
-from ualm.export.float8 import EXPONENTS, FLOAT8, LARGEST, dequantize, quantize, round_values, scale_of
+from ualm.export.float8 import EXPONENTS, LARGEST, dequantize, quantize, round_values, scale_of
 from ualm.export.forward import hidden_states
 from ualm.export.graph import Graph
 from ualm.export.input_scales import MARGIN, InputScales
+from ualm.export.precision import FLOAT8
 from ualm.export.qwen2 import BackboneShape
 from ualm.export.run import find_run, read_recipe
 from ualm.export.weights import WeightStore

@@ -16,8 +16,7 @@ import torch
 from transformers import Qwen2Config, Qwen2Model
 
 from ualm.bench.random_run import SHAPES, write_random_run
-from ualm.export import agreement
-from ualm.export.agreement import Agreement, cosine, misses, signal_to_noise
+from ualm.export.agreement import Agreement, cosine, signal_to_noise
 from ualm.export.checkpoint import Checkpoint
 from ualm.export.exporter import ExportReport, export_run
 from ualm.export.forward import hidden_states
@@ -26,9 +25,11 @@ from ualm.export.precision import BACKBONE, Precision
 from ualm.export.qwen2 import BackboneShape
 from ualm.export.tensorrt_check import build_part
 from ualm.runtime import doctor
+from ualm.runtime import quality as quality_of
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.base import open_engine
 from ualm.runtime.errors import ExportError
+from ualm.runtime.quality import misses
 from ualm.runtime.tensors import widen
 
 
@@ -114,7 +115,7 @@ def test_tables_stay_as_the_checkpoint_has_them(exported: Any, run: Path) -> Non
 def test_a_format_below_its_gate_is_refused_and_leaves_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(agreement.GATES, "int4", agreement.Gate(top1=1.0, audio_kl=1e-9, text_kl=1e-9))
+    monkeypatch.setitem(quality_of.GATES, "int4", quality_of.Gate(top1=1.0, audio_kl=1e-9, text_kl=1e-9))
     with pytest.raises(
         ExportError, match=r"int4 does not agree with fp32: audio top-1 0\.\d+ < 1\.0.*--accept-quality"
     ):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from support.runs import make_run
 from ualm.export.exporter import export_run
 from ualm.runtime import EngineError, Model, __version__, cli
 from ualm.runtime.bundle import Bundle
+from ualm.runtime.quality import GATES, Gate
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -250,11 +253,33 @@ def test_export_reports_bytes_and_seconds_as_json(ualm, tiny_run, tmp_path):
     Bundle(tmp_path / "bundle", verify="always")
 
 
-def test_export_prints_what_it_made(ualm, tiny_run, tmp_path):
+def test_export_prints_what_it_made(ualm, tiny_run, tmp_path, monkeypatch):
     status, out, err = ualm("export", tiny_run.folder, "-o", tmp_path / "bundle")
     assert (status, err) == (0, "")
     for name in ("weights.safetensors", "KiB", "write", f"{tmp_path / 'bundle'}: exported"):
         assert name in out
+    lines = out.splitlines()
+    quality = Bundle(tmp_path / "bundle").manifest.quality
+    judged = [line.split("  ") for line in lines[lines.index("agreement with fp32") + 1 : -1]]
+    assert len(judged) == 6 and all(line[-1] == "met" for line in judged)
+    told = [" ".join(filter(None, line)) for line in judged]
+    assert told[1] == f"sound: KL in nats {quality['audio']['kl']:.6g} at most 1e-07 met"
+    assert told[5] == f"samples: SNR in dB {quality['pcm']['snr_db']:.6g} at least 80 met"
+    end = rf".*: exported, [\d.]+ [KM]iB in [\d.]+ s; next: (ualm generate .* -b {re.escape(str(tmp_path / 'bundle'))})"
+    following = re.fullmatch(end, lines[-1])
+    assert following is not None
+    monkeypatch.chdir(tmp_path)
+    assert ualm(*shlex.split(following[1])[1:], "--max-seconds", 0.01)[0] == 0 and (tmp_path / "rain.wav").exists()
+
+
+def test_export_says_which_gate_was_missed(ualm, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(GATES, "fp32", Gate(top1=1.01, audio_kl=1e-7, text_kl=1e-7))
+    status, out, err = ualm("export", tiny_run.folder, "-o", tmp_path / "bundle", "--accept-quality")
+    assert (status, err) == (0, "") and "BELOW ITS GATES, accepted as it is" in out
+    verdicts = [line.rsplit("  ", 1)[-1] for line in out.splitlines() if "likeliest" in line or "KL" in line]
+    assert verdicts == ["MISSED", "met", "MISSED", "met"]
+    told = json.loads(ualm("inspect", tmp_path / "bundle", "--json")[1])["verdicts"]
+    assert [each["met"] for each in told] == [False, True, False, True, True, True]
 
 
 def test_export_puts_a_resampler_behind_the_codec(ualm, tiny_run, tmp_path):

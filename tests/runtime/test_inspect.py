@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from support.bundles import with_post_codec
+from support.bundles import changed_manifest, with_post_codec
 from ualm.runtime import Model, __version__
 from ualm.runtime.bundle import WEIGHTS
+from ualm.runtime.engine_files import EngineFile
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -78,6 +79,37 @@ def test_text_shows_every_part_and_file_once(run, tiny_bundle):
     for piece in ("hidden size    32", "text     256 to 597", "qwen2.5-omni", "22x8", "guidance     3.0", "8.0 MiB"):
         assert piece in out
     assert manifest["digest"] in out and "not verified" in out
+
+
+def test_agreement_is_shown_beside_its_gates_and_engines_and_calibration_too(run, tiny_bundle, tmp_path):
+    about = json.loads(run(tiny_bundle, "--json")[1])
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    assert (about["quality"], about["engines"], about["calibration"]) == (manifest["quality"], [], None)
+    assert [(each["part"], each["figure"], each["met"]) for each in about["verdicts"]] == [
+        ("audio", "top1", True), ("audio", "kl", True), ("text", "top1", True), ("text", "kl", True),
+        ("features", "cosine_least", True), ("pcm", "snr_db", True),
+    ]  # fmt: skip
+    out = run(tiny_bundle)[1]
+    assert "  sound: same likeliest token  1" in out and "at least 0.999  met" in out
+    engine = EngineFile("codec", "tensorrt-rtx", "codec.onnx", "1.7.1", (86, 89), "0", "0", 0, (), "in_place").to_json()
+    calibration = {"source": "prompts.txt", "prompts": 3, "sounds": 0}
+
+    def change(document):
+        document.update(engines=[engine], calibration=calibration)
+        document["quality"]["text"]["kl"] = 0.5
+
+    other = changed_manifest(tiny_bundle, tmp_path / "other", change)
+    about = json.loads(run(other, "--json")[1])
+    assert (about["engines"], about["calibration"]) == ([engine], calibration)
+    assert [each["met"] for each in about["verdicts"]] == [True, True, True, False, True, True]
+    out = run(other)[1]
+    assert "codec  tensorrt-rtx  1.7.1  sm86,sm89  codec.onnx" in out and "prompts.txt" in out and "MISSED" in out
+
+
+def test_a_calibration_that_is_none_is_refused(run, tiny_bundle, tmp_path):
+    other = changed_manifest(tiny_bundle, tmp_path / "other", lambda document: document.update(calibration=["a"]))
+    status, out, err = run(other)
+    assert (status, out, err.count("\n")) == (1, "", 1) and "calibration = ['a']" in err
 
 
 def test_a_stage_behind_the_codec_is_shown(run, tiny_bundle, tmp_path):

@@ -1,0 +1,57 @@
+"""What of an order can be judged without torch, and so within a moment: its options, and the files that it names.
+
+The targets check all of it again where they use it; here it is for whoever would wait seconds to be told of a slip.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..runtime.bundle import MANIFEST, CodecIdentity
+from ..runtime.errors import InputError, OutputError
+from ..runtime.files import check_new_folder
+from .calibration_set import calibration_files, check_calibrated
+from .precision import Precision, check_text_precision
+from .run import find_run, read_recipe
+from .targets import TARGETS, TEXT_TARGETS, Order, refuse_built, refuse_others
+
+
+def check_order(order: Order, engine: str) -> None:
+    """Raise what ``--engine`` ``engine`` will say of the order's options and paths: an ``InputError``,
+    ``ExportError`` or ``OutputError``."""
+    if engine not in TARGETS:
+        raise InputError(f"--engine {engine}: choose {', '.join(TARGETS)}")
+    refuse_others(order, engine)
+    if engine in TEXT_TARGETS:
+        check_text_precision(order.precision)
+    else:
+        precision = order.precision or "fp32"
+        Precision.of(precision, order.encoder_precision, order.codec_precision, order.prefill)
+        if order.calibrate is not None:
+            check_calibrated(precision)
+            calibration_files(order.calibrate)
+    if order.max_context is not None and order.max_context < 1:
+        raise InputError(f"--max-context {order.max_context}: give a whole number of at least 1")
+    if engine.startswith("tensorrt") and order.run is not None and (order.run / MANIFEST).is_file():
+        refuse_built(order)
+        if order.output.resolve() != order.run.resolve():  # else the bundle's engines are made anew
+            _check_output(order.output)
+        return
+    files = find_run(order.run, config=order.config, weights=order.weights, step=order.step)
+    recipe = read_recipe(files.config)
+    limit, given = recipe.backbone.max_positions, order.max_context
+    if given is not None and given > limit:
+        raise InputError(f"--max-context {given}: give a whole number from 1 to {limit}, this model's limit")
+    rate = recipe.codec.get("sample_rate", 16000)
+    if order.post_codec is not None and type(rate) is int and rate > 0:  # another rate is the codec's to refuse
+        order.post_codec(CodecIdentity(rate, 1, 1, 0, 0, 0))
+    _check_output(order.output)
+
+
+def _check_output(folder: Path) -> None:
+    check_new_folder(folder)
+    place = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "not allowed to" if place.is_dir() else f"{place} is a file"
+        raise OutputError(f"{folder.resolve()}: cannot write here ({why}); choose a writable folder")

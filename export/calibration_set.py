@@ -1,0 +1,83 @@
+"""What calibration is made with: prompts and sounds from files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+
+from ..runtime.chat import Message
+from ..runtime.errors import ExportError, InputError
+from ..runtime.sound import Sound
+
+#: Formats of the backbone that can be calibrated.
+CALIBRATED = ("int8", "int4", "fp8")
+#: What is asked about a sound that is only there to be heard.
+QUESTION = "What do you hear?"
+_TEXT_SUFFIXES = (".txt", ".text")
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Conversations that the model answers: each a list of messages. ``source``: the name of what was read, None where
+    nothing was."""
+
+    conversations: Sequence[Sequence[Message]]
+    source: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> CalibrationSet:
+        """``path``: a text file with a prompt a line, a sound, or a folder of both. ExportError names a misfit."""
+        conversations: list[list[Message]] = []
+        for file in calibration_files(path):
+            if file.suffix.lower() in _TEXT_SUFFIXES:
+                conversations += [[("user", line)] for line in _lines(file)]
+                continue
+            try:
+                conversations.append([("user", Sound.from_file(file)), ("user", QUESTION)])
+            except InputError as error:
+                raise ExportError(f"--calibrate {path}: {error}") from error
+        if not conversations:
+            raise _nothing(path)
+        return cls(conversations, path.name)
+
+    def to_json(self) -> dict[str, object]:
+        """What the manifest keeps of it: how much there was, and of a path only the name, for a bundle travels."""
+        sounds = sum(isinstance(messages[0][1], Sound) for messages in self.conversations)
+        return {"source": self.source, "prompts": len(self.conversations) - sounds, "sounds": sounds}
+
+
+def check_calibrated(precision: str) -> None:
+    """:class:`ExportError` for a format of the backbone that nothing is fitted in."""
+    if precision not in CALIBRATED:
+        raise ExportError(f"--calibrate: it is for int8, int4 and fp8, not for {precision}; leave it out")
+
+
+def calibration_files(path: Path) -> list[Path]:
+    """The texts and sounds that a path names, in order; ExportError where one is neither, and where there is none."""
+    if not path.exists():
+        raise ExportError(f"--calibrate {path}: no such file or folder; give prompts (.txt, one a line) or sounds")
+    # names that begin with a dot are the system's own
+    found = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = sorted(found) if path.is_dir() else [path]
+    known = {f".{kind.lower()}" for kind in soundfile.available_formats()} | {".mp3", ".opus", ".oga"}
+    known |= {".m4a", ".mp4", ".3gp", ".webm"}  # with the extra av, which the error names where it is missing
+    for file in files:
+        if file.suffix.lower() not in known | set(_TEXT_SUFFIXES):
+            raise ExportError(f"--calibrate {file}: neither a text (.txt) nor a sound; take it out of what is named")
+    if not files:
+        raise _nothing(path)
+    return files
+
+
+def _nothing(path: Path) -> ExportError:
+    return ExportError(f"--calibrate {path}: holds no prompt and no sound; give prompts (.txt, one a line) or sounds")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"--calibrate {file}: not a readable text in UTF-8 ({error})") from error
