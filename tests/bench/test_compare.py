@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from support.bundles import changed_manifest
-from support.runs import Run
+from support.runs import make_run
 from ualm.bench import compare
 from ualm.export.agreement import hold_rows
 from ualm.export.exporter import export_run
@@ -28,18 +28,28 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def narrow(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``tiny_run`` in int8, which its random weights do not bear."""
-    folder = tmp_path_factory.mktemp("narrow") / "int8"
-    return export_run(tiny_run.folder, folder, precision="int8", accept_quality=True).bundle
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose matrices are whole blocks."""
+    return make_run(tmp_path_factory.mktemp("compared") / "run", ffn=64).folder
 
 
-def test_a_narrower_bundle_is_held_against_its_gates(ualm: Command, tiny_bundle: Path, narrow: Path) -> None:
-    status, out, err = ualm("compare", tiny_bundle, narrow, "--no-speed", "--threads", 1, "--json")
+@pytest.fixture(scope="module")
+def wide(run: Path) -> Path:
+    return export_run(run, run.with_name("fp32")).bundle
+
+
+@pytest.fixture(scope="module")
+def narrow(run: Path) -> Path:
+    """In int8, which random weights do not bear."""
+    return export_run(run, run.with_name("int8"), precision="int8", accept_quality=True).bundle
+
+
+def test_a_narrower_bundle_is_held_against_its_gates(ualm: Command, wide: Path, narrow: Path) -> None:
+    status, out, err = ualm("compare", wide, narrow, "--no-speed", "--threads", 1, "--json")
     assert (status, err) == (0, "")
     told = json.loads(out)
     assert [told[side]["precision"]["backbone"] for side in "ab"] == ["fp32", "int8"] and told["speed"] is None
-    a, b = Bundle(tiny_bundle), Bundle(narrow)
+    a, b = Bundle(wide), Bundle(narrow)
     assert told["bytes"] == {"a": compare._total(a), "b": compare._total(b)}
     assert told["bytes"]["b"] == sum(path.stat().st_size for path in narrow.iterdir() if path.name != "manifest.json")
     assert told["sizes"]["encoder.integer"]["a"] == 0 < told["sizes"]["encoder.integer"]["b"]
@@ -57,11 +67,11 @@ def test_a_narrower_bundle_is_held_against_its_gates(ualm: Command, tiny_bundle:
     assert gates["pcm", "snr_db"][0] == SNR_GATES["fp16"]
 
 
-def test_people_are_shown_each_figure_beside_its_gate(ualm: Command, tiny_bundle: Path, narrow: Path) -> None:
-    status, out, err = ualm("compare", tiny_bundle, narrow, "--no-speed", "--threads", 1)
+def test_people_are_shown_each_figure_beside_its_gate(ualm: Command, wide: Path, narrow: Path) -> None:
+    status, out, err = ualm("compare", wide, narrow, "--no-speed", "--threads", 1)
     assert (status, err) == (0, "")
     for piece in (
-        f"A: {tiny_bundle}",
+        f"A: {wide}",
         f"B: {narrow}",
         "sound: KL in nats",
         "at most 0.0002",
@@ -72,8 +82,8 @@ def test_people_are_shown_each_figure_beside_its_gate(ualm: Command, tiny_bundle
     assert sum(line.endswith(("  met", "  MISSED")) for line in out.splitlines()) == 6
 
 
-def test_a_bundle_agrees_with_itself_exactly(tiny_bundle: Path) -> None:
-    found = compare.compare_bundles(tiny_bundle, tiny_bundle, threads=1, speed=False)
+def test_a_bundle_agrees_with_itself_exactly(wide: Path) -> None:
+    found = compare.compare_bundles(wide, wide, threads=1, speed=False)
     for modality in ("audio", "text"):
         assert (found.quality[modality]["top1"], found.quality[modality]["kl"]) == (1.0, 0.0)
         assert found.quality[modality]["draws"] > 50
@@ -81,18 +91,18 @@ def test_a_bundle_agrees_with_itself_exactly(tiny_bundle: Path) -> None:
 
 
 def test_speed_is_measured_in_turn(
-    tiny_bundle: Path, narrow: Path, small_buffer: None, monkeypatch: pytest.MonkeyPatch
+    wide: Path, narrow: Path, small_buffer: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
     run = compare.run_scenario
     monkeypatch.setattr(compare, "run_scenario", lambda *given: asked.append(run(*given)) or asked[-1])
-    speed = compare.compare_bundles(tiny_bundle, narrow, threads=1, repeat=12, context=16).speed
+    speed = compare.compare_bundles(wide, narrow, threads=1, repeat=12, context=16).speed
     (comparison,) = asked[0].comparisons
     assert speed is not None and (speed.pairs, speed.context) == (12, 16)
     assert (comparison.subject.precisions["backbone"], comparison.other.precisions["backbone"]) == ("int8", "fp32")
     assert (speed.ratio, speed.low, speed.high) == (comparison.speedup, comparison.low, comparison.high)
     medians = {each.subject.digest: each.summary.p50 for each in asked[0].measurements}
-    assert speed.a_ms == medians[Bundle(tiny_bundle).digest] and speed.b_ms == medians[Bundle(narrow).digest]
+    assert speed.a_ms == medians[Bundle(wide).digest] and speed.b_ms == medians[Bundle(narrow).digest]
 
 
 def test_led_through_its_own_rows_an_engine_gives_the_logits_that_it_drew_from(tiny_bundle: Path) -> None:
