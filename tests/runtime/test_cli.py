@@ -260,9 +260,9 @@ def test_export_prints_what_it_made(ualm, tiny_run, tmp_path, monkeypatch):
         assert name in out
     lines = out.splitlines()
     quality = Bundle(tmp_path / "bundle").manifest.quality
-    judged = [line.split("  ") for line in lines[lines.index("agreement with fp32") + 1 : -1]]
+    judged = [re.split(" {2,}", line.strip()) for line in lines[lines.index("agreement with fp32") + 1 : -1]]
     assert len(judged) == 6 and all(line[-1] == "met" for line in judged)
-    told = [" ".join(filter(None, line)) for line in judged]
+    told = [" ".join(line) for line in judged]
     assert told[1] == f"sound: KL in nats {quality['audio']['kl']:.6g} at most 1e-07 met"
     assert told[5] == f"samples: SNR in dB {quality['pcm']['snr_db']:.6g} at least 80 met"
     end = rf".*: exported, [\d.]+ [KM]iB in [\d.]+ s; next: (ualm generate .* -b {re.escape(str(tmp_path / 'bundle'))})"
