@@ -31,7 +31,7 @@ from ..export.forward import RoundInput, RoundValue, hidden_states
 from ..export.golden import SEED, golden_rows, golden_sequences
 from ..export.heads import HeadsPlan
 from ..export.input_scales import MARGIN
-from ..export.precision import BACKBONE, Precision
+from ..export.precision import BACKBONE, FLOAT8, Precision
 from ..export.quantize import BLOCK, LIMITS, dequantize, quantize
 from ..export.qwen2 import BackboneShape
 from ..export.run import find_run, read_recipe
@@ -108,7 +108,7 @@ def narrowed(matrix: np.ndarray, dtype: str) -> np.ndarray:
     """``matrix`` float32 [in, out] as it is once it has been stored in ``dtype``."""
     if dtype in LIMITS:
         return dequantize(*quantize(matrix, dtype))
-    if dtype == float8.FLOAT8:
+    if dtype == FLOAT8:
         return float8.round_values(matrix, float8.scale_of(float(np.abs(matrix).max())))
     return torch.from_numpy(np.array(matrix)).to(getattr(torch, dtype)).float().numpy()
 

@@ -44,14 +44,15 @@ ENGINE = "onnxruntime"
 
 @dataclass(frozen=True)
 class Speed:
-    """Milliseconds a frame (medians), and how the blocks compare: ``ratio`` is how many times as fast B is."""
+    """Milliseconds a frame (medians), and how the blocks compare: ``ratio`` is how many times as fast B is, ``low`` and
+    ``high`` its interval, None where there were too few pairs."""
 
     a_ms: float
     b_ms: float
     context: int
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float
     pairs: int
     verdict: str

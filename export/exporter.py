@@ -127,8 +127,7 @@ def export_run(
         if examples is not None or precision == "fp8":
             manifest = dataclasses.replace(manifest, files=_sizes(folder))
             _write_manifest(manifest, folder)
-            calibration = plan.calibrate(folder, examples, progress)
-            manifest = dataclasses.replace(manifest, calibration=calibration)
+            manifest = dataclasses.replace(manifest, calibration=plan.calibrate(folder, examples, progress))
             clock.lap("calibrate")
         progress("golden vector", 0, 0)
         write_golden(folder, manifest, MappedTensors(folder / WEIGHTS), plan.body)

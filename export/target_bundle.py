@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 from ..runtime.cli_common import in_bytes, table
 from .exporter import export_run
@@ -32,7 +33,9 @@ def export_bundle(order: Order, progress: Progress) -> Made:
         post_codec=order.post_codec,
         progress=progress,
     )
-    result = {
+    size, seconds = sum(made.sizes.values()), sum(made.seconds.values())
+    following = f"ualm generate rain -o rain.wav -b {shlex.quote(str(made.bundle))}"
+    result: dict[str, Any] = {
         "bundle": str(made.bundle),
         "config": str(made.run.config),
         "weights": str(made.run.weights),
@@ -40,12 +43,12 @@ def export_bundle(order: Order, progress: Progress) -> Made:
         "bytes": dict(made.sizes),
         "seconds": {name: round(value, 3) for name, value in made.seconds.items()},
         "quality": dict(made.quality),
+        "verdicts": [verdict.to_json() for verdict in made.verdicts],
         "missed": list(made.missed),
+        "total_bytes": size,
+        "total_seconds": round(seconds, 3),
+        "next": following,
     }
-    result |= {"verdicts": [verdict.to_json() for verdict in made.verdicts]}
-    size, seconds = sum(made.sizes.values()), sum(made.seconds.values())
-    following = f"ualm generate rain -o rain.wav -b {shlex.quote(str(made.bundle))}"
-    result |= {"total_bytes": size, "total_seconds": round(seconds, 3), "next": following}
     lines = [f"{name:<26}{in_bytes(each):>16}" for name, each in made.sizes.items()]
     lines += [f"{stage:<26}{each:>12.1f} s" for stage, each in made.seconds.items()]
     gates = [verdict.row() for verdict in made.verdicts]

@@ -59,7 +59,8 @@ def _plain(found: Compared) -> str:
 
 
 def _speed(speed: Speed) -> str:
-    told = f"{speed.ratio:.2f} times as fast, {speed.low:.2f} to {speed.high:.2f} ({speed.pairs} pairs of blocks)"
+    interval = "" if speed.low is None or speed.high is None else f", {speed.low:.2f} to {speed.high:.2f}"
+    told = f"{speed.ratio:.2f} times as fast{interval} ({speed.pairs} pairs of blocks)"
     lines = [
         ("A", f"{speed.a_ms:.3g} ms"),
         ("B", f"{speed.b_ms:.3g} ms"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,6 +104,12 @@ def test_speed_is_measured_in_turn(
     assert (speed.ratio, speed.low, speed.high) == (comparison.speedup, comparison.low, comparison.high)
     medians = {each.subject.digest: each.summary.p50 for each in asked[0].measurements}
     assert speed.a_ms == medians[Bundle(wide).digest] and speed.b_ms == medians[Bundle(narrow).digest]
+
+
+def test_too_few_pairs_of_blocks_are_told(ualm: Command, wide: Path, small_buffer: None) -> None:
+    status, out, err = ualm("compare", wide, wide, "--threads", 1, "--repeat", 2, "--context", 16)
+    assert (status, err) == (0, "")
+    assert re.search(r"B is +[\d.]+ times as fast \(2 pairs of blocks\): too few pairs$", out, re.MULTILINE), out
 
 
 def test_led_through_its_own_rows_an_engine_gives_the_logits_that_it_drew_from(tiny_bundle: Path) -> None:

@@ -91,7 +91,7 @@ def test_agreement_is_shown_beside_its_gates_and_engines_and_calibration_too(run
         ("features", "cosine_least", True), ("pcm", "snr_db", True),
     ]  # fmt: skip
     out = run(tiny_bundle)[1]
-    assert re.search(r"^  sound: same likeliest token  1 +at least 0.999  met$", out, re.MULTILINE)
+    assert re.search(r"^  sound: same likeliest token +1 +at least 0\.999 +met$", out, re.MULTILINE)
     engine = EngineFile("codec", "tensorrt-rtx", "codec.onnx", "1.7.1", (86, 89), "0", "0", 0, (), "in_place").to_json()
     calibration = {"source": "prompts.txt", "prompts": 3, "sounds": 0}
 
