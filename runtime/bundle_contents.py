@@ -7,6 +7,7 @@ milliseconds, and a bundle that cannot work is one :class:`BundleError` before a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -162,7 +163,7 @@ class _Contents:
             begin, length = self._tables.place(name)
             places.append((begin, begin + length, name))
         places.sort()
-        for (_, end, name), (begin, _, other) in zip(places, places[1:], strict=False):
+        for (_, end, name), (begin, _, other) in itertools.pairwise(places):
             if begin < end:
                 self._refuse(f"tensors {name!r:.80} and {other!r:.80} lie in one place", self._tables.path)
 

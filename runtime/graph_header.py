@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
 
 from .errors import BundleError
 
@@ -33,7 +32,7 @@ _TYPES = {
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 _EXTERNAL = 1
 
-_Value = Union[int, memoryview]
+_Value = int | memoryview
 
 
 @dataclass(frozen=True)
