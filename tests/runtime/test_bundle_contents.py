@@ -176,8 +176,7 @@ def test_a_table_of_another_shape_type_or_place_is_refused(tiny_bundle, tmp_path
         else:
             entry["data_offsets"] = [begin + 1, end + 1]
 
-    message = refusal(with_blob(tiny_bundle, tmp_path / "bundle", WEIGHTS, change))
-    assert name in message and WEIGHTS in message
+    assert name in refusal(with_blob(tiny_bundle, tmp_path / "bundle", WEIGHTS, change))
 
 
 def test_two_tables_in_one_place_are_refused(tiny_bundle, tmp_path):
