@@ -44,8 +44,8 @@ class Header:
     def mended(self, file: BinaryIO) -> BinaryIO:
         """The file as libsndfile (or FFmpeg, which needs no patches) reads it whole.
 
-        Also where nothing is mended: a damaged header sends a library to places before the beginning, and what a file of
-        Python's says to that would be printed, as an exception that nobody catches.
+        Also where nothing is mended: a damaged header sends a library to places before the beginning, and what a file
+        of Python's says to that would be printed, as an exception that nobody catches.
         """
         return cast(BinaryIO, _Mended(file, self.patches, _STRETCH if self.guessed else 1))
 

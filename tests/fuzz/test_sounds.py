@@ -140,3 +140,18 @@ def a_changed_sound(rng: random.Random, folder: Path) -> str:
 def test_a_changed_sound_is_read_or_refused_in_a_line() -> None:
     counted = run_cases(a_changed_sound, CASES, SEED)
     assert min(counted["refused"], counted["read"], counted["read, with a note"]) > 0.02 * CASES
+
+
+def the_largest_sound(rng: random.Random, folder: Path) -> str:
+    """300 s of 48 kHz in 8 channels, 8 bits each, in a file of which only the header takes room on the disk."""
+    size = 300 * 48000 * 8
+    about = struct.pack("<HHIIHH", 1, 8, 48000, 48000 * 8, 8, 8)
+    head = b"RIFF" + struct.pack("<I", size + 36) + b"WAVEfmt \x10\0\0\0" + about + b"data" + struct.pack("<I", size)
+    with open(folder / "large.wav", "wb") as file:
+        file.write(head)
+        file.truncate(len(head) + size)
+    return f"{Sound.from_file(folder / 'large.wav', longest=300).duration:g} s"
+
+
+def test_the_largest_sound_that_is_taken_stays_below_the_limit_of_memory() -> None:
+    assert run_cases(the_largest_sound, 1, SEED) == {"300 s": 1}

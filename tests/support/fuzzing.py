@@ -2,8 +2,8 @@
 
 A case is a function of a random generator and an empty folder: it makes its input, offers it, and returns in words what
 came of it. It may raise `UalmError` with a message of one line (a refusal); anything else that it raises, in callbacks
-and threads too, more than `MOST_SECONDS`, more than `MOST_BYTES` of memory and a process that dies are violations. Case ``i`` of seed ``s`` is the
-same input wherever it runs: ``run_case(case, s, i, folder)`` repeats it alone.
+and threads too, more than `MOST_SECONDS`, more than `MOST_BYTES` of memory and a process that dies are violations. Case
+``i`` of seed ``s`` is the same input wherever it runs: ``run_case(case, s, i, folder)`` repeats it alone.
 """
 
 import collections
