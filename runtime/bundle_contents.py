@@ -7,7 +7,6 @@ milliseconds, and a bundle that cannot work is one :class:`BundleError` before a
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,8 +89,8 @@ class _Contents:
 
     def check(self) -> None:
         self._check_sizes()
+        self._tables.check_whole()
         self._check_formats()
-        self._check_places()
         self._check_tables()
         graphs = {role: read_graph_header(self._part(role)) for role in self._manifest.parts}
         self._check_graphs(graphs)
@@ -154,18 +153,6 @@ class _Contents:
             self._refuse(f"precision.prefill = {precision['prefill']!r:.80}, but there is no part backbone.prefill")
 
     # ---- the blob ----
-
-    def _check_places(self) -> None:
-        """Every tensor can be read, and no two share a byte."""
-        places = []
-        for name in self._tables:
-            self._tables[name]
-            begin, length = self._tables.place(name)
-            places.append((begin, begin + length, name))
-        places.sort()
-        for (_, end, name), (begin, _, other) in itertools.pairwise(places):
-            if begin < end:
-                self._refuse(f"tensors {name!r:.80} and {other!r:.80} lie in one place", self._tables.path)
 
     def _stored_as(self, name: str) -> str:
         if name not in self._tables:
@@ -376,6 +363,7 @@ class _Contents:
 
     def check_golden(self, golden: MappedTensors) -> None:
         manifest, hidden = self._manifest, self._manifest.model.hidden_size
+        golden.check_whole()
         if missing := [name for name in GOLDEN_TENSORS if name not in golden]:
             self._refuse(f"lacks {', '.join(missing)}", golden.path)
         lengths = {name: (golden[name].shape or (0,))[0] for name in ("rows", "codes", "sound")}

@@ -68,6 +68,22 @@ class MappedTensors(Mapping[str, np.ndarray]):
         begin, end = self._header[name]["data_offsets"]
         return self._start + begin, end - begin
 
+    def check_whole(self) -> None:
+        """:class:`BundleError` unless every byte belongs to one tensor, readable and in its place, or to padding."""
+        hidden = [name for name in self._header if name.startswith("_padding.")]
+        at = self._start
+        try:
+            for name in sorted([*self, *hidden], key=lambda name: self._header[name]["data_offsets"]):
+                self[name]
+                begin, length = self.place(name)
+                if begin != at:
+                    raise ValueError(f"{name!r:.80} begins at byte {begin}, what is before it ends at {at}")
+                at += length
+            if at != len(self._map):
+                raise ValueError(f"{len(self._map) - at} bytes behind its last tensor")
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{self.path}: not a whole safetensors file ({error}); export the run again") from error
+
     def __getitem__(self, name: str) -> np.ndarray:
         try:
             entry = self._header[name]

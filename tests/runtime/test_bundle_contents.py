@@ -183,7 +183,17 @@ def test_two_tables_in_one_place_are_refused(tiny_bundle, tmp_path):
     def change(header: Document, data: bytes) -> None:
         header["null.keys"]["data_offsets"] = header["null.values"]["data_offsets"]
 
-    assert "lie in one place" in refusal(with_blob(tiny_bundle, tmp_path / "bundle", WEIGHTS, change))
+    assert "not a whole safetensors file" in refusal(with_blob(tiny_bundle, tmp_path / "bundle", WEIGHTS, change))
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, GOLDEN])
+@pytest.mark.parametrize("size", [1, 4, 64])
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_bytes_that_belong_to_no_tensor_are_refused(tiny_bundle, tmp_path, name, size, place):
+    def change(header: Document, data: bytes) -> bytes:
+        return bytes(size) + data if place == "before" else data + bytes(size)
+
+    assert f"{size} bytes behind its last tensor" in refusal(with_blob(tiny_bundle, tmp_path / "bundle", name, change))
 
 
 @pytest.mark.parametrize("name", ["rope.inverse_frequencies", "null.keys", "codec.rvq_bias", "encoder.mel_filters"])
