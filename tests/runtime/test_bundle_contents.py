@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from support.bundles import changed_manifest, changed_part
-from ualm.runtime import BundleError
+from ualm.runtime import BundleError, EngineError, Model
 from ualm.runtime.bundle import GOLDEN, MANIFEST, WEIGHTS, Bundle, describe_file
 from ualm.runtime.bundle_contents import ROLES
 from ualm.runtime.graph_header import read_graph_header
@@ -203,6 +203,19 @@ def test_a_small_table_that_is_not_finite_is_refused(tiny_bundle, tmp_path, name
         return data[: end - 4] + np.float32(np.nan).tobytes() + data[end:]
 
     assert name in refusal(with_blob(tiny_bundle, tmp_path / "bundle", WEIGHTS, change))
+
+
+def test_weights_that_make_no_sound_are_told_instead_of_one(tiny_bundle, tmp_path):
+    def change(header: Document, data: bytes) -> bytes:
+        begin, end = header["codec.conv2.bias"]["data_offsets"]
+        return data[:begin] + np.float32(np.nan).tobytes() * ((end - begin) // 4) + data[end:]
+
+    folder = with_blob(tiny_bundle, tmp_path / "bundle", WEIGHTS, change)
+    with (
+        Model.open(folder, engine="onnxruntime", threads=1, max_context=64, verify="never") as model,
+        pytest.raises(EngineError, match="the codec gave NaN or infinity"),
+    ):
+        model.generate("rain", max_steps=12)
 
 
 # ---- graphs ----
