@@ -74,13 +74,13 @@ class SavedArrays:
                 if header.nbytes > most:
                     raise ValueError(f"{name}: {header.nbytes} bytes, and at most {most} are expected")
                 values = np.empty(header.shape, header.dtype)
-                view = memoryview(values.reshape(-1).view(np.uint8)).cast("B") if values.size else memoryview(b"")
+                view = values.reshape(-1).view(np.uint8)
                 at = 0
                 while at < len(view):
                     block = file.read(min(_BLOCK, len(view) - at))
                     if not block:
                         raise ValueError(f"{name} is cut off")
-                    view[at : at + len(block)] = block
+                    view[at : at + len(block)] = np.frombuffer(block, np.uint8)
                     at += len(block)
                 file.read(1)  # the checksum is compared at the end
                 return values
