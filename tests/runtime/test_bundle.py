@@ -314,6 +314,7 @@ def test_a_damaged_memory_is_not_believed(bundle, cache, content):
 
 def _safetensors(header: object, data: bytes = bytes(64)) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the first number is aligned
     return len(text).to_bytes(8, "little") + text + data
 
 
