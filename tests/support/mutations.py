@@ -71,7 +71,7 @@ def change_value(rng: random.Random, document: Any) -> None:
         container[key] = other[name] if not isinstance(other[name], (dict, list)) else None
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and what < 8:
         container[key] = rng.choice(
-            [value + 1, value - 1, value * 2, int(value) // 2, -value, float(value), rng.choice(ODD_NUMBERS)]
+            [value + 1, value - 1, value * 2, value // 2, -value, float(value), rng.choice(ODD_NUMBERS)]
             + ([rng.choice(numbers)] * 6 if numbers else [])
         )
     elif isinstance(value, str) and what < 6:
