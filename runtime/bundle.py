@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .bundle_contents import check_contents
 from .engine_files import EngineFile
 from .errors import BundleError, InputError
 from .knowledge import Knowledge
-from .sampling import AudioSampling, TextSampling
+from .sampling import AudioSampling, TextSampling, check_options
 from .templates import Templates
 from .tensors import MappedTensors
 from .vocabulary import Vocabulary
@@ -199,6 +200,8 @@ class Bundle:
         if verify != "never":
             self._verify(self.digest, always=verify == "always")
         self._tables = MappedTensors(self.path(WEIGHTS))
+        golden = MappedTensors(self.path(GOLDEN)) if GOLDEN in self.manifest.files else None
+        check_contents(self.manifest, self.folder / MANIFEST, self.part, self._tables, golden)
 
     def path(self, name: str) -> Path:
         """Place of a file listed in the manifest."""
@@ -293,8 +296,13 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
             for name, value in document[section].items():
                 if type(value) is not int or value < 0:
                     raise ValueError(f"{section}.{name} = {value!r}")
-        for name, kind in (("audio", AudioSampling), ("text", TextSampling)):
-            kind.from_mapping(document["sampling"][name])
+        defaults = document["sampling"]
+        check_options(
+            "fixed", AudioSampling.from_mapping(defaults["audio"]), TextSampling.from_mapping(defaults["text"])
+        )
+        for name in ("features", "sampling", "parts", "precision", "quality", "golden", "source", "files"):
+            if not isinstance(document[name], dict):
+                raise ValueError(f"{name} = {document[name]!r:.80}")
         for role, part in document["parts"].items():
             if part["file"] not in document["files"]:
                 raise ValueError(f"parts.{role}.file = {part['file']!r} is not among the files")

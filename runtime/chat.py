@@ -34,7 +34,8 @@ class TextCodec:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise BundleError(f"{path}: not a readable tokenizer ({error}); export the run again") from error
+            why = " ".join(str(error).split())  # it quotes tokens, of any length and with line breaks in them
+            raise BundleError(f"{path}: not a readable tokenizer ({why:.200}); export the run again") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from .bundle import GOLDEN, Bundle
+from .bundle_contents import GOLDEN_CONTEXT as GOLDEN_CONTEXT
+from .bundle_contents import GOLDEN_TENSORS
 from .engines.arithmetic import logits_tolerance, part_tolerance
 from .engines.base import Engine
 from .engines.device_check import cuda_facts
@@ -24,11 +26,6 @@ from .errors import BundleError, EngineError, UalmError
 from .hearing import FeatureSpec, Hearing
 from .sampling import AudioSampling, TextSampling
 from .sound import Sound
-
-#: Rows of cache that :func:`check_golden` needs: the golden prompt, a modality row and a drawn row, and to spare.
-GOLDEN_CONTEXT = 64
-
-_GOLDEN_TENSORS = ("rows", "codes", "sound", "logits.modality", "logits.audio", "logits.text", "pcm", "features")
 
 #: What decides about the speed of matrix products: names as Linux has them in /proc/cpuinfo.
 _CPU_FEATURES = (
@@ -75,7 +72,7 @@ def check_golden(bundle: Bundle, engine: Engine) -> list[Check]:
     that lacks something is a :class:`BundleError`.
     """
     golden = bundle.golden_vector()
-    missing = [name for name in _GOLDEN_TENSORS if name not in golden]
+    missing = [name for name in GOLDEN_TENSORS if name not in golden]
     if missing:
         raise BundleError(f"{bundle.folder / GOLDEN}: lacks {', '.join(missing)}; export the run again")
     tolerances = _tolerances(bundle, engine)

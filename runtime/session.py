@@ -21,21 +21,27 @@ import numpy as np
 from .chat import Content, Message
 from .chunks import ChunkProfile
 from .engines.base import Sequence as EngineSequence
+from .engines.checks import check_room
 from .errors import (
     ContextError,
     EngineError,
     InputError,
     MemoryLimitError,
     SessionError,
+    UalmError,
 )
 from .files import replacing_file
 from .generate import Modality
 from .sampling import AudioSampling, TextSampling, check_options
+from .saved_arrays import SavedArrays
 from .segment import Segment
 from .turn import Turn
 
 if TYPE_CHECKING:
     from .model import Model
+
+#: Bytes of what a saved session says about itself: a turn takes some ten.
+MOST_ABOUT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -143,30 +149,40 @@ class Session:
     def _restore(cls, model: Model, path: str | os.PathLike[str], limits: Limits) -> Session:
         file = Path(path)
         try:
-            with np.load(file, allow_pickle=False) as stored:
-                about, cache = json.loads(stored["about"].tobytes()), stored["cache"]
-            if about["format"] != "ualm-session" or about["version"] != 1:
-                raise ValueError("not a session of version 1")
-            found, ends = about["model"], [int(end) for end in about["ends"]]
-            if ends != sorted({0, *ends}) or ends[0] != 0 or cache.ndim != 5 or cache.shape[3] != ends[-1]:
-                raise ValueError(f"turns that end at rows {ends} and a cache of {list(cache.shape)} do not agree")
+            if not file.is_file() and file.exists():
+                raise ValueError("not a file")
+            with SavedArrays(file) as stored:
+                found, ends = _about(stored)
+                if found != model.identity:
+                    raise SessionError(
+                        f"{file}: was saved with another bundle ({found!s:.12}); open that one to restore it"
+                    )
+                needed = ends[-1] * model._engine.bytes_per_row
+                if limits.memory is not None and needed > limits.memory:
+                    raise MemoryLimitError(
+                        f"{file}: its {ends[-1]} rows need {needed} bytes of cache, but memory_limit = {limits.memory}"
+                    )
+                try:
+                    check_room(0, ends[-1], model.max_context)
+                except ContextError as error:
+                    raise ContextError(f"{file}: {error}") from error
+                shape = model.bundle.manifest.model
+                row = 2 * shape.layers * shape.kv_heads * shape.head_dim * np.dtype(np.float32).itemsize
+                cache = stored.read("cache", ends[-1] * row)
+            if not np.isfinite(cache).all():
+                raise ValueError("its cache holds NaN or infinity")
         except FileNotFoundError:
             raise SessionError(f"{file}: no such file; save a session first") from None
-        except Exception as error:  # zipfile, numpy and json each have their own for a damaged file
-            why = str(error) or type(error).__name__
-            raise SessionError(f"{file}: not a saved session ({why}); save it again") from error
-        if found != model.identity:
-            raise SessionError(f"{file}: was saved with another bundle ({found!s:.12}); open that one to restore it")
-        needed = ends[-1] * model._engine.bytes_per_row
-        if limits.memory is not None and needed > limits.memory:
-            raise MemoryLimitError(
-                f"{file}: its {ends[-1]} rows need {needed} bytes of cache, but memory_limit = {limits.memory}"
-            )
+        except OSError as error:
+            why = error.strerror or error
+            raise SessionError(f"{file}: cannot be read ({why}); check its name and permissions") from error
+        except ValueError as error:
+            if isinstance(error, UalmError):
+                raise
+            raise SessionError(f"{file}: not a saved session ({error}); save it again") from error
         session = cls(model, limits)
         try:
             session._sequence.restore(cache)
-        except ContextError as error:
-            raise ContextError(f"{file}: {error}") from error
         except EngineError as error:
             raise SessionError(f"{file}: {error}; save it again") from error
         session._ends = ends
@@ -185,3 +201,20 @@ class Session:
                 self._running._join()
                 self._running = None
             self._sequence.truncate(self.rows)
+
+
+def _about(stored: SavedArrays) -> tuple[object, list[int]]:
+    """Which bundle a saved session is of, and the rows at which its turns end; ValueError where it is no session."""
+    try:
+        about = json.loads(stored.read("about", MOST_ABOUT).tobytes())
+    except RecursionError:
+        raise ValueError("its description is nested too deeply") from None
+    if not isinstance(about, dict) or about.get("format") != "ualm-session" or about.get("version") != 1:
+        raise ValueError("not a session of version 1")
+    ends, cache = about.get("ends"), stored.describe("cache")
+    if not isinstance(ends, list) or not all(type(end) is int for end in ends):
+        raise ValueError("it does not say where its turns end")
+    if ends != sorted({0, *ends}) or len(cache.shape) != 5 or cache.shape[3] != ends[-1]:
+        shown = f"{ends!s:.80}"
+        raise ValueError(f"turns that end at rows {shown} and a cache of {list(cache.shape)} do not agree")
+    return about.get("model"), ends

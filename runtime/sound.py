@@ -153,7 +153,7 @@ def _checked_samples(values: object) -> np.ndarray:
         samples = np.array(array, dtype=np.float32, order="C")  # a copy: what was checked must stay as it is
     # max and min propagate NaN: the mask, as large as the sound, is made only to tell where
     if not (math.isfinite(samples.max()) and math.isfinite(samples.min())):
-        place = tuple(int(index) for index in np.argwhere(~np.isfinite(samples))[0])
+        place = tuple(int(index) for index in np.unravel_index(np.argmin(np.isfinite(samples)), samples.shape))
         where = place[0] if samples.ndim == 1 else place
         raise InputError(f"samples: {array[place]} at index {where}; every sample must be a finite number")
     samples.flags.writeable = False

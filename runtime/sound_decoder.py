@@ -10,7 +10,7 @@ import numpy as np
 from .bundle import Bundle
 from .chunks import ChunkProfile, Pace, Pacer
 from .engines.base import Engine
-from .errors import InputError
+from .errors import EngineError, InputError
 from .post_codec import open_post_codec
 from .vocabulary import check_codes
 
@@ -127,6 +127,11 @@ class SoundDecoder:
             ends = last and number == len(parts)
             began = time.perf_counter()
             samples = self._stream.decode(frames, last=ends)
+            if not np.isfinite(samples).all():
+                raise EngineError(
+                    "the codec gave NaN or infinity; its numbers are broken (an overflow, or damaged weights): "
+                    "see what ualm doctor says of the bundle"
+                )
             self._samples += len(samples)
             pieces.append(samples if self._post is None else self._post.push(samples, last=ends))
             if self._pace is not None and len(samples):

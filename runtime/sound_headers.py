@@ -42,9 +42,11 @@ class Header:
     guessed: bool = False
 
     def mended(self, file: BinaryIO) -> BinaryIO:
-        """The file as libsndfile reads it whole."""
-        if not (self.patches or self.guessed):
-            return file
+        """The file as libsndfile (or FFmpeg, which needs no patches) reads it whole.
+
+        Also where nothing is mended: a damaged header sends a library to places before the beginning, and what a file
+        of Python's says to that would be printed, as an exception that nobody catches.
+        """
         return cast(BinaryIO, _Mended(file, self.patches, _STRETCH if self.guessed else 1))
 
 
@@ -77,7 +79,8 @@ class _Mended(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, patches: dict[int, bytes], stretch: int) -> None:
         self._file, self._patches, self._at = file, patches, 0
-        self._length = file.seek(0, io.SEEK_END) * stretch
+        self._held = file.seek(0, io.SEEK_END)
+        self._length = self._held * stretch
 
     def readable(self) -> bool:
         return True
@@ -94,6 +97,8 @@ class _Mended(io.RawIOBase):
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        if self._at >= self._held:  # as far beyond as a damaged header sends it
+            return 0
         self._file.seek(self._at)
         data = bytearray(self._file.read(len(view)))
         for at, patch in self._patches.items():

@@ -200,7 +200,7 @@ def _other(file: BinaryIO, limit: Limit, reason: str) -> tuple[np.ndarray, int, 
             f"extra `av`: {install_hint('av')}"
         )
     try:
-        return sound_av.decode(file, limit)
+        return sound_av.decode(Header().mended(file), limit)
     except sound_av.AvError as error:
         raise InputError(f"not a sound file that can be read ({reason}; FFmpeg: {error}); {_MEND}") from error
 

@@ -8,8 +8,9 @@ from .errors import InputError
 
 #: Bytes held of a sound that cannot be read twice, such as a pipe: 300 s of 96 kHz stereo in 32 bits are 220 MiB.
 STREAM_BYTES = 256 << 20
-#: Bytes of samples (float32, all channels) that a sound with a longest length may take: 300 s of 96 kHz in 8 channels.
-DECODED_BYTES = 1 << 30
+#: Bytes of samples (float32, all channels) that a sound with a longest length may take: 300 s of 48 kHz in 8 channels.
+#: They are held twice while they are put together, and that stays below a gigabyte.
+DECODED_BYTES = 448 << 20
 #: Rates in Hz that a file may claim. What lies outside is a damaged header.
 LOWEST_RATE, HIGHEST_RATE = 100, 10_000_000
 

@@ -44,10 +44,11 @@ class MappedTensors(Mapping[str, np.ndarray]):
             self._header = json.loads(self._map[8 : 8 + length].tobytes())
             if not isinstance(self._header, dict):
                 raise ValueError("header without names")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{path}: not a readable safetensors file ({error}); copy the bundle again") from error
         self._start = 8 + length
-        self._names = [name for name in self._header if name != "__metadata__" and not name.startswith("_padding.")]
+        hidden = {name for name in self._header if name == "__metadata__" or name.startswith("_padding.")}
+        self._names = {name: None for name in self._header if name not in hidden}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -55,17 +56,47 @@ class MappedTensors(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def stored_as(self, name: str) -> str:
         """Safetensors' name of a tensor's type, where numpy has none of its own: "BF16", "F8_E4M3"."""
         return str(self._header[name]["dtype"])
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Offset from the start of the file, and length, of a tensor, in bytes."""
+        begin, end = self._header[name]["data_offsets"]
+        return self._start + begin, end - begin
+
+    def check_whole(self) -> None:
+        """:class:`BundleError` unless every byte belongs to one tensor, readable and in its place, or to padding."""
+        hidden = [name for name in self._header if name.startswith("_padding.")]
+        at = self._start
+        try:
+            for name in sorted([*self, *hidden], key=lambda name: self._header[name]["data_offsets"]):
+                self[name]
+                begin, length = self.place(name)
+                if begin != at:
+                    raise ValueError(f"{name!r:.80} begins at byte {begin}, what is before it ends at {at}")
+                at += length
+            if at != len(self._map):
+                raise ValueError(f"{len(self._map) - at} bytes behind its last tensor")
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{self.path}: not a whole safetensors file ({error}); export the run again") from error
 
     def __getitem__(self, name: str) -> np.ndarray:
         try:
             entry = self._header[name]
             begin, end = (self._start + offset for offset in entry["data_offsets"])
             dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+            if not all(type(size) is int and size >= 0 for size in shape):  # numpy would guess a size of -1
+                raise ValueError(f"a shape of {entry['shape']!r:.80}")
             if not self._start <= begin <= end <= len(self._map) or end - begin != math.prod(shape) * dtype.itemsize:
                 raise ValueError("offsets and shape disagree")
+            if begin % dtype.itemsize:
+                raise ValueError(f"it begins at byte {begin}, between two numbers of {dtype.itemsize} bytes")
             return self._map[begin:end].view(dtype).reshape(shape)
         except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"{self.path}: tensor {name!r} cannot be read ({error}); export the run again") from error
+            raise BundleError(
+                f"{self.path}: tensor {name!r:.80} cannot be read ({error}); export the run again"
+            ) from error

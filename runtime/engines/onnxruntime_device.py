@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import EngineError
 from ..vocabulary import CHOOSABLE
+from .checks import in_a_line
 from .device import Buffer, Device, Grown, Number
 from .device_body import DeviceStep, Modality
 from .device_cache import CacheShape, DeviceCache
@@ -50,7 +51,7 @@ class DeviceBinding:
         try:
             self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # pybind11 raises several unrelated types here
-            raise EngineError(f"part {self._role}: ONNX Runtime failed ({error})") from error
+            raise EngineError(f"part {self._role}: ONNX Runtime failed ({in_a_line(error)})") from error
 
 
 class PositionTables:

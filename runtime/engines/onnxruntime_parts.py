@@ -14,6 +14,7 @@ from ..bundle import Bundle
 from ..errors import EngineError
 from ..tensors import widen
 from .arithmetic import Arithmetic, Part, arithmetic_of
+from .checks import in_a_line
 
 try:
     from .onnxruntime_library import ort
@@ -96,7 +97,7 @@ class OnnxRuntimeParts:
             # enable_fallback: a provider that fails is an error, not a line on standard output and another provider
             return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:  # pybind11 raises several unrelated types here
-            raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error})") from error
+            raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({in_a_line(error)})") from error
 
     @functools.cached_property
     def codec_silence(self) -> Mapping[str, np.ndarray]:
@@ -123,7 +124,7 @@ class OnnxRuntimeParts:
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(f"part {role}: ONNX Runtime failed ({error})") from error
+            raise EngineError(f"part {role}: ONNX Runtime failed ({in_a_line(error)})") from error
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         return self.run(self.encoder_role, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Callable
@@ -77,14 +78,19 @@ def test_the_capabilities_are_those_that_tensorrt_rtx_takes_and_those_that_it_re
     assert {87, 90, 100, 110} <= set(SMS) - set(RTX_SMS) and set(RTX_SMS) <= set(SMS)
 
 
+def stored_in(bundle: Path, precision: str) -> Bundle:
+    """The bundle as if its body were stored in another format."""
+    opened = Bundle(bundle, verify="never")
+    precisions = {**opened.manifest.precision, "backbone": precision}
+    opened.manifest = dataclasses.replace(opened.manifest, precision=precisions)
+    return opened
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp8"])
 @pytest.mark.parametrize("name", list(LIBRARIES))
 @pytest.mark.parametrize("sm", SMS)
-def test_what_is_advised_is_not_refused(tiny_bundle, tmp_path, accepts, sm, name, precision):
-    def change(document: dict[str, Any]) -> None:
-        document["precision"]["backbone"] = precision
-
-    bundle = Bundle(changed_manifest(tiny_bundle, tmp_path / "bundle", change), verify="never")
+def test_what_is_advised_is_not_refused(tiny_bundle, accepts, sm, name, precision):
+    bundle = stored_in(tiny_bundle, precision)
     reason = refusal(LIBRARIES[name], facts_of(sm), bundle)
     assert reason is not None and "\n" not in reason
     if precision == "fp8" and sm < 89:
@@ -98,11 +104,8 @@ def test_what_is_advised_is_not_refused(tiny_bundle, tmp_path, accepts, sm, name
 
 
 @pytest.mark.parametrize("sm", SMS)
-def test_what_is_advised_for_fp8_under_onnxruntime_is_not_refused(tiny_bundle, tmp_path, accepts, monkeypatch, sm):
-    def change(document: dict[str, Any]) -> None:
-        document["precision"]["backbone"] = "fp8"
-
-    bundle = Bundle(changed_manifest(tiny_bundle, tmp_path / "bundle", change), verify="never")
+def test_what_is_advised_for_fp8_under_onnxruntime_is_not_refused(tiny_bundle, accepts, monkeypatch, sm):
+    bundle = stored_in(tiny_bundle, "fp8")
     monkeypatch.setattr(onnxruntime_cuda, "cuda_facts", lambda: facts_of(sm))
     monkeypatch.setattr(onnxruntime_cuda.ort, "get_available_providers", lambda: [onnxruntime_cuda.PROVIDER])
     reason = onnxruntime_cuda.why_not(bundle, 64)

@@ -27,6 +27,16 @@ def surprised(rng: random.Random, folder: Path) -> str:
     raise IndexError("list index out of range")
 
 
+class Fragile:
+    def __del__(self) -> None:
+        raise KeyError("where nobody listens")
+
+
+def unheard(rng: random.Random, folder: Path) -> str:
+    Fragile()
+    return "well"
+
+
 def dies(rng: random.Random, folder: Path) -> str:
     os.abort()
 
@@ -45,7 +55,14 @@ def test_outcomes_are_counted_and_the_same_for_a_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "said"), [(two_lines, "one line"), (surprised, "IndexError"), (dies, "ended with -6"), (grows, "holds 1")]
+    ("case", "said"),
+    [
+        (two_lines, "one line"),
+        (surprised, "IndexError"),
+        (dies, "ended with -6"),
+        (grows, "holds 1"),
+        (unheard, "KeyError"),
+    ],
 )
 def test_violations_fail_and_every_case_is_counted(case: fuzzing.Case, said: str) -> None:
     with pytest.raises(AssertionError, match=f"3 of 3 cases violate the limits(.|\n)*{said}"):

@@ -23,6 +23,7 @@ from ualm.runtime.bundle import (
     _digest,
     describe_file,
 )
+from ualm.runtime.chat import TextCodec
 from ualm.runtime.errors import BundleError, InputError
 from ualm.runtime.tensors import MappedTensors
 
@@ -171,6 +172,15 @@ def test_an_unreadable_tokenizer_is_named_even_without_verification(bundle):
     assert str(bundle / TOKENIZER) in str(caught.value)
 
 
+def test_what_a_tokenizer_quotes_is_one_short_line(bundle):
+    document = json.loads((bundle / TOKENIZER).read_text())
+    document["model"]["merges"][0] = ["x" * 5000 + "\n", "y"]
+    (bundle / TOKENIZER).write_text(json.dumps(document))
+    with pytest.raises(BundleError, match="not a readable tokenizer") as caught:
+        TextCodec(bundle / TOKENIZER)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
 # ---- what is no bundle, or a newer one ----
 
 
@@ -314,6 +324,7 @@ def test_a_damaged_memory_is_not_believed(bundle, cache, content):
 
 def _safetensors(header: object, data: bytes = bytes(64)) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the first number is aligned
     return len(text).to_bytes(8, "little") + text + data
 
 

@@ -179,7 +179,9 @@ def test_a_weight_that_is_nan_fails_and_the_json_stays_json(run, copy):
 
 
 def test_a_part_that_cannot_be_loaded_fails_its_check_alone(run, copy):
-    (copy / "encoder.onnx").write_bytes(b"no graph")
+    graph = (copy / "encoder.onnx").read_bytes()
+    assert graph.count(b"Gelu") > 1
+    (copy / "encoder.onnx").write_bytes(graph.replace(b"Gelu", b"Gala"))
     sign(copy)
     status, out, err = run(copy, "--json")
     checks = {check["name"]: check for check in json.loads(out)["bundle"]["checks"]}
@@ -227,11 +229,8 @@ def test_a_golden_vector_that_lacks_an_output_is_refused(copy):
     tensors = dict(MappedTensors(copy / GOLDEN))
     tensors = {name: np.array(values) for name, values in tensors.items() if name != "pcm"}
     (copy / GOLDEN).write_bytes(safetensors.numpy.save(tensors))
-    sign(copy)
-    bundle = Bundle(copy, verify="never")
-    engine = OnnxRuntimeEngine(bundle, threads=1, max_context=doctor.GOLDEN_CONTEXT)
     with pytest.raises(BundleError, match="lacks pcm; export the run again"):
-        doctor.check_golden(bundle, engine)
+        sign(copy)
 
 
 def test_an_engine_of_another_shape_fails_its_check(tiny_bundle):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -352,6 +353,63 @@ def test_what_is_no_file_is_told(model: Model, tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", np.zeros(3))
     with pytest.raises(SessionError, match="not a saved session"):
         model.restore(tmp_path / "array.npy")
+
+
+def test_a_saved_session_is_read_without_parsing_python(
+    model: Model, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's own parser fails now and then where several threads use it (3.11: 'AST constructor recursion')."""
+    rows = model.restore(saved).rows
+
+    def raced(source: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch (before=45, after=61)")
+
+    monkeypatch.setattr("ast.literal_eval", raced)
+    monkeypatch.setattr("builtins.compile", raced)
+    assert model.restore(saved).rows == rows
+
+
+@pytest.mark.parametrize(
+    "content", [b"rubbish" * 99, b"\x80\x04K\x01.", b"", b"\x93NUMPY\x01\x00v\x00{}", b"PK\x05\x06" * 9]
+)
+def test_rubbish_is_told_in_a_line_that_advises_nothing_dangerous(model: Model, saved: Path, content: bytes) -> None:
+    saved.write_bytes(content)
+    with pytest.raises(SessionError, match=r"not a saved session .* save it again") as error:
+        model.restore(saved)
+    assert "pickle" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_array_that_says_to_be_larger_than_its_file_takes_no_memory(model: Model, saved: Path) -> None:
+    content = saved.read_bytes()
+    found = re.search(rb"'shape': \((\d+), 2, \d+, \d+, \d+\), \} {9}", content)
+    assert found is not None
+    layers = found[1] + b"0" * 9
+    larger = content.replace(found[0], found[0].replace(b"(" + found[1], b"(" + layers)[:-9])
+    saved.write_bytes(larger)
+    with pytest.raises(SessionError, match=r"not a saved session .*bytes"):
+        model.restore(saved)
+
+
+def test_a_cache_that_is_not_finite_is_told(model: Model, saved: Path) -> None:
+    with np.load(saved) as stored:
+        about, cache = stored["about"], stored["cache"]
+    cache[0, 0, 0, 0, 0] = np.nan
+    np.savez(saved, about=about, cache=cache)
+    with pytest.raises(SessionError, match="its cache holds NaN or infinity"):
+        model.restore(saved)
+
+
+def test_what_is_no_damage_is_not_called_damage(model: Model, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved.with_name("loop.npz").symlink_to("loop.npz")
+    with pytest.raises(SessionError, match=r"loop.npz: cannot be read .*symbolic links.*; check its name"):
+        model.restore(saved.with_name("loop.npz"))
+
+    def broken(*arguments: object) -> None:
+        raise TypeError("a fault of ours")
+
+    monkeypatch.setattr("ualm.runtime.session.json.loads", broken)
+    with pytest.raises(TypeError, match="a fault of ours"):
+        model.restore(saved)
 
 
 def test_a_session_of_another_bundle_is_told(model: Model, tiny_bundle: Path, saved: Path) -> None:

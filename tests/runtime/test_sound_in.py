@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -252,6 +253,17 @@ def test_an_open_file_is_read_from_where_it_stands(tmp_path):
         assert len(Sound.from_file(file).samples) == 1000
     with open(path) as file, pytest.raises(InputError, match=r"a\.bin: opened as text"):
         Sound.from_file(file)
+
+
+def test_a_header_that_leads_before_the_beginning_prints_no_exception(monkeypatch, capfd):
+    unheard: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: unheard.append(about.exc_value))
+    aiff = encoded(np.zeros(200), format="AIFF", subtype="PCM_16")
+    for at in range(12, 54):
+        for wrong in (b"\xff" * 8, b"\xff" * 4, b"\x80\0\0\0"):
+            with contextlib.suppress(InputError):
+                Sound.from_file(aiff[:at] + wrong + aiff[at + len(wrong) :])
+    assert not unheard and "Traceback" not in capfd.readouterr().err
 
 
 # ---- bounds ----

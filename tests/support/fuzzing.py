@@ -1,14 +1,16 @@
 """Thousands of hostile inputs against one door of the product, in processes of their own, with limits.
 
 A case is a function of a random generator and an empty folder: it makes its input, offers it, and returns in words what
-came of it. It may raise `UalmError` with a message of one line (a refusal); anything else that it raises, more than
-`MOST_SECONDS`, more than `MOST_BYTES` of memory and a process that dies are violations. Case ``i`` of seed ``s`` is the
-same input wherever it runs: ``run_case(case, s, i, folder)`` repeats it alone.
+came of it. It may raise `UalmError` with a message of one line (a refusal); anything else that it raises, in callbacks
+and threads too, more than `MOST_SECONDS`, more than `MOST_BYTES` of memory and a process that dies are violations. Case
+``i`` of seed ``s`` is the same input wherever it runs: ``run_case(case, s, i, folder)`` repeats it alone.
 """
 
 import collections
+import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import os
 import random
@@ -18,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -47,15 +50,26 @@ class Outcome:
 def run_case(case: Case, seed: int, number: int, folder: Path) -> Outcome:
     """Case ``number`` of ``seed``, here and now, in ``folder`` (made, and empty)."""
     folder.mkdir(parents=True)
+    unheard: list[str] = []
+    sys.unraisablehook = lambda about: unheard.append(f"{about.err_msg}: {about.exc_value!r} in {about.object!r}")
+    threading.excepthook = lambda about: unheard.append(f"a thread ended with {about.exc_value!r}")
+    printed = io.StringIO()
     started = time.monotonic()
     try:
-        kind, text = case(random.Random(f"{seed}/{number}"), folder), ""
+        with contextlib.redirect_stderr(printed):
+            kind, text = case(random.Random(f"{seed}/{number}"), folder), ""
     except UalmError as error:
         kind, text = "refused", f"{type(error).__name__}: {error}"
         if "\n" in str(error).strip() or len(str(error)) > LONGEST_MESSAGE or not str(error).strip():
             kind = "violation"
     except BaseException:  # a case may do anything; whatever it does is an outcome
         kind, text = "violation", traceback.format_exc()
+    finally:
+        sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
+    if "Traceback" in printed.getvalue():
+        unheard.append(printed.getvalue())
+    if unheard:  # it was printed, and all went on
+        kind, text = "violation", f"{unheard[0]}; {text}"
     if kind != "violation" and time.monotonic() - started > MOST_SECONDS:
         kind, text = "violation", f"took {time.monotonic() - started:.1f} s: {text}"
     return Outcome(number, kind, text)
