@@ -14,6 +14,7 @@ import typer
 from .bundle import MANIFEST, Bundle
 from .cli_common import JsonOption, in_bytes, named_or_packaged, report, table
 from .model import DEFAULT_CONTEXT
+from .reading import read_json
 from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, SPECIALS, STREAMS
 
 #: Columns of the words that a model knows.
@@ -50,7 +51,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     return {
         "bundle": str(bundle.folder),
         "digest": bundle.digest,
-        "version": json.loads((bundle.folder / MANIFEST).read_text(encoding="utf-8"))["version"],
+        "version": read_json(bundle.folder / MANIFEST)["version"],
         "created_by": manifest.created_by,
         "source": dict(manifest.source),
         "model": vars(model),

@@ -30,6 +30,7 @@ from .errors import (
 )
 from .files import replacing_file
 from .generate import Modality
+from .reading import check_file, first_line, parse_json
 from .sampling import AudioSampling, TextSampling, check_options
 from .segment import Segment
 from .turn import Turn
@@ -143,8 +144,9 @@ class Session:
     def _restore(cls, model: Model, path: str | os.PathLike[str], limits: Limits) -> Session:
         file = Path(path)
         try:
+            check_file(file)
             with np.load(file, allow_pickle=False) as stored:
-                about, cache = json.loads(stored["about"].tobytes()), stored["cache"]
+                about, cache = parse_json(stored["about"].tobytes()), stored["cache"]
             if about["format"] != "ualm-session" or about["version"] != 1:
                 raise ValueError("not a session of version 1")
             found, ends = about["model"], [int(end) for end in about["ends"]]
@@ -153,7 +155,7 @@ class Session:
         except FileNotFoundError:
             raise SessionError(f"{file}: no such file; save a session first") from None
         except Exception as error:  # zipfile, numpy and json each have their own for a damaged file
-            why = str(error) or type(error).__name__
+            why = first_line(error)
             raise SessionError(f"{file}: not a saved session ({why}); save it again") from error
         if found != model.identity:
             raise SessionError(f"{file}: was saved with another bundle ({found!s:.12}); open that one to restore it")
