@@ -22,6 +22,7 @@ from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.engines.onnxruntime_parts import OnnxRuntimeParts
 from ..runtime.errors import ExportError, InputError
 from ..runtime.hearing import FeatureSpec, Hearing
+from ..runtime.reading import first_line, read_text
 from ..runtime.sound import Sound
 from .agreement import branches, embed_parts, hold_rows, read_rows
 from .forward import hidden_states
@@ -33,6 +34,8 @@ from .weights import WeightStore
 DAMPING = 0.01
 #: Rows that a conversation may have.
 CONTEXT = 8192
+#: Bytes of a file of prompts.
+MOST_PROMPTS = 4 << 20
 #: What is asked about a sound that is only there to be heard.
 QUESTION = "What do you hear?"
 _TEXT_SUFFIXES = (".txt", ".text")
@@ -76,9 +79,9 @@ class CalibrationSet:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"--calibrate {file}: not a readable text in UTF-8 ({error})") from error
+        return [line.strip() for line in read_text(file, MOST_PROMPTS).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ExportError(f"--calibrate {file}: not a readable text in UTF-8 ({first_line(error)})") from error
 
 
 def rows_read(bundle: Bundle, conversations: Sequence[Sequence[Message]]) -> list[np.ndarray]:
