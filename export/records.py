@@ -45,7 +45,7 @@ class Records:
             self._bytes = np.memmap(path, np.uint8, mode="r")
             with zipfile.ZipFile(path) as archive:
                 entries, end = archive.infolist(), archive.start_dir
-            self._records = {start: record for start, record in (self._place(entry, end) for entry in entries)}
+            self._records = dict(self._place(entry, end) for entry in entries)
         except ExportError:
             raise
         except Exception as error:  # zipfile has several for a damaged directory

@@ -70,7 +70,7 @@ def find_run(
         weights, found_step = _find_weights(run, step)
     elif step is not None:
         raise ExportError(f"--step {step}: cannot be combined with --weights, which names one file already")
-    elif not weights.is_file():
+    elif not os.path.lexists(weights):  # what is there and is no file, whoever reads it says so
         raise ExportError(f"{weights}: no such file; --weights names a {WEIGHTS_FILE}")
     if found_step is None:
         found_step = next((int(m[1]) for p in weights.parents if (m := re.fullmatch(r"step_(\d+)", p.name))), None)
@@ -80,14 +80,14 @@ def find_run(
     if config is None:
         assert run is not None
         config = _find_config(run, weights)
-    elif not config.is_file():
+    elif not os.path.lexists(config):
         raise ExportError(f"{config}: no such file; --config names the run's {CONFIG_FILE}")
     return RunFiles(config, weights, found_step)
 
 
 def _find_weights(run: Path, step: int | None) -> tuple[Path, int | None]:
     direct = run / WEIGHTS_FILE
-    if direct.is_file() and step is None:
+    if os.path.lexists(direct) and step is None:
         return direct, None
     if direct.is_file() and not (run / "checkpoints").is_dir():
         raise ExportError(f"{direct}: lies in no folder that tells its step; leave out --step {step}")
@@ -115,7 +115,7 @@ def _find_config(run: Path, weights: Path) -> Path:
     places = [run / CONFIG_FILE, run / "conf" / CONFIG_FILE, weights.parent / CONFIG_FILE]
     places.append(run.resolve().parent.parent / "conf" / CONFIG_FILE)
     for place in places:
-        if place.is_file():
+        if os.path.lexists(place):
             return place
     looked = ", ".join(str(p) for p in dict.fromkeys(places))
     raise ExportError(f"{run}: no {CONFIG_FILE} found (looked for {looked}); name it with --config")
