@@ -24,7 +24,7 @@ from .records import Records
 #: What weights are stored in. Other types need scales, or a meaning, that no tensor's own file has.
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 #: Letters of a tensor's name.
-MOST_NAME = 256
+MOST_NAME = 160
 #: How often the same values may be in a checkpoint, under several names: tied tables are there twice.
 MOST_SHARED = 4
 

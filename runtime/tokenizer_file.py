@@ -58,17 +58,17 @@ def read_tokenizer(path: str | os.PathLike[str], ids: int = MOST_IDS) -> Tokeniz
         raise ValueError("it has no field model")
     _check_growth(document)
     _check_ids(document, ids)
-    return loaded(content)
-
-
-def loaded(content: bytes) -> Tokenizer:
-    """What the library makes of a file's content; ValueError with its reason."""
     try:
-        return Tokenizer.from_str(content.decode("utf-8"))
+        tokenizer = Tokenizer.from_str(content.decode("utf-8"))
     except BaseException as error:
         if not of_the_library(error):
             raise
         raise ValueError(first_line(error)) from error
+    for token in document.get("added_tokens") or ():
+        # the library gives a token that is new to it the next id, whatever the file says
+        if (found := tokenizer.token_to_id(token["content"])) != token["id"]:
+            raise ValueError(f"added_tokens: {shown(token['content'])} has the id {token['id']}, and would get {found}")
+    return tokenizer
 
 
 def of_the_library(error: BaseException) -> bool:

@@ -267,7 +267,7 @@ def changed_tokenizer(rng: random.Random, run: Path) -> Harm:
 def changed_yaml(rng: random.Random, run: Path) -> Harm:
     values = yaml.safe_load((run / "train.yaml").read_text())
     path = _changed_field(rng, values)
-    (run / "train.yaml").write_text(yaml.safe_dump(values, allow_unicode=False))
+    (run / "train.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     return Harm(f"train.yaml: {'.'.join(path)}"[:200], frozenset({TOKENIZER, *TOLD}))
 
 
