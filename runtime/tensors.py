@@ -68,7 +68,7 @@ class MappedTensors(Mapping[str, np.ndarray]):
         try:
             entry = self._header[name]
             begin, end = (self._start + offset for offset in entry["data_offsets"])
-            if (stored := entry["dtype"]) not in _DTYPES:
+            if not isinstance(stored := entry["dtype"], str) or stored not in _DTYPES:
                 raise ValueError(f"dtype = {shown(stored)}; known are {', '.join(_DTYPES)}")
             dtype, shape = np.dtype(_DTYPES[stored]), tuple(entry["shape"])
             if not self._start <= begin <= end <= len(self._map) or end - begin != math.prod(shape) * dtype.itemsize:
