@@ -151,7 +151,7 @@ def overwritten(rng: random.Random, run: Path) -> Harm:
 
 
 def listed_otherwise(rng: random.Random, run: Path) -> Harm:
-    """The pickle that lists the tensors, changed, and its checksum mended: any tensor may be another now."""
+    """The pickle that lists the tensors, changed, and its checksum mended: what torch reads otherwise is another now."""
     path = run / CHECKPOINT
     with zipfile.ZipFile(path) as archive:
         entry = next(entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
@@ -171,7 +171,24 @@ def listed_otherwise(rng: random.Random, run: Path) -> Harm:
     if content[descriptor : descriptor + 4] == b"PK\x07\x08":
         content[descriptor + 4 : descriptor + 8] = checksum
     path.write_bytes(content)
-    return Harm("the list of tensors changed", frozenset(unharmed().sources) | {*TOLD})
+    return Harm("the list of tensors changed", _made_of(_differing(path)))
+
+
+def _differing(path: Path) -> set[str]:
+    """Tensors that a checkpoint has otherwise than the unharmed one, as torch reads it when it copies every record."""
+    before = torch.load(unharmed().run / CHECKPOINT, weights_only=True)["module"]
+    try:
+        module = torch.load(path, weights_only=True)["module"]
+        same = {name for name in before if name in module and torch.equal(module[name], before[name])}
+    except Exception:  # then no export may read it
+        return set()
+    return set(before) - same
+
+
+def _made_of(names: set[str]) -> frozenset[str]:
+    """Tensors of a bundle that are made of these of a checkpoint."""
+    made = {ours for ours, sources in unharmed().sources.items() if sources & names}
+    return frozenset(made | {"null.keys", "null.values"} if made else made)
 
 
 ODD: list[Callable[[torch.Tensor], Any]] = [
@@ -209,8 +226,7 @@ def odd_tensor(rng: random.Random, run: Path) -> Harm:
     make = rng.randrange(len(ODD))
     module[name if rng.random() < 0.8 else rng.choice(("extra", "a" * 10**4, "a\nb"))] = ODD[make](module[name])
     torch.save(saved, run / CHECKPOINT)
-    made = {ours for ours, sources in unharmed().sources.items() if name in sources}
-    return Harm(f"tensor {name} made odd ({make})", frozenset(made) | {"null.keys", "null.values"})
+    return Harm(f"tensor {name} made odd ({make})", _made_of({name}))
 
 
 # ---- harms to texts, which have no checksum ----
