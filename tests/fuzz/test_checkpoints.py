@@ -151,7 +151,7 @@ def overwritten(rng: random.Random, run: Path) -> Harm:
 
 
 def listed_otherwise(rng: random.Random, run: Path) -> Harm:
-    """The pickle that lists the tensors, changed, and its checksum mended: what torch reads otherwise is another now."""
+    """The pickle that lists the tensors, changed, its checksum mended: what torch reads otherwise is another now."""
     path = run / CHECKPOINT
     with zipfile.ZipFile(path) as archive:
         entry = next(entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
