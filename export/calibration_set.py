@@ -10,10 +10,13 @@ import soundfile
 
 from ..runtime.chat import Message
 from ..runtime.errors import ExportError, InputError
+from ..runtime.reading import first_line, read_text
 from ..runtime.sound import Sound
 
 #: Formats of the backbone that can be calibrated.
 CALIBRATED = ("int8", "int4", "fp8")
+#: Bytes of a file of prompts.
+MOST_PROMPTS = 4 << 20
 #: What is asked about a sound that is only there to be heard.
 QUESTION = "What do you hear?"
 _TEXT_SUFFIXES = (".txt", ".text")
@@ -78,6 +81,6 @@ def _nothing(path: Path) -> ExportError:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"--calibrate {file}: not a readable text in UTF-8 ({error})") from error
+        return [line.strip() for line in read_text(file, MOST_PROMPTS).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ExportError(f"--calibrate {file}: not a readable text in UTF-8 ({first_line(error)})") from error

@@ -6,6 +6,7 @@ being converted. ``weights_only`` means that no code in the file is ever run.
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import zipfile
@@ -17,6 +18,15 @@ import numpy as np
 import torch
 
 from ..runtime.errors import ExportError
+from ..runtime.reading import check_file, first_line, shown
+from .records import Records
+
+#: What weights are stored in. Other types need scales, or a meaning, that no tensor's own file has.
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+#: Letters of a tensor's name.
+MOST_NAME = 160
+#: How often the same values may be in a checkpoint, under several names: tied tables are there twice.
+MOST_SHARED = 4
 
 
 class TensorSource(Protocol):
@@ -44,15 +54,21 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        loaded = _load(path)
-        if not isinstance(loaded, dict) or not isinstance(loaded.get("module"), dict):
-            raise ExportError(f'{path}: holds no "module" state dict; a DeepSpeed model_states file is expected')
-        self._tensors: dict[str, torch.Tensor] = loaded["module"]
+        size = _check_whole(path)
+        self._records = Records(path)
+        self._tensors = _module(path, _load(path, "cpu", mmap=True))
         for name, tensor in self._tensors.items():
-            if not isinstance(name, str):
-                raise ExportError(f"{path}: module has the key {name!r}, not a tensor's name")
-            if not isinstance(tensor, torch.Tensor):
-                raise ExportError(f"{path}: module[{name!r}] is a {type(tensor).__name__}, not a tensor")
+            if reason := _unsupported(tensor):
+                raise ExportError(f"{path}: tensor {name} {reason}")
+        nbytes = sum(tensor.nbytes for tensor in self._tensors.values())
+        if nbytes > MOST_SHARED * size:
+            raise ExportError(
+                f"{path}: its tensors are {nbytes} bytes in a file of {size}: they share values more than "
+                f"{MOST_SHARED} times over; save each on its own"
+            )
+        # without values a load is quick, and tells where they are: a mapped tensor no longer knows
+        places = _module(path, _load(path, "meta", mmap=False))
+        self._starts = {name: _start(tensor) for name, tensor in places.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -68,6 +84,12 @@ class Checkpoint:
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         tensor = self._tensor(name).detach()
+        if tensor.dtype not in WEIGHT_DTYPES:
+            raise ExportError(
+                f"{self.path}: tensor {name} is {self.dtype(name)}; weights are expected as "
+                f"{', '.join(str(dtype).removeprefix('torch.') for dtype in WEIGHT_DTYPES)}: save it as one of them"
+            )
+        self._records.check(self._starts[name], tensor.untyped_storage().nbytes(), f"tensor {name}")
         values = (tensor[rows] if tensor.ndim else tensor).to(torch.float32).contiguous().numpy()
         # max/min propagate NaN and see infinities without making a mask as large as the tensor
         if values.size and not (np.isfinite(values.max()) and np.isfinite(values.min())):
@@ -81,36 +103,70 @@ class Checkpoint:
             raise ExportError(f"{self.path}: tensor {name} is missing") from None
 
 
-def _load(path: Path) -> Any:
+def _module(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
+    """The state dict of what was loaded: names that fit into a message, and tensors."""
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("module"), dict):
+        raise ExportError(f'{path}: holds no "module" state dict; a DeepSpeed model_states file is expected')
+    for name, tensor in loaded["module"].items():
+        if not isinstance(name, str) or not 0 < len(name) <= MOST_NAME or not name.isprintable():
+            raise ExportError(f"{path}: module has the key {shown(name)}, not a tensor's name")
+        if not isinstance(tensor, torch.Tensor):
+            raise ExportError(f"{path}: module[{name!r}] is a {type(tensor).__name__}, not a tensor")
+    return dict(loaded["module"])
+
+
+def _unsupported(tensor: torch.Tensor) -> str | None:
+    """Why a tensor is none that a bundle could be made of, whatever it stands for; None if it is one."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        return f"is {kind}; save it dense (Tensor.to_dense)"
+    if tensor.device.type != "cpu":
+        return f"is on the device {tensor.device}, where it has no values; save the checkpoint with them"
+    if tensor.is_quantized:
+        return f"is quantised ({str(tensor.dtype).removeprefix('torch.')}); save it as it was trained"
+    if tensor.is_complex() or tensor.is_neg():
+        return "is complex, or a part of such; weights are real numbers"
+    if tensor.ndim and math.prod(tensor.shape) * tensor.itemsize > tensor.untyped_storage().nbytes():
+        return f"repeats its values (shape {list(tensor.shape)}, strides {list(tensor.stride())}); save it contiguous"
+    return None
+
+
+def _start(tensor: torch.Tensor) -> int:
+    """The byte of the file at which the storage of a tensor begins, which was loaded without values."""
+    return int(getattr(tensor.untyped_storage(), "_checkpoint_offset", -1))
+
+
+def _load(path: Path, device: str, *, mmap: bool) -> Any:
     try:
-        _check_whole(path)
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except FileNotFoundError as error:
-        raise ExportError(f"{path}: no such file; give the folder of a training run") from error
+        return torch.load(path, map_location=device, mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
+        found = re.search(r"(?:GLOBAL|class) (\S{1,200})", str(error))
         raise ExportError(
             f"{path}: holds {found[1] if found else 'something'}, neither a tensor nor a plain value; refused, and "
             "nothing in it was run: save the checkpoint again without it"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"{path}: not a readable checkpoint ({reason}); copy it again") from error
+    except Exception as error:  # a damaged file may end in any of torch's, pickle's or Python's own
+        raise ExportError(f"{path}: not a readable checkpoint ({first_line(error)}); copy it again") from error
 
 
-def _check_whole(path: Path) -> None:
-    """Refuse what is no zip with its directory, which torch would only describe by what goes wrong next."""
-    with open(path, "rb") as file:
-        start = file.read(2)
-        if not start:
-            raise ExportError(f"{path}: the file is empty (0 bytes); copy it again")
-        if not zipfile.is_zipfile(file):
-            size = path.stat().st_size
-            if start == b"PK":
-                raise ExportError(f"{path}: truncated at {size} bytes (its end is missing); copy it again")
-            raise ExportError(
-                f"{path}: not a checkpoint as torch.save writes it (since version 1.6); give a model_states file"
-            )
+def _check_whole(path: Path) -> int:
+    """Bytes of the file; refuses what is no zip with its directory, which torch would only describe by what goes wrong
+    next."""
+    try:
+        size = check_file(path).st_size
+        with open(path, "rb") as file:
+            start = file.read(2)
+            if start and zipfile.is_zipfile(file):
+                return size
+    except FileNotFoundError as error:
+        raise ExportError(f"{path}: no such file; give the folder of a training run") from error
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path}: not a readable checkpoint ({first_line(error)}); copy it again") from error
+    if not start:
+        raise ExportError(f"{path}: the file is empty (0 bytes); copy it again")
+    if start == b"PK":
+        raise ExportError(f"{path}: truncated at {size} bytes (its end is missing); copy it again")
+    raise ExportError(f"{path}: not a checkpoint as torch.save writes it (since version 1.6); give a model_states file")
 
 
 def read_conv(source: TensorSource, prefix: str) -> np.ndarray:

@@ -14,20 +14,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from huggingface_hub.errors import StrictDataclassError
 from transformers import XcodecConfig
 
 from ..runtime.errors import ExportError
+from ..runtime.reading import first_line, shown
 from ..runtime.vocabulary import STREAMS
 from .checkpoint import TensorSource, read_conv, weight_norm_names
 from .codec_graphs import draw_stream, draw_whole
 from .codec_layers import Convolution, decoder_convolutions, frame_context, lookahead_samples
+from .fields import MOST_SIZE
 from .graph import Graph
 from .weights import WeightStore
 
 PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
 #: Modules that only encoding uses.
 ENCODER_SIDE = ("acoustic_encoder.", "encoder_semantic.", "decoder_semantic.", "semantic_model.", "fc.", "fc1.")
+#: The most that a configuration may ask for: Hz, and samples that a frame is upsampled to in one block, and blocks.
+MOST_RATE = 768_000
+MOST_RATIO = 1024
+MOST_BLOCKS = 16
 _CODEBOOK = re.compile(r"quantizer\.quantizers\.(\d+)\.codebook\.(?:embed|inited|cluster_size|embed_avg)")
 
 
@@ -95,8 +100,9 @@ def _read_config(config: Mapping[str, Any]) -> tuple[Any, list[int]]:
     try:
         full: Any = XcodecConfig.from_dict(dict(config))
         acoustic, hop, _ = full.acoustic_model_config, full.hop_length, full.num_quantizers
-    except (StrictDataclassError, TypeError, ValueError, KeyError, ZeroDivisionError, OverflowError) as error:
-        raise ExportError(f"codec config: not a configuration that XcodecModel takes ({error})") from error
+    except Exception as error:  # what transformers computes with the fields may end in any of Python's own
+        reason = first_line(error)
+        raise ExportError(f"codec config: not a configuration that XcodecModel takes ({reason})") from error
     sizes = {
         "sample_rate": full.sample_rate,
         "codebook_size": full.codebook_size,
@@ -106,16 +112,20 @@ def _read_config(config: Mapping[str, Any]) -> tuple[Any, list[int]]:
     }
     for field, value in sizes.items():
         if type(value) is not int or value < 1:
-            raise ExportError(f"codec config: {field} is {value!r}; a positive whole number is expected")
+            raise ExportError(f"codec config: {field} is {shown(value)}; a positive whole number is expected")
+        if value > (most := MOST_RATE if field == "sample_rate" else MOST_SIZE):
+            raise ExportError(f"codec config: {field} is {shown(value)}; at most {most} is supported")
     ratios = acoustic.upsampling_ratios
-    field = f"codec config: acoustic_model_config.upsampling_ratios is {ratios!r}"
+    field = f"codec config: acoustic_model_config.upsampling_ratios is {shown(ratios)}"
     # a ratio of 1 would need an output padding as large as the stride, which no framework takes
     if not isinstance(ratios, (list, tuple)) or not ratios or any(type(r) is not int or r < 2 for r in ratios):
         raise ExportError(f"{field}; a list of whole numbers from 2 up is expected")
+    if len(ratios) > MOST_BLOCKS or max(ratios) > MOST_RATIO:
+        raise ExportError(f"{field}; at most {MOST_BLOCKS} numbers up to {MOST_RATIO} are supported")
     if math.prod(ratios) != hop:
         raise ExportError(
             f"{field}, {math.prod(ratios)} samples a frame, but downsampling_ratios "
-            f"{list(acoustic.downsampling_ratios)} make a hop_length of {hop}; the two must agree"
+            f"{shown(acoustic.downsampling_ratios)} make a hop_length of {shown(hop)}; the two must agree"
         )
     if acoustic.decoder_hidden_size < 2 ** len(ratios):
         raise ExportError(

@@ -15,7 +15,9 @@ from transformers.audio_utils import mel_filter_bank
 
 from ..runtime.errors import ExportError
 from ..runtime.hearing import FeatureSpec
+from ..runtime.reading import shown
 from .checkpoint import TensorSource
+from .fields import MOST_SIZE
 from .graph import Graph
 from .weights import WeightStore
 
@@ -25,6 +27,11 @@ ADAPTOR_PREFIX = "adaptor.continuous_audio"
 #: Tensors of this part of the bundle start like this; the filters of the log-mel spectrogram are one of them.
 STORE_PREFIX = "encoder."
 MEL_FILTERS = "encoder.mel_filters"
+
+#: The most that ``preprocessor_config.json`` may ask for: Hz, samples of a Fourier transform, seconds of a sound.
+MOST_FEATURES = {"sampling_rate": 768_000, "n_fft": 65_536, "chunk_length": 3600}
+#: Positions of a window, a minute of sound: every one may attend to every other, whatever the checkpoint holds.
+MOST_POSITIONS = 3000
 
 #: ``torch.nn.LayerNorm``'s own; no configuration of these encoders names another.
 _LAYER_NORM_EPS = 1e-5
@@ -73,7 +80,7 @@ def audio_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def check_model_type(config: Mapping[str, Any], known: tuple[str, ...]) -> None:
     """Refuse the configuration of another encoder; one that names no type is believed."""
     if config.get("model_type") not in (None, *known):
-        raise ExportError(f"encoder config: model_type = {config['model_type']!r}, expected {' or '.join(known)}")
+        raise ExportError(f"encoder config: model_type = {shown(config['model_type'])}, expected {' or '.join(known)}")
 
 
 def positive_int(config: Mapping[str, Any], names: tuple[str, ...], default: int) -> int:
@@ -81,7 +88,9 @@ def positive_int(config: Mapping[str, Any], names: tuple[str, ...], default: int
     found = {name: config[name] for name in names if config.get(name) is not None}
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ExportError(f"encoder config: {name} = {value!r}, expected a positive whole number")
+            raise ExportError(f"encoder config: {name} = {shown(value)}, expected a positive whole number")
+        if value > MOST_SIZE:
+            raise ExportError(f"encoder config: {name} = {shown(value)}: at most {MOST_SIZE} is supported")
     if len(set(found.values())) > 1:
         spelled = ", ".join(f"{name} = {value}" for name, value in found.items())
         raise ExportError(f"encoder config: {spelled} contradict each other; they name the same size")
@@ -98,12 +107,17 @@ def encoder_shape(config: Mapping[str, Any]) -> EncoderShape:
         n_mels=positive_int(config, ("num_mel_bins",), 128),
         max_positions=positive_int(config, ("max_source_positions",), 1500),
     )
+    if shape.max_positions > MOST_POSITIONS:
+        raise ExportError(
+            f"encoder config: max_source_positions = {shape.max_positions}: at most {MOST_POSITIONS} is supported"
+        )
     if shape.width % shape.heads:
         raise ExportError(f"encoder config: d_model = {shape.width} is not a multiple of {shape.heads} heads")
     # scale_embedding is not looked at: the reference computes a factor from it and never applies it
     activation = config.get("activation_function", "gelu")
     if activation != "gelu":
-        raise ExportError(f"encoder config: activation_function = {activation!r}, only 'gelu' (exact) is supported")
+        found = shown(activation)
+        raise ExportError(f"encoder config: activation_function = {found}, only 'gelu' (exact) is supported")
     return shape
 
 
@@ -118,6 +132,8 @@ class FeatureSettings:
         for name in ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft"):
             if isinstance(given[name], bool) or not isinstance(given[name], int) or given[name] < 1:
                 raise _feature_error(name, given[name], "a positive whole number")
+            if given[name] > (most := MOST_FEATURES.get(name, MOST_SIZE)):
+                raise _feature_error(name, given[name], f"at most {most}")
         if given["dither"] != 0:
             raise _feature_error("dither", given["dither"], "0: features must not depend on chance")
         if given["feature_size"] != shape.n_mels:
@@ -269,4 +285,4 @@ class EncoderWriter:
 
 
 def _feature_error(name: str, value: object, expected: str) -> ExportError:
-    return ExportError(f"preprocessor_config.json: {name} = {value!r}, expected {expected}")
+    return ExportError(f"preprocessor_config.json: {name} = {shown(value)}, expected {expected}")

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def export_run(
 
 def read_templates(path: Path) -> Templates:
     """The templates of a run; the defaults where there is no such file."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return Templates()
     try:
         return Templates.from_json(read_json(path))
@@ -163,7 +164,7 @@ def read_templates(path: Path) -> Templates:
 
 def read_knows(path: Path) -> Knowledge | None:
     """What a run's model knows; None where there is no such file."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
         knows = Knowledge.from_json(read_json(path))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..runtime import reading
 from ..runtime.errors import ExportError
+from ..runtime.reading import first_line, shown
+
+#: The largest size that a configuration may ask for: sizes are 32 bits wide in what a bundle is made of.
+MOST_SIZE = 2**31 - 1
 
 
 class Fields:
@@ -39,30 +43,34 @@ class Fields:
         return value
 
     def refuse(self, name: str, why: str, default: Any = None) -> NoReturn:
-        raise ExportError(f"{self.path}: {self.prefix}{name} = {self.values.get(name, default)!r}: {why}")
+        field = name if name.isidentifier() else shown(name)
+        raise ExportError(f"{self.path}: {self.prefix}{field} = {shown(self.values.get(name, default))}: {why}")
 
-    def size(self, name: str, default: int | None = None) -> int:
+    def size(self, name: str, default: int | None = None, most: int = MOST_SIZE) -> int:
         """A positive whole number; ``default`` (where there is one) if the field is absent or null."""
         value = self.get(name, default)
         if type(value) is not int or value < 1:
             self.refuse(name, "a positive whole number is expected", default)
+        if value > most:
+            self.refuse(name, f"at most {most} is supported", default)
         return value
 
     def positive(self, name: str, default: float) -> float:
         """A finite number greater than 0."""
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
             self.refuse(name, "a finite number greater than 0 is expected", default)
         return float(value)
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
+    """The fields of a JSON file, within the limits of :mod:`runtime.reading`."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = reading.read_json(path)
     except FileNotFoundError as error:
         raise ExportError(f"{path}: missing; copy the model's folder again") from error
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ExportError(f"{path}: not a readable JSON file ({reason}); copy the model's folder again") from error
     if not isinstance(values, Mapping):
         raise ExportError(f"{path}: holds no fields; expected a JSON object")

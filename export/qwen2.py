@@ -9,6 +9,9 @@ from typing import Any
 
 from .fields import Fields
 
+#: The most layers that a backbone may ask for; the largest dense models have some 130.
+MOST_LAYERS = 1024
+
 
 @dataclass(frozen=True)
 class BackboneShape:
@@ -53,7 +56,7 @@ def backbone_shape(path: Path, config: Mapping[str, Any]) -> BackboneShape:
     hidden_size = fields.size("hidden_size")
     return BackboneShape(
         hidden_size=hidden_size,
-        layers=fields.size("num_hidden_layers"),
+        layers=fields.size("num_hidden_layers", most=MOST_LAYERS),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=fields.size("head_dim", max(hidden_size // heads, 1)),

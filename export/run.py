@@ -6,6 +6,7 @@ the weights that count are those in the checkpoint.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from typing import Any, NoReturn
 import yaml
 
 from ..runtime.errors import ExportError
+from ..runtime.reading import first_line, shown
 from ..runtime.vocabulary import STREAMS
 from .fields import Fields, read_json
 from .qwen2 import BackboneShape, backbone_shape
+from .yaml_file import read_yaml
 
 WEIGHTS_FILE = "mp_rank_00_model_states.pt"
 CONFIG_FILE = "train.yaml"
@@ -67,7 +70,7 @@ def find_run(
         weights, found_step = _find_weights(run, step)
     elif step is not None:
         raise ExportError(f"--step {step}: cannot be combined with --weights, which names one file already")
-    elif not weights.is_file():
+    elif not os.path.lexists(weights):  # what is there and is no file, whoever reads it says so
         raise ExportError(f"{weights}: no such file; --weights names a {WEIGHTS_FILE}")
     if found_step is None:
         found_step = next((int(m[1]) for p in weights.parents if (m := re.fullmatch(r"step_(\d+)", p.name))), None)
@@ -77,14 +80,14 @@ def find_run(
     if config is None:
         assert run is not None
         config = _find_config(run, weights)
-    elif not config.is_file():
+    elif not os.path.lexists(config):
         raise ExportError(f"{config}: no such file; --config names the run's {CONFIG_FILE}")
     return RunFiles(config, weights, found_step)
 
 
 def _find_weights(run: Path, step: int | None) -> tuple[Path, int | None]:
     direct = run / WEIGHTS_FILE
-    if direct.is_file() and step is None:
+    if os.path.lexists(direct) and step is None:
         return direct, None
     if direct.is_file() and not (run / "checkpoints").is_dir():
         raise ExportError(f"{direct}: lies in no folder that tells its step; leave out --step {step}")
@@ -112,7 +115,7 @@ def _find_config(run: Path, weights: Path) -> Path:
     places = [run / CONFIG_FILE, run / "conf" / CONFIG_FILE, weights.parent / CONFIG_FILE]
     places.append(run.resolve().parent.parent / "conf" / CONFIG_FILE)
     for place in places:
-        if place.is_file():
+        if os.path.lexists(place):
             return place
     looked = ", ".join(str(p) for p in dict.fromkeys(places))
     raise ExportError(f"{run}: no {CONFIG_FILE} found (looked for {looked}); name it with --config")
@@ -121,14 +124,16 @@ def _find_config(run: Path, weights: Path) -> Path:
 def read_recipe(path: Path) -> Recipe:
     """Read and check ``train.yaml`` and the configurations that it names."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError as error:
         raise ExportError(f"{path}: missing; name the run's {CONFIG_FILE} with --config") from error
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that does not exist
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ExportError(f"{path}: not a readable YAML file ({where}{reason}); copy it again, or mend it") from error
+        reason = getattr(error, "problem", None) or first_line(error)
+        raise ExportError(
+            f"{path}: not a readable YAML file ({where}{first_line(ValueError(reason))}); copy it again, or mend it"
+        ) from error
     if not isinstance(values, Mapping):
         raise ExportError(f"{path}: holds no fields; expected a UALM train.yaml")
     top = Fields(path, values)
@@ -163,10 +168,10 @@ def read_recipe(path: Path) -> Recipe:
     # the vocabulary is sized by the configuration beside the tokenizer, as in training
     tokenizer_config = read_json(tokenizer_folder / "config.json")
     text_size = tokenizer_config.get("vocab_size")
-    if not isinstance(text_size, int) or text_size != backbone.get("vocab_size"):
+    if type(text_size) is not int or text_size != backbone.get("vocab_size"):
         raise ExportError(
-            f"{backbone_file}: vocab_size = {backbone.get('vocab_size')!r}, but the tokenizer's "
-            f"{tokenizer_folder / 'config.json'} says {text_size!r}; both must be the same model's"
+            f"{backbone_file}: vocab_size = {shown(backbone.get('vocab_size'))}, but the tokenizer's "
+            f"{tokenizer_folder / 'config.json'} says {shown(text_size)}; both must be the same model's"
         )
     codec = read_json(folders.file(codec_name, "config.json", f"{discrete.prefix}codec_hf_model_tag"))
     encoder = read_json(folders.file(encoder_name, "config.json", encoder_field))
@@ -225,7 +230,8 @@ class _Resolver:
     def optional_file(self, name: str, filename: str) -> Path | None:
         local = self._local(name)
         if local is not None:
-            return local / filename if (local / filename).is_file() else None
+            # what is there and is no file is refused by whoever reads it, and not taken for absent
+            return local / filename if os.path.lexists(local / filename) else None
         return self._cached(name, filename)
 
     def _local(self, name: str) -> Path | None:
@@ -252,12 +258,12 @@ class _Resolver:
     def _absent(self, name: str, field: str, filename: str = "config.json") -> NoReturn:
         local = self._local(name)
         if local is not None:
-            raise ExportError(f"{field} = {name!r}: {local / filename} is missing; copy the model's folder again")
+            raise ExportError(f"{field} = {shown(name)}: {local / filename} is missing; copy the model's folder again")
         if not _is_hub_name(name):
             where = " or ".join(str(base) for base in dict.fromkeys(self.bases))
-            raise ExportError(f"{field} = {name!r}: no such folder, seen from {where}; correct the name")
+            raise ExportError(f"{field} = {shown(name)}: no such folder, seen from {where}; correct the name")
         raise ExportError(
-            f"{field} = {name!r}: neither a local folder nor in the local Hugging Face cache; fetch it with: "
+            f"{field} = {shown(name)}: neither a local folder nor in the local Hugging Face cache; fetch it with: "
             f'hf download {name} --include "*.json" --include "merges.txt"'
         )
 

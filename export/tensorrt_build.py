@@ -89,7 +89,7 @@ def build(
     for profile in profiles or [EngineProfile("fixed", {}, {})]:
         config.add_optimization_profile(_profile(builder, network, profile, onnx_path, logger))
     if timing_cache is not None:
-        known = timing_cache.read_bytes() if timing_cache.exists() else b""
+        known = timing_cache.read_bytes() if timing_cache.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=True)
     engine = builder.build_serialized_network(network, config)
     if engine is None:

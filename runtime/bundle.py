@@ -22,6 +22,7 @@ from .bundle_contents import check_contents
 from .engine_files import EngineFile
 from .errors import BundleError, InputError
 from .knowledge import Knowledge
+from .reading import check_file, first_line, read_json, shown
 from .sampling import AudioSampling, TextSampling, check_options
 from .templates import Templates
 from .tensors import MappedTensors
@@ -230,10 +231,10 @@ class Bundle:
             path = self.folder / name
             try:
                 inside = path.resolve().is_relative_to(root)
-                size = path.stat().st_size if inside else 0
+                size = check_file(path).st_size if inside else 0
             except FileNotFoundError:
                 raise BundleError(f"{path}: missing; copy the bundle again, or export the run again") from None
-            except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+            except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
                 raise BundleError(f"{path}: cannot be read ({error}); copy the bundle again") from error
             if not inside:
                 raise BundleError(f"{path}: leads outside the bundle; refused, export the run again")
@@ -270,20 +271,20 @@ class Bundle:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"{folder}: no bundle here ({MANIFEST} is missing); make one with: ualm export RUN -o BUNDLE"
         ) from None
     except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: not readable ({str(error).splitlines()[0]}); copy the bundle again") from error
+        raise BundleError(f"{path}: not readable ({first_line(error)}); copy the bundle again") from error
     if not isinstance(document, dict) or document.get("format") != "ualm-bundle":
         raise BundleError(f"{path}: not the manifest of a ualm bundle; make one with: ualm export RUN -o BUNDLE")
     version = document.get("version")
     if version != SCHEMA_VERSION or type(version) is not int:
         raise BundleError(
-            f"{path}: version = {version!r}: this ualm reads {SCHEMA_VERSION}; export the run again with this ualm, or "
-            "use the ualm that made it"
+            f"{path}: version = {shown(version)}: this ualm reads {SCHEMA_VERSION}; export the run again with this "
+            "ualm, or use the ualm that made it"
         )
     if document.get("digest") != _digest(document):
         raise BundleError(f"{path}: was changed after the export (digest differs); copy the bundle again")
@@ -327,7 +328,7 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
             calibration=_calibration(document.get("calibration")),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise BundleError(f"{path}: field missing or malformed ({error}); export the run again") from error
+        raise BundleError(f"{path}: field missing or malformed ({first_line(error)}); export the run again") from error
     for engine in manifest.engines:
         if engine.file not in files:
             raise BundleError(f"{path}: engines: {engine.file!r} is not among the files; export the run again")
@@ -386,6 +387,6 @@ def _stamp_file(folder: Path, digest: str) -> Path | None:
 
 def _read_stamp(path: Path) -> object:
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except (OSError, ValueError):
         return None

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from .errors import BundleError, InputError
+from .reading import first_line, shown
 from .sound import Sound, Speech
+from .tokenizer_file import MOST_IDS, of_the_library, read_tokenizer
 from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, Vocabulary, check_codes
 
 #: What a message can carry: a text, or a sound (made, or in a file), which may be marked as speech.
@@ -30,12 +31,13 @@ _CLEAN_UP += [(f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'
 class TextCodec:
     """Text to ids and back, with the bundle's tokenizer."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ids: int = MOST_IDS) -> None:
+        """``ids``: how many of them the model has rows for."""
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers library raises bare Exception
-            why = " ".join(str(error).split())  # it quotes tokens, of any length and with line breaks in them
-            raise BundleError(f"{path}: not a readable tokenizer ({why:.200}); export the run again") from error
+            self._tokenizer = read_tokenizer(path, ids)
+        except (OSError, ValueError) as error:
+            reason = first_line(error)
+            raise BundleError(f"{path}: not a readable tokenizer ({reason}); export the run again") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
@@ -50,9 +52,14 @@ class TextCodec:
                 f"text is not valid UTF-8 (character {error.start} is a lone surrogate, {text[error.start]!r}); "
                 "decode the bytes with the right encoding first"
             ) from error
-        ids = self._tokenizer.encode(text).ids
+        try:
+            ids = self._tokenizer.encode(text).ids
+        except BaseException as error:
+            if not of_the_library(error):
+                raise
+            raise InputError(f"text {shown(text)}: the tokenizer gives up on it ({first_line(error)})") from error
         if not ids:
-            raise InputError(f"text {text!r} has no tokens; write what the model should do")
+            raise InputError(f"text {shown(text)} has no tokens; write what the model should do")
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

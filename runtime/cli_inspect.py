@@ -15,6 +15,7 @@ from .bundle import MANIFEST, Bundle
 from .cli_common import JsonOption, in_bytes, named_or_packaged, report, table
 from .model import DEFAULT_CONTEXT
 from .quality import Verdict, verdicts
+from .reading import read_json
 from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, SPECIALS, STREAMS
 
 #: Columns of the words that a model knows.
@@ -51,7 +52,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     return {
         "bundle": str(bundle.folder),
         "digest": bundle.digest,
-        "version": json.loads((bundle.folder / MANIFEST).read_text(encoding="utf-8"))["version"],
+        "version": read_json(bundle.folder / MANIFEST)["version"],
         "created_by": manifest.created_by,
         "source": dict(manifest.source),
         "model": vars(model),

@@ -1,8 +1,13 @@
-"""Writing files whole or not at all: write beside, then rename."""
+"""Writing files whole or not at all: write beside, then rename.
+
+What is written beside is locked until it is renamed or removed. A process that was killed leaves it behind, and its
+lock goes with the process: whoever writes the same file or folder next removes what nobody holds.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -11,22 +16,32 @@ from pathlib import Path
 
 from .errors import OutputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextmanager
 def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; rename it to ``path`` when the block ends well.
 
     When the block raises (a full disk, Ctrl-C, anything else), the temporary file is removed and an existing
-    ``path`` stays as it was. ``OSError`` becomes :class:`OutputError`, naming the file.
+    ``path`` stays as it was. ``OSError`` becomes :class:`OutputError`, naming the file. The block writes into the file
+    that is there, which is locked; it does not put another one in its place.
     """
     target = Path(path)
     if not target.name:
         raise OutputError(f"{target}: is a folder; name a file")
-    temporary = _beside(target)
+    _remove_leftovers(target)
+    temporary, lock = _beside(target), _Lock()
     try:
         # within the block that cleans up: a signal may come as soon as there is something to clean up
         try:
             temporary.touch(mode=0o600, exist_ok=False)
+            while lock.take(temporary) is False:  # taken for a leftover, in the moment before
+                temporary = _beside(target)
+                temporary.touch(mode=0o600, exist_ok=False)
         except OSError as error:
             raise _not_writable(target, error) from error
         yield temporary
@@ -40,6 +55,7 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        lock.release()
 
 
 def check_new_folder(path: str | os.PathLike[str]) -> Path:
@@ -71,12 +87,16 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         made = [folder for folder in target.parents if not folder.exists()]
     except OSError as error:
         raise _not_writable(target, error) from error
-    temporary = _beside(target)
+    temporary, lock = _beside(target), _Lock()
     try:
         # within the block that cleans up: a signal may come as soon as there is something to clean up
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(target)
             temporary.mkdir(mode=0o700)
+            while lock.take(temporary) is False:
+                temporary = _beside(target)
+                temporary.mkdir(mode=0o700)
         except OSError as error:
             raise _not_writable(target, error) from error
         yield temporary
@@ -94,12 +114,67 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"{target}: not written ({error.strerror or error}); nothing was left behind") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
         _remove_empty(made)
 
 
 def _beside(target: Path) -> Path:
     """A hidden name that nobody else has, in the same folder; the suffix is kept, since it may choose a format."""
-    return target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+    return target.with_name(f".{target.stem}.u{secrets.token_hex(4)[1:]}{target.suffix}")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what processes that are gone have left beside ``target``; what is held, or not ours, stays."""
+    name = re.compile(rf"\.{re.escape(target.stem)}\.u[0-9a-f]{{7}}{re.escape(target.suffix)}")
+    with suppress(OSError):  # a folder that is missing, or cannot be listed, shows nothing
+        for entry in list(os.scandir(target.parent)):
+            if name.fullmatch(entry.name) and not entry.is_symlink():
+                _remove_leftover(Path(entry.path))
+
+
+def _remove_leftover(path: Path) -> None:
+    lock = _Lock()
+    with suppress(OSError):
+        try:
+            if lock.take(path) is not True:
+                return
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        finally:
+            lock.release()
+
+
+class _Lock:
+    """A lock on a file or folder, which ends with the process at the latest."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+
+    def take(self, path: Path) -> bool | None:
+        """True: it is ours now. False: it is somebody else's, or no longer there. None: this system, or this kind of
+        disk, has no such locks, so that nobody can tell."""
+        if fcntl is None:
+            return None
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # whoever held it before may have removed it
+            if os.path.samestat(os.fstat(self._descriptor), os.stat(path, follow_symlinks=False)):
+                return True
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except OSError:
+            self.release()
+            return None
+        self.release()
+        return False
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def _not_writable(target: Path, error: OSError) -> OutputError:

@@ -55,7 +55,7 @@ class Model:
         self._choice = Choice(engine) if choice is None else choice
         manifest = bundle.manifest
         self._vocabulary = manifest.vocabulary
-        self._text = TextCodec(bundle.path(TOKENIZER))
+        self._text = TextCodec(bundle.path(TOKENIZER), bundle.manifest.vocabulary.text_size)
         hearing = Hearing(FeatureSpec.from_json(manifest.features), bundle.table("encoder.mel_filters"))
         self._listener = Listener(hearing, engine)
         self._audio_defaults = AudioSampling.from_mapping(manifest.sampling["audio"])

@@ -32,6 +32,7 @@ from .errors import (
 )
 from .files import replacing_file
 from .generate import Modality
+from .reading import check_file, first_line, parse_json
 from .sampling import AudioSampling, TextSampling, check_options
 from .saved_arrays import SavedArrays
 from .segment import Segment
@@ -149,8 +150,7 @@ class Session:
     def _restore(cls, model: Model, path: str | os.PathLike[str], limits: Limits) -> Session:
         file = Path(path)
         try:
-            if not file.is_file() and file.exists():
-                raise ValueError("not a file")
+            check_file(file)
             with SavedArrays(file) as stored:
                 found, ends = _about(stored)
                 if found != model.identity:
@@ -179,7 +179,7 @@ class Session:
         except ValueError as error:
             if isinstance(error, UalmError):
                 raise
-            raise SessionError(f"{file}: not a saved session ({error}); save it again") from error
+            raise SessionError(f"{file}: not a saved session ({first_line(error)}); save it again") from error
         session = cls(model, limits)
         try:
             session._sequence.restore(cache)
@@ -205,10 +205,7 @@ class Session:
 
 def _about(stored: SavedArrays) -> tuple[object, list[int]]:
     """Which bundle a saved session is of, and the rows at which its turns end; ValueError where it is no session."""
-    try:
-        about = json.loads(stored.read("about", MOST_ABOUT).tobytes())
-    except RecursionError:
-        raise ValueError("its description is nested too deeply") from None
+    about = parse_json(stored.read("about", MOST_ABOUT).tobytes())
     if not isinstance(about, dict) or about.get("format") != "ualm-session" or about.get("version") != 1:
         raise ValueError("not a session of version 1")
     ends, cache = about.get("ends"), stored.describe("cache")

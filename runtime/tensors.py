@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import BundleError
+from .reading import MOST_HEADER, MOST_HEADER_VALUES, check_file, first_line, parse_json, shown
 
 _DTYPES = {
     "F32": np.float32,
@@ -37,15 +37,17 @@ class MappedTensors(Mapping[str, np.ndarray]):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            check_file(path)
             self._map = np.memmap(path, np.uint8, mode="r")
             length = int.from_bytes(self._map[:8].tobytes(), "little")
-            if not 2 <= length <= len(self._map) - 8:
+            if not 2 <= length <= min(len(self._map) - 8, MOST_HEADER):
                 raise ValueError(f"header of {length} bytes")
-            self._header = json.loads(self._map[8 : 8 + length].tobytes())
+            self._header = parse_json(self._map[8 : 8 + length].tobytes(), MOST_HEADER_VALUES)
             if not isinstance(self._header, dict):
                 raise ValueError("header without names")
-        except (OSError, ValueError, RecursionError) as error:
-            raise BundleError(f"{path}: not a readable safetensors file ({error}); copy the bundle again") from error
+        except (OSError, ValueError) as error:
+            reason = first_line(error)
+            raise BundleError(f"{path}: not a readable safetensors file ({reason}); copy the bundle again") from error
         self._start = 8 + length
         hidden = {name for name in self._header if name == "__metadata__" or name.startswith("_padding.")}
         self._names = {name: None for name in self._header if name not in hidden}
@@ -61,7 +63,10 @@ class MappedTensors(Mapping[str, np.ndarray]):
 
     def stored_as(self, name: str) -> str:
         """Safetensors' name of a tensor's type, where numpy has none of its own: "BF16", "F8_E4M3"."""
-        return str(self._header[name]["dtype"])
+        try:
+            return str(self._header[name]["dtype"])
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"{self.path}: tensor {shown(name)} has no dtype; export the run again") from error
 
     def place(self, name: str) -> tuple[int, int]:
         """Offset from the start of the file, and length, of a tensor, in bytes."""
@@ -82,21 +87,25 @@ class MappedTensors(Mapping[str, np.ndarray]):
             if at != len(self._map):
                 raise ValueError(f"{len(self._map) - at} bytes behind its last tensor")
         except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"{self.path}: not a whole safetensors file ({error}); export the run again") from error
+            reason = first_line(error)
+            raise BundleError(f"{self.path}: not a whole safetensors file ({reason}); export the run again") from error
 
     def __getitem__(self, name: str) -> np.ndarray:
         try:
             entry = self._header[name]
             begin, end = (self._start + offset for offset in entry["data_offsets"])
-            dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+            if not isinstance(stored := entry["dtype"], str) or stored not in _DTYPES:
+                raise ValueError(f"dtype = {shown(stored)}; known are {', '.join(_DTYPES)}")
+            dtype, shape = np.dtype(_DTYPES[stored]), tuple(entry["shape"])
             if not all(type(size) is int and size >= 0 for size in shape):  # numpy would guess a size of -1
-                raise ValueError(f"a shape of {entry['shape']!r:.80}")
+                raise ValueError(f"shape = {shown(entry['shape'])}")
             if not self._start <= begin <= end <= len(self._map) or end - begin != math.prod(shape) * dtype.itemsize:
                 raise ValueError("offsets and shape disagree")
             if begin % dtype.itemsize:
                 raise ValueError(f"it begins at byte {begin}, between two numbers of {dtype.itemsize} bytes")
             return self._map[begin:end].view(dtype).reshape(shape)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            reason = first_line(error)
             raise BundleError(
-                f"{self.path}: tensor {name!r:.80} cannot be read ({error}); export the run again"
+                f"{self.path}: tensor {shown(name)} cannot be read ({reason}); export the run again"
             ) from error

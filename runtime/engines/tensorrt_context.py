@@ -76,7 +76,7 @@ class CompiledParts:
         with self._cache_lock:
             if self._cache is None:
                 self._cache = config.create_runtime_cache()
-                if self._cache_file is not None and self._cache_file.exists():
+                if self._cache_file is not None and self._cache_file.is_file():
                     # it refuses what another driver, GPU or version wrote, and starts empty
                     self._cache.deserialize(self._cache_file.read_bytes())
             return self._cache

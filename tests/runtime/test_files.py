@@ -177,3 +177,62 @@ def test_a_folder_on_a_read_only_disk_is_refused(small_disk):
         with pytest.raises(OutputError, match="Read-only") as caught, replacing_folder(small_disk / target):
             pytest.fail("the block must not run")
         assert str(small_disk / target) in str(caught.value) and "choose a writable folder" in str(caught.value)
+
+
+# ---- what a killed process leaves ----
+
+HOLD = """
+import sys
+from ualm.runtime.files import replacing_file, replacing_folder
+write = replacing_folder if sys.argv[1] == "folder" else replacing_file
+with write(sys.argv[2]) as temporary:
+    (temporary / "half" if sys.argv[1] == "folder" else temporary).write_text("half")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def held(kind: str, target: Path) -> subprocess.Popen[str]:
+    """A process that is in the middle of writing ``target``."""
+    command = [sys.executable, "-c", HOLD, kind, str(target)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def write(kind: str, target: Path) -> None:
+    with (replacing_folder if kind == "folder" else replacing_file)(target) as temporary:
+        (temporary / "file" if kind == "folder" else temporary).write_text("new")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
+@pytest.mark.parametrize(("kind", "name"), [("file", "a.b.wav"), ("folder", "bundle"), ("folder", "bundle.v1 [x]")])
+def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path, kind, name):
+    (tmp_path / "other").mkdir()
+    target = tmp_path / name
+    killed, running = held(kind, target), held(kind, target)
+    other = held(kind, tmp_path / f"other{name}")
+    for process in (killed, other):
+        process.kill()
+        process.communicate()
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith(".")]) == 3
+    write(kind, target)
+    hidden = [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert len(hidden) == 2 and sum(path.startswith(".other") for path in hidden) == 1  # of another name: not ours
+    if kind == "folder":
+        for path in target.iterdir():
+            path.unlink()
+    running.communicate("")
+    assert running.returncode == 0
+    assert content(tmp_path)[name if kind == "file" else f"{name}/half"] == "half"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
+def test_a_link_or_a_name_of_somebody_elses_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".a.u1234567.wav").symlink_to(tmp_path / "mine")
+    (tmp_path / ".a.1234567.wav").write_text("mine")
+    (tmp_path / ".a.u123456g.wav").write_text("mine")
+    before = content(tmp_path)
+    write("file", tmp_path / "a.wav")
+    assert content(tmp_path) == before | {"a.wav": "new"}
