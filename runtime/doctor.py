@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import GOLDEN, Bundle
+from .compiled import native_problem
 from .engines.arithmetic import logits_tolerance, part_tolerance
 from .engines.base import Engine
 from .engines.device_check import cuda_facts
@@ -210,11 +211,8 @@ def cuda_build() -> str:
 
 def native_module() -> str | None:
     """None if the compiled module loads, else why it does not."""
-    try:
-        importlib.import_module("ualm.runtime._native")
-    except ImportError as error:
-        return f"{error}; install ualm again"
-    return None
+    problem = native_problem()
+    return None if problem is None else f"{problem}; install ualm again"
 
 
 def _version(distribution: str) -> str:
