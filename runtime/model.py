@@ -14,7 +14,7 @@ import numpy as np
 
 from .answer import Answer
 from .bundle import TOKENIZER, Bundle, Verify
-from .chat import CheckedMessage, Message, TextCodec, check_messages, prompt_parts
+from .chat import CheckedMessage, Content, Message, TextCodec, check_messages, prompt_parts
 from .chunks import PROFILES, ChunkProfile, Pace
 from .engines.base import Engine
 from .engines.selection import Choice, choose
@@ -243,8 +243,11 @@ class Model:
         ``text``. The answer is a ``str`` that also tells what cut it, in ``finish``, and its ``seed``.
         """
         text = self._text_sampling(text, options)
-        ready = isinstance(sound, (Sound, Speech, os.PathLike))
-        heard = sound if ready else Sound.from_file(sound, longest=self._listener.longest)
+        heard: Content
+        if isinstance(sound, (Sound, Speech, os.PathLike)):
+            heard = sound
+        else:
+            heard = Sound.from_file(sound, longest=self._listener.longest)
         messages: list[Message] = [("user", heard), ("user", question)]
         segment = self.run(messages, modality="text", max_segments=1, text=text, on_rows=on_rows)[0]
         assert segment.text is not None

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -141,12 +141,12 @@ class Session:
         with self._lock:
             self._refuse_if_busy("begin a turn")
         model = self._model
-        pairs = messages if isinstance(messages, (list, tuple)) else [_message(messages)]
+        given: Sequence[Any] = messages if isinstance(messages, (list, tuple)) else [_message(messages)]
         audio, text = model._options(audio, text, max_seconds)
         check_options("fixed", audio, text)
         model._check_modality(modality)
-        checked = model._checked(pairs)  # type: ignore[arg-type]
-        return Turn(self, tuple(pairs), checked, modality, audio, text, ChunkProfile.named(profile))
+        checked = model._checked(given)
+        return Turn(self, tuple(given), checked, modality, audio, text, ChunkProfile.named(profile))
 
     def ask(
         self,

@@ -178,16 +178,17 @@ def test_a_sound_in_memory_is_asked_about_without_a_file(model: Model, trumpet: 
 def test_after_a_warm_up_nothing_is_left_to_load() -> None:
     with Model.open(threads=1) as model:
         parts: dict[str, object] = model._engine._sessions  # type: ignore[attr-defined]
-        assert not parts
+        at_opening = len(parts)
         model.warm_up()
         loaded = dict(parts)
+        assert len(loaded) >= at_opening + 4
         sound = model.generate(PROMPT)
         model.ask(sound, "what is played?")
         model.reason(PROMPT).result()
         list(model.stream(PROMPT))
         session = model.session()
         session.ask(PROMPT)
-        assert parts == loaded and len(loaded) >= 5
+        assert parts == loaded
         assert session.turns == 1, "warming up leaves nothing behind"
 
 
