@@ -13,7 +13,7 @@ import pytest
 
 import ualm
 import ualm.runtime
-from ualm.runtime import EngineError, Model, _native, compiled
+from ualm.runtime import EngineError, Model, _native, cli, compiled
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,9 +90,7 @@ def test_without_its_compiled_module_that_is_the_reason_named_first(tmp_path: Pa
     assert str(site / "ualm" / "runtime") in last and "pip install" in last and "tensorrt" not in last.lower()
 
 
-def test_a_compiled_module_that_does_not_load_is_named_first(
-    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_module_that_does_not_load_is_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = installed(tmp_path, native=False)
     (site / "ualm" / "runtime" / f"_native{EXTENSION_SUFFIXES[0]}").write_bytes(b"no library at all")
     found = python("from ualm import Model; Model.open()", site=site, cwd=tmp_path)
@@ -103,11 +101,18 @@ def test_a_compiled_module_that_does_not_load_is_named_first(
     monkeypatch.setattr(compiled, "native_problem", lambda: "GLIBC_9 not found")
     for engine in (None, "onnxruntime", "tensorrt"):
         with pytest.raises(EngineError, match=r"^ualm's compiled module \S+ cannot be loaded: GLIBC_9 not found; inst"):
-            Model.open(tiny_bundle, engine=engine)
+            Model.open(engine=engine)
 
 
 @pytest.mark.parametrize("verb", [("export", "run", "-o", "bundle"), ("bench", "plan", "x")])
-def test_the_commands_name_it_first_as_well(ualm, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]) -> None:
+def test_the_commands_name_it_first_as_well(
+    verb: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(compiled, "native_problem", lambda: "GLIBC_9 not found")
-    status, _, err = ualm(*verb)
-    assert status == 1 and err.startswith("ualm: ualm's compiled module ualm.runtime._native cannot be loaded: GLIBC_9")
+    monkeypatch.setattr(sys, "argv", ["ualm", *verb])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    err = capsys.readouterr().err
+    assert stop.value.code == 1 and err.startswith(
+        "ualm: ualm's compiled module ualm.runtime._native cannot be loaded: GLIBC_9"
+    )
