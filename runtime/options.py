@@ -40,7 +40,7 @@ class TextOptions(_Options, total=False):
 def changed(options: _Sampling, values: Mapping[str, Any], codec: CodecIdentity, max_context: int) -> _Sampling:
     """``options`` with single fields replaced; :class:`InputError` for one that is unknown or cannot be used."""
     limit = "max_seconds" if isinstance(options, AudioSampling) else "max_tokens"
-    known = [field.name for field in fields(options)]
+    known: list[str] = [field.name for field in fields(options)]
     for name in values:
         if name not in (*known, limit):
             kind = type(options).__name__
@@ -56,10 +56,14 @@ def changed(options: _Sampling, values: Mapping[str, Any], codec: CodecIdentity,
 def rows_of_sound(seconds: object, codec: CodecIdentity, name: str = "max_seconds = ") -> int:
     """Rows that a sound of so many seconds takes. ``name``: begins the message of an error."""
     frame_seconds = codec.hop_length / codec.sample_rate
-    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not frame_seconds <= seconds < math.inf:
+    try:
+        number = float(seconds) if isinstance(seconds, Real) and not isinstance(seconds, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not frame_seconds <= number < math.inf:
         told = f"{seconds:g}" if isinstance(seconds, float) else repr(seconds)
         raise InputError(f"{name}{told}: give a number of seconds that holds one frame, {frame_seconds:g} s")
-    return int(float(seconds) / frame_seconds + 1e-6) + STREAMS - 1
+    return int(number / frame_seconds + 1e-6) + STREAMS - 1
 
 
 def rows_within(seconds: float, codec: CodecIdentity, max_context: int) -> int:
@@ -67,7 +71,7 @@ def rows_within(seconds: float, codec: CodecIdentity, max_context: int) -> int:
     rows = rows_of_sound(seconds, codec)
     if rows >= max_context:
         raise InputError(
-            f"max_seconds = {seconds:g}: needs {rows} rows beside the prompt's, but only {max_context} are reserved; "
-            "open the model with a larger max_context"
+            f"max_seconds = {float(seconds):g}: needs {rows} rows beside the prompt's, but only {max_context} are "
+            "reserved; open the model with a larger max_context"
         )
     return rows

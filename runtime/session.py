@@ -181,11 +181,12 @@ class Session:
         """Write the session to a file (a NumPy ``.npz``), for :meth:`Model.restore`."""
         target = _path(path)
         self._settle("save")
-        said, arrays = packed(self._said)
+        said, sounds = packed(self._said)
         about = {"format": "ualm-session", "version": 1, "model": self._model.identity, "ends": self._ends}
         written = np.frombuffer(json.dumps(about | {"said": said}).encode(), np.uint8)
         with replacing_file(target) as temporary, open(temporary, "wb") as file:
-            np.savez(file, about=written, cache=self._sequence.save(), **arrays)
+            arrays: dict[str, Any] = {"about": written, "cache": self._sequence.save(), **sounds}
+            np.savez(file, **arrays)
 
     @classmethod
     def _restore(cls, model: Model, path: str | os.PathLike[str], limits: Limits) -> Session:
@@ -194,7 +195,8 @@ class Session:
             with np.load(file, allow_pickle=False) as stored:
                 about, cache = json.loads(stored["about"].tobytes()), stored["cache"]
                 # a file of an earlier version does not tell what was said
-                said = unpacked(about["said"], stored) if "said" in about else [()] * (len(about["ends"]) - 1)
+                untold: list[tuple[Said, ...]] = [()] * (len(about["ends"]) - 1)
+                said = unpacked(about["said"], stored) if "said" in about else untold
             if about["format"] != "ualm-session" or about["version"] != 1:
                 raise ValueError("not a session of version 1")
             found, ends = about["model"], [int(end) for end in about["ends"]]
