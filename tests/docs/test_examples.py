@@ -11,9 +11,11 @@ from types import ModuleType
 from typing import Any, get_args
 
 import pytest
+import soundfile
 
 import ualm.runtime
 from support.runs import make_run
+from support.sounds import make_sound
 from ualm.runtime import AudioSampling, InputError, Model, TextSampling, errors, events, listening, session, turn
 from ualm.runtime.hearing import FeatureSpec
 from ualm.runtime.model import DEFAULT_CONTEXT
@@ -72,9 +74,10 @@ def name_of(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_examples_run(page: Path, workplace: Path, tmp_path: Path) -> None:
-    if page.name == "huggingface.md":  # it begins with a training run of the reader's own
+    if page.name == "huggingface.md":  # it begins with a training run and a recording of the reader's own
         (workplace / "exp").mkdir()
         (workplace / "exp" / "my_run").symlink_to(make_run(tmp_path / "run").folder)
+        soundfile.write(workplace / "dog.wav", make_sound(0.4).T, 16000)
     namespace = run_examples(page)
     if page.name == "limits.md":
         model = namespace["model"]
