@@ -99,7 +99,8 @@ def ask(
         elapsed = time.perf_counter() - started
         about: dict[str, Any] = {"answer": answer, "seed": seed, "finish": answer.finish}
         about |= {"elapsed_seconds": round(elapsed, 3)} | about_model(model) | {"outside": outside.found}
-    tell_cut(answer.finish)
+    if not as_json:
+        tell_cut(answer.finish)
     report(as_json, about, answer)
 
 

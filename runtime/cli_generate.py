@@ -143,7 +143,8 @@ def generate(
         "elapsed_seconds": round(elapsed, 3),
         "real_time_factor": round(elapsed / sound.duration, 3),
     } | about
-    tell_cut(sound.finish)
+    if not as_json:
+        tell_cut(sound.finish)
     where = "standard output" if piped else "played" if output is None else str(output)
     plain = f"{where}: {sound.duration:.2f} s in {elapsed:.2f} s{_remarks(result)}"
     if piped:
