@@ -8,6 +8,7 @@ with Model.open("bundle") as model:
 
 import importlib.metadata
 
+from .answer import Answer
 from .chunks import ChunkProfile
 from .errors import (
     BundleError,
@@ -32,6 +33,7 @@ from .segment import Segment
 from .session import Session
 from .sound import Sound, Speech
 from .sound_decoder import SoundDecoder
+from .sound_stream import SoundStream
 from .stages import (
     ReasoningEnded,
     ReasoningResult,
@@ -47,6 +49,7 @@ from .turn import Turn
 __version__ = importlib.metadata.version("ualm")
 
 __all__ = [
+    "Answer",
     "AudioSampling",
     "BundleError",
     "ChunkProfile",
@@ -71,6 +74,7 @@ __all__ = [
     "Sound",
     "SoundChunk",
     "SoundDecoder",
+    "SoundStream",
     "Speech",
     "Stage",
     "StageEnded",

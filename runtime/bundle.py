@@ -136,6 +136,11 @@ class Manifest:
     post_codec: PostCodecIdentity | None = None
     #: What the model knows, where its training run says so.
     knows: Knowledge | None = None
+
+    def __repr__(self) -> str:
+        sizes = f"{self.model.layers} layers of {self.model.hidden_size}"
+        return f"Manifest({sizes}, {self.precision['backbone']}, {len(self.parts)} parts, {len(self.files)} files)"
+
     #: Parts that were compiled for GPUs.
     engines: tuple[EngineFile, ...] = ()
     #: What the body was fitted to at export, where it was: {"source" (a name, None for what the export brings itself),
@@ -189,9 +194,14 @@ def _digest(document: Mapping[str, Any]) -> str:
 class Bundle:
     """An opened bundle: its manifest, the places of its files, and its tables as read-only maps."""
 
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.folder)!r}, digest {self.digest:.12})"
+
     def __init__(self, folder: str | os.PathLike[str], *, verify: Verify = "first") -> None:
         if verify not in ("first", "always", "never"):
             raise InputError(f'verify = {verify!r}: choose "first", "always" or "never"')
+        if not isinstance(folder, (str, os.PathLike)):
+            raise InputError(f"bundle = {folder!r:.80}: give the path of a folder, or None for the model within ualm")
         self.folder = Path(folder)
         document = _read_manifest(self.folder)
         self.manifest = _parse(self.folder / MANIFEST, document)

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypedDict, Union
 
 import numpy as np
 
@@ -20,7 +20,17 @@ from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, Vocabulary, check_code
 
 #: What a message can carry: a text, or a sound (made, or in a file), which may be marked as speech.
 Content = Union[str, Sound, Speech, "os.PathLike[str]"]
-Message = tuple[str, Content]
+
+
+class MessageDict(TypedDict):
+    """A message as other libraries write it."""
+
+    role: str
+    content: Content
+
+
+#: Who says what: a (role, content) pair, or ``{"role": ..., "content": ...}``.
+Message = tuple[str, Content] | MessageDict
 
 #: Clean-up of spaces that the published code asks the tokenizer for (as transformers 4.57 does it).
 _CLEAN_UP = [(f" {mark}", mark) for mark in (".", "?", "!", ",")]
@@ -141,10 +151,20 @@ def prompt_parts(
     return [*parts, np.concatenate([*rows, vocabulary.special_rows(tokens)])]
 
 
-def _check_message(message: Any, text: TextCodec, longest: float | None) -> CheckedMessage:
+def as_pair(message: Any) -> tuple[Any, Any]:
+    """Role and content of a message, however it was written; neither is checked."""
+    if isinstance(message, Mapping):
+        if set(message) != {"role", "content"}:
+            keys = ", ".join(map(repr, message))
+            raise InputError(f"a message has the keys 'role' and 'content', not {keys:.80}")
+        return message["role"], message["content"]
     if not isinstance(message, (tuple, list)) or len(message) != 2:
         raise InputError(f"a (role, content) pair is expected, not {message!r:.80}")
-    role, content = message
+    return message[0], message[1]
+
+
+def _check_message(message: Any, text: TextCodec, longest: float | None) -> CheckedMessage:
+    role, content = as_pair(message)
     if not isinstance(role, str) or role not in ROLES:
         raise InputError(f"role {role!r:.80} is unknown; choose {', '.join(ROLES)}")
     if isinstance(content, str):

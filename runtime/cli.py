@@ -34,6 +34,7 @@ from .cli_common import (
     live_rows,
     open_model,
     report,
+    tell_cut,
 )
 from .cli_compare import compare
 from .cli_doctor import doctor
@@ -41,6 +42,7 @@ from .cli_generate import generate
 from .cli_inspect import inspect
 from .cli_knows import KnowingCommand, Outside
 from .cli_reason import reason
+from .compiled import check_native
 from .errors import InputError, UalmError
 from .extras import install_hint
 from .post_codec import Resampler
@@ -96,8 +98,10 @@ def ask(
         with live_rows(lambda rows, elapsed: f"{rows} tokens, {elapsed:.1f} s") as on_rows:
             answer = model.ask(heard(sound, model), question, on_rows=on_rows, **options)
         elapsed = time.perf_counter() - started
-        about: dict[str, Any] = {"answer": answer, "seed": seed, "elapsed_seconds": round(elapsed, 3)}
-        about |= about_model(model) | {"outside": outside.found}
+        about: dict[str, Any] = {"answer": answer, "seed": seed, "finish": answer.finish}
+        about |= {"elapsed_seconds": round(elapsed, 3)} | about_model(model) | {"outside": outside.found}
+    if not as_json:
+        tell_cut(answer.finish)
     report(as_json, about, answer)
 
 
@@ -155,6 +159,7 @@ def export(
     """Turn a training run into a bundle, or into what another engine reads."""
     if output is None:
         raise InputError("--output: name the folder of the bundle to make")
+    check_native()
     try:
         from ualm.export.arguments import check_order
         from ualm.export.targets import Order, find_target

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from .cli_common import LiveLine, named_or_packaged, print_any
+from .compiled import check_native
 from .errors import InputError, OutputError, UalmError
 from .extras import install_hint
 from .files import replacing_file
@@ -322,6 +323,7 @@ def _write(render: Callable[[str], str], form: str, output: Path | None) -> None
 
 def _bench(module: str) -> ModuleType:
     """A module of the bench."""
+    check_native()
     try:
         return importlib.import_module(f"ualm.bench.{module}")
     except ImportError as error:

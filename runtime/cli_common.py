@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +19,11 @@ from rich.text import Text
 from .bundle import CodecIdentity
 from .engines.selection import Choice
 from .errors import InputError, OutputError
+from .finish import FinishReason
 from .model import Model
+from .options import rows_of_sound
 from .packaged import default_bundle
 from .sound import Sound
-from .vocabulary import STREAMS
 
 BundleOption = Annotated[
     Path | None,
@@ -104,12 +104,15 @@ def steps_of(max_seconds: float | None, codec: CodecIdentity) -> int | None:
     """Rows that a sound of ``--max-seconds`` takes; None for None."""
     if max_seconds is None:
         return None
-    frame_seconds = codec.hop_length / codec.sample_rate
-    if not frame_seconds <= max_seconds < math.inf:
-        raise InputError(
-            f"--max-seconds {max_seconds:g}: give a number of seconds that holds one frame, {frame_seconds:g} s"
-        )
-    return int(max_seconds / frame_seconds + 1e-6) + STREAMS - 1
+    return rows_of_sound(max_seconds, codec, "--max-seconds ")
+
+
+def tell_cut(finish: FinishReason | None) -> None:
+    """One line on standard error where a limit, not the model, ended a sound or an answer."""
+    if finish in ("max_seconds", "max_tokens"):
+        option = "--" + finish.replace("_", "-")
+        told = f"ualm: cut by its limit, not ended by the model; a larger {option} allows more"
+        print(told, file=sys.stderr, flush=True)
 
 
 def check_heard(sound: Path) -> None:

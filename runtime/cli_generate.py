@@ -33,6 +33,7 @@ from .cli_common import (
     report,
     sound_progress,
     steps_of,
+    tell_cut,
 )
 from .cli_knows import Outside
 from .errors import InputError
@@ -137,10 +138,13 @@ def generate(
         "frames": len(sound.codes) if sound.codes is not None else 0,
         "peak": round(float(abs(sound.samples).max()), 4),
         "gain": gain,
+        "finish": sound.finish,
         "seed": seed,
         "elapsed_seconds": round(elapsed, 3),
         "real_time_factor": round(elapsed / sound.duration, 3),
     } | about
+    if not as_json:
+        tell_cut(sound.finish)
     where = "standard output" if piped else "played" if output is None else str(output)
     plain = f"{where}: {sound.duration:.2f} s in {elapsed:.2f} s{_remarks(result)}"
     if piped:

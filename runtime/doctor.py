@@ -18,6 +18,7 @@ import numpy as np
 from .bundle import GOLDEN, Bundle
 from .bundle_contents import GOLDEN_CONTEXT as GOLDEN_CONTEXT
 from .bundle_contents import GOLDEN_TENSORS
+from .compiled import native_problem
 from .engines.arithmetic import logits_tolerance, part_tolerance
 from .engines.base import Engine
 from .engines.device_check import cuda_facts
@@ -207,11 +208,8 @@ def cuda_build() -> str:
 
 def native_module() -> str | None:
     """None if the compiled module loads, else why it does not."""
-    try:
-        importlib.import_module("ualm.runtime._native")
-    except ImportError as error:
-        return f"{error}; install ualm again"
-    return None
+    problem = native_problem()
+    return None if problem is None else f"{problem}; install ualm again"
 
 
 def _version(distribution: str) -> str:

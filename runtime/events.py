@@ -43,6 +43,10 @@ class SoundChunk:
     start: int
     preroll: float
 
+    def __repr__(self) -> str:
+        seconds = len(self.samples) / self.sample_rate
+        return f"SoundChunk(segment={self.segment}, {seconds:.2f} s at {self.sample_rate} Hz, start={self.start})"
+
 
 @dataclass(frozen=True, eq=False)
 class SegmentEnded:

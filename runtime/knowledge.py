@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from .shown import shortened
+
 #: Most characters of :attr:`Knowledge.about` and of a word, and most words.
 MOST_ABOUT, MOST_LETTERS, MOST_WORDS = 300, 40, 4096
 
@@ -41,6 +43,9 @@ class Knowledge:
 
     about: str
     words: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Knowledge({shortened(self.about)!r}, {len(self.words)} words)"
 
     def outside(self, prompt: str) -> bool:
         """Whether a prompt has content words and none of them is known; stop words count on neither side."""

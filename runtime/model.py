@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from types import MappingProxyType, TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from .answer import Answer
 from .bundle import TOKENIZER, Bundle, Verify
-from .chat import CheckedMessage, Message, TextCodec, check_messages, prompt_parts
+from .chat import CheckedMessage, Content, Message, TextCodec, check_messages, prompt_parts
 from .chunks import PROFILES, ChunkProfile, Pace
 from .cores import check_threads
 from .engines.base import Engine
 from .engines.selection import Choice, choose
 from .errors import InputError, UalmError
-from .events import SegmentEnded, SoundChunk
 from .generate import Began, Ended, Modality, OnRows, turn
 from .hearing import FeatureSpec, Hearing
 from .knowledge import Knowledge
 from .listening import Listener
+from .options import AudioOptions, TextOptions, changed
 from .packaged import default_bundle
 from .post_codec import open_post_codec
 from .reasoning import Reasoning
-from .sampling import AudioSampling, Mode, TextSampling, check_options
+from .sampling import SHORTEST_SOUND_ROWS, AudioSampling, Mode, TextSampling, check_kind, check_options
 from .segment import Segment, SegmentBuilder
 from .session import Limits, Session
-from .sound import Sound
+from .sound import Sound, Speech
 from .sound_decoder import SoundDecoder
+from .sound_in import Source
+from .sound_stream import SoundStream
 from .stages import ReasonMode
-from .turn import Turn
 from .vocabulary import check_codes
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:  # type checkers know it without the package
+    from typing_extensions import Unpack
 
 #: Rows reserved for a conversation by default: five minutes of heard sound and a long answer.
 DEFAULT_CONTEXT = 16384
@@ -106,24 +114,27 @@ class Model:
         max_segments: int = 8,
         audio: AudioSampling | None = None,
         text: TextSampling | None = None,
+        max_seconds: float | None = None,
         on_rows: OnRows | None = None,
     ) -> list[Segment]:
         """Answer a conversation: the lowest public call.
 
-        ``messages`` are (role, content) pairs in order; a role is "system", "user" or "assistant", content is a str, a
-        :class:`Sound` or a path to one (``pathlib.Path``), either marked with :class:`Speech` where it is speech to be
-        transcribed. ``modality`` forces the first segment's modality; the model chooses otherwise. ``mode``: see
-        ``sampling.Mode``. ``on_rows(modality, rows)`` is called every few rows, on this thread; an exception from
-        it ends the call.
+        ``messages`` are (role, content) pairs, or {"role": ..., "content": ...}, in order; a role is "system", "user"
+        or "assistant", content is a str, a :class:`Sound` or a path to one (``pathlib.Path``), either marked with
+        :class:`Speech` where it is speech to be transcribed. ``modality`` forces the first segment's modality; the
+        model chooses otherwise. ``mode``: see ``sampling.Mode``. ``max_seconds``: longest sound, in place of the
+        ``max_steps`` of ``audio``. ``on_rows(modality, rows)`` is called every few rows, on this thread; an exception
+        from it ends the call.
 
         Raises :class:`InputError` (:class:`ContextError` where the rows do not fit) and :class:`ModalityError`.
         """
-        audio = self._audio_defaults if audio is None else audio
-        text = self._text_defaults if text is None else text
+        audio, text = self._options(audio, text, max_seconds)
         check_options(mode, audio, text)
         self._check_modality(modality)
         if isinstance(max_segments, bool) or not isinstance(max_segments, Integral) or max_segments < 1:
             raise InputError(f"max_segments = {max_segments!r}: give a whole number of at least 1")
+        if on_rows is not None and not callable(on_rows):
+            raise InputError(f"on_rows = {on_rows!r:.80}: give a function of a modality and a number of rows")
         prompt = prompt_parts(self._checked(messages), self._vocabulary, self._listener.features)
         steps = turn(
             self._engine.open_sequence(),
@@ -139,7 +150,8 @@ class Model:
         try:
             for step in steps:
                 if isinstance(step, Began):
-                    builder = self._builder(step.modality, PROFILES["throughput"], None)
+                    seed = audio.seed if step.modality == "audio" else text.seed
+                    builder = self._builder(step.modality, PROFILES["throughput"], None, seed)
                 elif isinstance(step, Ended):
                     builder.rest()
                     segments.append(builder.segment(step.finish))
@@ -173,7 +185,7 @@ class Model:
         """Go on with a session from :meth:`Session.save`, made with this very bundle; limits as in :meth:`session`."""
         return Session._restore(self, path, Limits(memory_limit, time_limit, max_segments))
 
-    def listen(self, sound: Sound | str | os.PathLike[str]) -> Sound:
+    def listen(self, sound: Sound | Source) -> Sound:
         """Begin to hear a sound in the background, before the question about it is known.
 
         Returns the sound to put into a message. Features are cached by content, so any equal sound profits.
@@ -188,10 +200,13 @@ class Model:
         *,
         audio: AudioSampling | None = None,
         on_rows: OnRows | None = None,
-        **options: Any,
+        **options: Unpack[AudioOptions],
     ) -> Sound:
-        """Caption to sound. ``options`` override single fields of ``audio`` (``seed=7``, ``guidance=2.5``, ...)."""
-        audio = _override(audio or self._audio_defaults, options)
+        """Caption to sound. ``options`` override single fields of ``audio`` (``seed=7``, ``guidance=2.5``, ...).
+
+        ``max_seconds=`` limits its length; ``seed=None`` draws a seed. What cut it, and the seed, the sound tells.
+        """
+        audio = self._audio(audio, options)
         segment = self.run([("user", text)], modality="audio", max_segments=1, audio=audio, on_rows=on_rows)[0]
         assert segment.sound is not None  # "fixed" mode draws at least one frame
         return segment.sound
@@ -202,36 +217,41 @@ class Model:
         *,
         profile: str | ChunkProfile = "balanced",
         audio: AudioSampling | None = None,
-        **options: Any,
-    ) -> Iterator[SoundChunk]:
+        **options: Unpack[AudioOptions],
+    ) -> SoundStream:
         """Caption to sound, handed over while it is made: the chunks joined are what :meth:`generate` gives.
 
         ``profile``: how large the chunks are, see ``chunks.PROFILES``; other arguments as in :meth:`generate`. A thread
-        of its own computes ahead of whoever iterates. Leaving the loop, or closing the iterator, stops it.
+        of its own computes ahead of whoever iterates, with ``for`` or ``async for``. Leaving the loop stops it, and so
+        do ``cancel()`` and the end of a ``with`` block; in the end the stream has the whole ``sound``.
         """
-        audio = _override(audio or self._audio_defaults, options)
-        turn = self.session(max_segments=1).turn(text, modality="audio", audio=audio, profile=profile)
-        return _chunks(turn)
+        audio = self._audio(audio, options)
+        return SoundStream(self.session(max_segments=1).turn(text, modality="audio", audio=audio, profile=profile))
 
     def ask(
         self,
-        sound: Sound | str | os.PathLike[str],
+        sound: Sound | Speech | Source,
         question: str,
         *,
         text: TextSampling | None = None,
         on_rows: OnRows | None = None,
-        **options: Any,
-    ) -> str:
-        """Answer a question about a sound (or the file of that name).
+        **options: Unpack[TextOptions],
+    ) -> Answer:
+        """Answer a question about a sound, or a file as :meth:`Sound.from_file` takes it.
 
-        The sound comes first, as in the training task ``audio_to_conversation``.
+        The sound comes first, as in the training task ``audio_to_conversation``. ``options`` override single fields of
+        ``text``. The answer is a ``str`` that also tells what cut it, in ``finish``, and its ``seed``.
         """
-        text = _override(text or self._text_defaults, options)
-        heard = Sound.from_file(sound, longest=self._listener.longest) if isinstance(sound, str) else sound
+        text = self._text_sampling(text, options)
+        heard: Content
+        if isinstance(sound, (Sound, Speech, os.PathLike)):
+            heard = sound
+        else:
+            heard = Sound.from_file(sound, longest=self._listener.longest)
         messages: list[Message] = [("user", heard), ("user", question)]
         segment = self.run(messages, modality="text", max_segments=1, text=text, on_rows=on_rows)[0]
         assert segment.text is not None
-        return segment.text
+        return Answer(segment.text, segment.finish_reason, text.seed)
 
     def reason(
         self,
@@ -239,24 +259,26 @@ class Model:
         mode: ReasonMode = "enrich",
         *,
         rounds: int = 1,
-        seed: int | None = None,
         session: Session | None = None,
         audio: AudioSampling | None = None,
         text: TextSampling | None = None,
-        **options: Any,
+        **options: Unpack[AudioOptions],
     ) -> Reasoning:
         """Think before, between or after sounds: see ``reasoning``. Iterate for the events, or call ``result()``.
 
         ``prompt``: a text; in a "dialogue", the user's turns, one or many, also from an iterator, which is asked for
         the next turn when the one before is over. ``rounds``: how often a sound may be heard again ("reflect").
-        ``seed``: of both modalities; turn k draws with seed + k. ``session``: a conversation to go on with, None for a
-        new one. ``options`` override single fields of ``audio``. Bad input is refused here; the work starts with the
-        iteration.
+        ``session``: a conversation to go on with, None for a new one. ``options`` override single fields of ``audio``;
+        ``seed`` is that of both modalities, None draws one, and turn k draws with seed + k, as its stages tell. Bad
+        input is refused here; the work starts with the iteration.
         """
-        seeds = {} if seed is None else {"seed": seed}
-        audio = _override(audio or self._audio_defaults, seeds | options)
-        text = _override(text or self._text_defaults, seeds)
+        audio = self._audio(audio, options)
+        text = self._text_sampling(text, {"seed": audio.seed} if "seed" in options else {})
         check_options("fixed", audio, text)
+        if session is not None and not isinstance(session, Session):
+            raise InputError(
+                f"session is a {type(session).__name__}; give one of Model.session(), or None for a new one"
+            )
         talk = self.session() if session is None else session
         return Reasoning(talk, prompt, mode=mode, rounds=rounds, audio=audio, text=text)
 
@@ -271,6 +293,23 @@ class Model:
         """A decoder for codes that come piece by piece; its sound is that of :meth:`decode`."""
         return SoundDecoder(self._engine, self.bundle, profile)
 
+    def warm_up(self) -> None:
+        """Load every part of the model and run it once, so that the first answer comes as fast as the next.
+
+        Takes as long as a short question and a short sound; nothing is kept but features of the noise that was heard.
+        """
+        spec = FeatureSpec.from_json(self.bundle.manifest.features)
+        noise = np.random.default_rng(0).normal(scale=0.1, size=min(spec.sample_rate, spec.max_samples))
+        heard: list[Message] = [("user", Sound(noise, spec.sample_rate)), ("user", "Listen.")]
+        self.run(heard, modality="text", max_segments=1, text=self._text_sampling(None, {"max_steps": 2}))
+        # the guided branch, the codec's first piece, its last one, and the head that chooses between sound and text
+        frames = self.bundle.manifest.codec.first_frames + 1
+        audio = self._audio(None, {"max_steps": SHORTEST_SOUND_ROWS + frames})
+        self.run([("user", "Play.")], modality="audio", max_segments=1, audio=audio)
+        sequence = self._engine.open_sequence()
+        sequence.prefill(prompt_parts(self._checked([("user", "Choose.")]), self._vocabulary, self._listener.features))
+        sequence.modality_logits()
+
     def close(self) -> None:
         """Free the engine. The model cannot be used afterwards."""
         self._listener.close()
@@ -283,6 +322,9 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        return f"Model({str(self.bundle.folder)!r}, engine={self.engine!r}, max_context={self.max_context})"
 
     @property
     def identity(self) -> str:
@@ -321,26 +363,28 @@ class Model:
     def _checked(self, messages: Sequence[Message]) -> list[CheckedMessage]:
         return check_messages(messages, self._vocabulary, self._text, self._listener.check, self._listener.longest)
 
-    def _builder(self, modality: Modality, profile: ChunkProfile, pace: Pace | None) -> SegmentBuilder:
-        return SegmentBuilder(modality, self.bundle, self._text, self._engine, profile, pace)
+    def _builder(self, modality: Modality, profile: ChunkProfile, pace: Pace | None, seed: int) -> SegmentBuilder:
+        return SegmentBuilder(modality, self.bundle, self._text, self._engine, profile, pace, seed)
+
+    def _audio(self, audio: AudioSampling | None, values: Mapping[str, Any]) -> AudioSampling:
+        """The bundle's defaults, or ``audio``, with single fields replaced."""
+        return self._with(self._audio_defaults if audio is None else audio, values, AudioSampling)
+
+    def _text_sampling(self, text: TextSampling | None, values: Mapping[str, Any]) -> TextSampling:
+        return self._with(self._text_defaults if text is None else text, values, TextSampling)
+
+    def _with(self, options: Options, values: Mapping[str, Any], wanted: type[Options]) -> Options:
+        check_kind(wanted, options)
+        return changed(options, values, self.bundle.manifest.codec, self.max_context) if values else options
+
+    def _options(
+        self, audio: AudioSampling | None, text: TextSampling | None, max_seconds: float | None
+    ) -> tuple[AudioSampling, TextSampling]:
+        """Options of both modalities; ``max_seconds`` takes the place of the sound's ``max_steps``."""
+        longest = {} if max_seconds is None else {"max_seconds": max_seconds}
+        return self._audio(audio, longest), self._text_sampling(text, {})
 
     @staticmethod
     def _check_modality(modality: object) -> None:
         if modality not in (None, "audio", "text"):
             raise InputError(f"modality = {modality!r}: choose 'audio', 'text', or None to let the model choose")
-
-
-def _chunks(turn: Turn) -> Iterator[SoundChunk]:
-    try:
-        for event in turn:
-            if isinstance(event, SoundChunk):
-                yield event
-            elif isinstance(event, SegmentEnded):
-                break  # a model that would go on with another segment is not asked for it
-    finally:
-        turn.cancel()
-    turn._join()  # so that the model may be closed now
-
-
-def _override(options: Options, values: Mapping[str, Any]) -> Options:
-    return type(options).from_mapping({**vars(options), **values})

@@ -24,7 +24,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
 
-from .chat import Message
+from .async_reasoning import AsyncReasoningEvents
+from .chat import Content
+from .closing import Closing
 from .errors import InputError, SessionError, UalmError
 from .events import SegmentEnded, SegmentStarted, SoundChunk, TextDelta
 from .generate import Modality
@@ -51,14 +53,15 @@ if TYPE_CHECKING:
     from .turn import Turn
 
 _SEEDS = 2**64
+_Messages = list[tuple[str, Content]]
 
 
-class Reasoning:
-    """Made by :meth:`Model.reason`: iterate over it for its events, once, or take its :meth:`result`.
+class Reasoning(Closing):
+    """Made by :meth:`Model.reason`: iterate (``for`` or ``async for``) for its events, once, or take :meth:`result`.
 
-    Leaving the loop early cancels the turn under way. Each turn counts by itself: one that fails, is cancelled or
-    reaches a limit is taken back, and the session keeps the whole turns before it. A :class:`UalmError` has the
-    segments of those, and of the turn that failed, in ``segments``.
+    Leaving the loop early cancels the turn under way; leaving a ``with`` block waits for that as well. Each turn counts
+    by itself: one that fails, is cancelled or reaches a limit is taken back, and the session keeps the whole turns
+    before it. A :class:`UalmError` has the segments of those, and of the turn that failed, in ``segments``.
     """
 
     def __init__(
@@ -138,6 +141,13 @@ class Reasoning:
             )
         )
 
+    def __aiter__(self) -> AsyncReasoningEvents:
+        return AsyncReasoningEvents(self)
+
+    def __repr__(self) -> str:
+        state = "under way" if self._begun else "not begun"
+        return f"Reasoning({self.mode!r}, {state}, {len(self._turns)} turns, {len(self._stages)} stages)"
+
     # ---- the modes ----
 
     def _enrich(self) -> Iterator[ReasoningEvent]:
@@ -171,7 +181,7 @@ class Reasoning:
         assert sound is not None  # a turn forced to sound makes one
         words = {"prompt": self._said[0], "caption": self._caption()}
         verdict: Verdict | None = None
-        check: list[Message] = [("user", sound), ("user", filled(template.check, **words))]
+        check: _Messages = [("user", sound), ("user", filled(template.check, **words))]
         for event in self._take(check, "review", "repair", "text"):
             if verdict is None and isinstance(event, StageStarted) and event.kind == "repair":
                 verdict = Verdict(number, False, self._written("review", first))
@@ -191,7 +201,7 @@ class Reasoning:
     # ---- one turn ----
 
     def _take(
-        self, messages: list[Message], text_kind: StageKind, sound_kind: StageKind, modality: Modality | None
+        self, messages: _Messages, text_kind: StageKind, sound_kind: StageKind, modality: Modality | None
     ) -> Iterator[ReasoningEvent]:
         """One turn of the session, its segments as stages."""
         number = len(self._turns)
@@ -290,7 +300,7 @@ class _Cancelled(Exception):
     """The turn under way was cancelled."""
 
 
-def _after(system: str | None, request: str) -> list[Message]:
+def _after(system: str | None, request: str) -> _Messages:
     return [*([("system", system)] if system is not None else []), ("user", request)]
 
 

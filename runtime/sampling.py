@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any, Literal, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 
 from .errors import InputError
 from .vocabulary import STREAMS
@@ -17,6 +18,8 @@ Mode = Literal["fixed", "reference"]
 _LARGEST, _SMALLEST = (2 - 2**-23) * 2.0**127, 2.0**-149
 #: The fewest rows that hold one frame: the frame and the drain of the delay pattern.
 SHORTEST_SOUND_ROWS = STREAMS
+#: Bits of a seed that is drawn: few enough to write down, and enough never to meet the same twice.
+_DRAWN_BITS = 32
 
 _Options = TypeVar("_Options", bound="_Sampling")
 
@@ -41,7 +44,9 @@ class _Sampling:
         if self.top_k is not None:
             self._integer("top_k", 1, 2**31 - 1, "None keeps all candidates")
         self._integer("max_steps", 1, 2**31 - 1, "it limits the rows of one segment")
-        self._integer("seed", 0, 2**64 - 1, "any number of 64 bits")
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbits(_DRAWN_BITS))
+        self._integer("seed", 0, 2**64 - 1, "any number of 64 bits; None draws one")
 
     def _number(self, name: str, low: float, high: float, hint: str) -> None:
         value = getattr(self, name)
@@ -82,7 +87,7 @@ class AudioSampling(_Sampling):
 
     ``temperature`` 0 is greedy; ``top_k`` None keeps all candidates; ``guidance`` is the classifier-free guidance
     scale, 1 turns it off; ``max_steps`` limits the rows of a segment (a sound of T frames takes T + 7 rows, 50 frames
-    a second); equal ``seed`` and input give equal sound.
+    a second); equal ``seed`` and input give equal sound. ``seed`` None draws one, which the options then hold.
     """
 
     temperature: float = 0.8
@@ -91,6 +96,18 @@ class AudioSampling(_Sampling):
     guidance: float = 3.0
     max_steps: int = 1024
     seed: int = 0
+
+    if TYPE_CHECKING:  # what dataclass makes, but that it takes None for the seed, which the field never holds
+
+        def __init__(
+            self,
+            temperature: float = ...,
+            top_k: int | None = ...,
+            top_p: float = ...,
+            guidance: float = ...,
+            max_steps: int = ...,
+            seed: int | None = ...,
+        ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -104,14 +121,32 @@ class TextSampling(_Sampling):
     max_steps: int = 1024
     seed: int = 0
 
+    if TYPE_CHECKING:  # what dataclass makes, but that it takes None for the seed, which the field never holds
+
+        def __init__(
+            self,
+            temperature: float = ...,
+            top_k: int | None = ...,
+            top_p: float = ...,
+            guidance: float = ...,
+            max_steps: int = ...,
+            seed: int | None = ...,
+        ) -> None: ...
+
+
+def check_kind(wanted: type[AudioSampling] | type[TextSampling], options: object) -> None:
+    """Refuse options of another type, such as those of the other modality."""
+    if not isinstance(options, wanted):
+        name = "audio" if wanted is AudioSampling else "text"
+        raise InputError(
+            f"{name} is a {type(options).__name__}; give {wanted.__name__}(...), or None for the bundle's defaults"
+        )
+
 
 def check_options(mode: str, audio: AudioSampling, text: TextSampling) -> None:
     """Refuse an unknown mode, options of another type, and a step limit too small for the shortest sound."""
-    for name, options, wanted in (("audio", audio, AudioSampling), ("text", text, TextSampling)):
-        if not isinstance(options, wanted):
-            raise InputError(
-                f"{name} is a {type(options).__name__}; give {wanted.__name__}(...), or None for the bundle's defaults"
-            )
+    check_kind(AudioSampling, audio)
+    check_kind(TextSampling, text)
     if mode not in get_args(Mode):
         raise InputError(f'mode = {mode!r}: choose "fixed" or "reference"')
     if mode == "fixed" and audio.max_steps < SHORTEST_SOUND_ROWS:

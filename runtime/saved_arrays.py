@@ -61,6 +61,9 @@ class SavedArrays:
         self._archive.close()
         self._file.close()
 
+    def __contains__(self, name: str) -> bool:
+        return f"{name}.npy" in self._archive.namelist()
+
     def describe(self, name: str) -> SavedArray:
         """Type and shape of an array; nothing of it is read."""
         with self._member(name) as file:

@@ -10,7 +10,9 @@ from .bundle import Bundle
 from .chat import TextCodec
 from .chunks import ChunkProfile, Pace
 from .engines.base import Engine, Frames
+from .finish import FinishReason, finish_reason
 from .generate import Finish, Modality
+from .shown import shortened
 from .sound import Sound
 from .sound_decoder import SoundDecoder
 from .text_stream import TextStream
@@ -23,7 +25,8 @@ class Segment:
 
     ``rows`` int32 [T, 8] holds absolute ids as drawn, the stop row included if one was drawn. A text segment has
     ``text``; an audio segment has ``sound``, which is None only if a sound of "reference" mode stopped before its first
-    frame was whole. ``finish`` is "eos" (the turn is over), "eot" (another segment follows) or "max_steps".
+    frame was whole. ``finish`` is "eos" (the turn is over), "eot" (another segment follows) or "max_steps";
+    ``finish_reason`` says it in the words of :attr:`Sound.finish`. ``seed``: what it was drawn with.
     """
 
     modality: Modality
@@ -31,6 +34,16 @@ class Segment:
     text: str | None
     sound: Sound | None
     finish: Finish
+    seed: int | None = None
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """ "stop", or the limit that cut it: "max_seconds" of a sound, "max_tokens" of a text."""
+        return finish_reason(self.modality, self.finish)
+
+    def __repr__(self) -> str:
+        content = repr(self.sound) if self.text is None else repr(shortened(self.text))
+        return f"Segment({self.modality}, {len(self.rows)} rows, finish {self.finish!r}, seed {self.seed}, {content})"
 
 
 class SegmentBuilder:
@@ -44,8 +57,10 @@ class SegmentBuilder:
         engine: Engine,
         profile: ChunkProfile,
         pace: Pace | None,
+        seed: int,
     ) -> None:
         """``pace``: for a listener who plays the pieces as they come, see :class:`SoundDecoder`."""
+        self._seed = seed
         self.modality, self._vocabulary = modality, bundle.manifest.vocabulary
         self._rows: list[np.ndarray] = []
         self._text = TextStream(text)
@@ -94,12 +109,18 @@ class SegmentBuilder:
         rows = self.rows
         rows.flags.writeable = False
         if self.modality == "text":
-            return Segment("text", rows, self._text.text, None, finish)
+            return Segment("text", rows, self._text.text, None, finish, self._seed)
         codes = self._vocabulary.codes(rows if finish == "max_steps" else rows[:-1])
         if not len(codes):
-            return Segment("audio", rows, None, None, finish)
-        sound = Sound(np.concatenate(self._pieces), self._sound.sample_rate, codes)
-        return Segment("audio", rows, None, sound, finish)
+            return Segment("audio", rows, None, None, finish, self._seed)
+        sound = Sound(
+            np.concatenate(self._pieces),
+            self._sound.sample_rate,
+            codes,
+            finish=finish_reason("audio", finish),
+            seed=self._seed,
+        )
+        return Segment("audio", rows, None, sound, finish, self._seed)
 
     def _keep(self, piece: np.ndarray) -> np.ndarray:
         if len(piece):

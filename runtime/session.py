@@ -11,10 +11,11 @@ import json
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,13 +37,14 @@ from .reading import check_file, first_line, parse_json
 from .sampling import AudioSampling, TextSampling, check_options
 from .saved_arrays import SavedArrays
 from .segment import Segment
+from .transcript import Said, packed, unpacked
 from .turn import Turn
 
 if TYPE_CHECKING:
     from .model import Model
 
-#: Bytes of what a saved session says about itself: a turn takes some ten.
-MOST_ABOUT = 1 << 20
+#: Bytes of what a saved session says about itself: where its turns end, and the texts that were said.
+MOST_ABOUT = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Session:
     """A conversation with a model. Made by :meth:`Model.session`; one turn at a time.
 
     Several sessions of one model may run at once; a session itself must not be used by two threads at once, except for
-    :meth:`Turn.cancel`.
+    :meth:`Turn.cancel`. It needs no closing, since its cache goes with the last reference; as a context manager, or by
+    :meth:`close`, it gives the cache back at once.
     """
 
     def __init__(self, model: Model, limits: Limits, sequence: EngineSequence | None = None) -> None:
@@ -78,6 +81,9 @@ class Session:
         self._sequence = model._engine.open_sequence() if sequence is None else sequence
         #: Cache rows at the end of each whole turn, the first entry before any.
         self._ends = [0]
+        #: What was said in each whole turn; nothing where a saved session did not tell.
+        self._said: list[tuple[Said, ...]] = []
+        self._closed = False
         #: The turn that was begun last, until its end is read; one that is cancelled may still be stopping.
         self._running: Turn | None = None
         #: Guards ``_running`` and the end of a turn; no turn's own thread takes it.
@@ -93,6 +99,35 @@ class Session:
         """Cache rows held by the whole turns; ``Model.max_context`` is the most."""
         return self._ends[-1]
 
+    @property
+    def transcript(self) -> tuple[Said, ...]:
+        """What was said in the whole turns, as (role, content) pairs: messages as they were given, answers as texts and
+        sounds. :meth:`Model.run` takes it."""
+        return tuple(message for turn in self._said for message in turn)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.rows} of {self._model.max_context} rows"
+        return f"Session({self.turns} turns, {state})"
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel a turn that is under way, wait until it has stopped, and give the cache back."""
+        with self._lock:
+            if self._closed:
+                return
+            if self._running is not None:
+                self._running.close()
+                self._running = None
+            self._closed = True
+            del self._sequence
+
     def turn(
         self,
         messages: Content | Sequence[Message],
@@ -101,58 +136,72 @@ class Session:
         audio: AudioSampling | None = None,
         text: TextSampling | None = None,
         profile: str | ChunkProfile = "balanced",
+        max_seconds: float | None = None,
     ) -> Turn:
         """Say something; iterate over the returned :class:`Turn` for the answer's events.
 
-        ``messages``: a str, a sound or a path as the user's message, or (role, content) pairs as in :meth:`Model.run`.
+        ``messages``: a str, a sound or a path as the user's message, or messages as in :meth:`Model.run`.
+        ``max_seconds``: longest sound, in place of the ``max_steps`` of ``audio``.
         ``profile``: how large the pieces of a sound are, "first_sound", "balanced", "throughput" or a ChunkProfile.
         Bad input is refused here; the work starts with the iteration.
         """
         with self._lock:
             self._refuse_if_busy("begin a turn")
         model = self._model
-        pairs = messages if isinstance(messages, (list, tuple)) else [("user", messages)]
-        audio = model._audio_defaults if audio is None else audio
-        text = model._text_defaults if text is None else text
+        given: Sequence[Any] = messages if isinstance(messages, (list, tuple)) else [_message(messages)]
+        audio, text = model._options(audio, text, max_seconds)
         check_options("fixed", audio, text)
         model._check_modality(modality)
-        checked = model._checked(pairs)  # type: ignore[arg-type]
-        return Turn(self, checked, modality, audio, text, ChunkProfile.named(profile))
+        checked = model._checked(given)
+        return Turn(self, tuple(given), checked, modality, audio, text, ChunkProfile.named(profile))
 
-    def ask(self, messages: Content | Sequence[Message], **options: object) -> list[Segment]:
-        """One whole turn at once: its segments."""
-        return self.turn(messages, **options).segments()  # type: ignore[arg-type]
+    def ask(
+        self,
+        messages: Content | Sequence[Message],
+        *,
+        modality: Modality | None = None,
+        audio: AudioSampling | None = None,
+        text: TextSampling | None = None,
+        profile: str | ChunkProfile = "balanced",
+        max_seconds: float | None = None,
+    ) -> list[Segment]:
+        """One whole turn at once, as :meth:`turn` takes it: its segments."""
+        turn = self.turn(messages, modality=modality, audio=audio, text=text, profile=profile, max_seconds=max_seconds)
+        return turn.segments()
 
     def truncate(self, turns: int) -> None:
         """Forget all but the first ``turns`` turns."""
         self._settle("truncate")
         if type(turns) is not int or not 0 <= turns <= self.turns:
             raise InputError(f"turns = {turns!r}: give a whole number from 0 to {self.turns}, the turns held")
-        del self._ends[turns + 1 :]
+        del self._ends[turns + 1 :], self._said[turns:]
         self._sequence.truncate(self.rows)
 
     def fork(self) -> Session:
         """A second session that holds the same turns; nothing is computed again."""
         self._settle("fork")
         other = Session(self._model, self.limits, self._sequence.fork())
-        other._ends = list(self._ends)
+        other._ends, other._said = list(self._ends), list(self._said)
         return other
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to a file (a NumPy ``.npz``), for :meth:`Model.restore`."""
+        target = _path(path)
         self._settle("save")
+        said, sounds = packed(self._said)
         about = {"format": "ualm-session", "version": 1, "model": self._model.identity, "ends": self._ends}
-        packed = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        with replacing_file(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, about=packed, cache=self._sequence.save())
+        written = np.frombuffer(json.dumps(about | {"said": said}).encode(), np.uint8)
+        with replacing_file(target) as temporary, open(temporary, "wb") as file:
+            arrays: dict[str, Any] = {"about": written, "cache": self._sequence.save(), **sounds}
+            np.savez(file, **arrays)
 
     @classmethod
     def _restore(cls, model: Model, path: str | os.PathLike[str], limits: Limits) -> Session:
-        file = Path(path)
+        file = _path(path)
         try:
             check_file(file)
             with SavedArrays(file) as stored:
-                found, ends = _about(stored)
+                found, ends, turns = _about(stored)
                 if found != model.identity:
                     raise SessionError(
                         f"{file}: was saved with another bundle ({found!s:.12}); open that one to restore it"
@@ -169,6 +218,7 @@ class Session:
                 shape = model.bundle.manifest.model
                 row = 2 * shape.layers * shape.kv_heads * shape.head_dim * np.dtype(np.float32).itemsize
                 cache = stored.read("cache", ends[-1] * row)
+                said = unpacked(turns, stored)
             if not np.isfinite(cache).all():
                 raise ValueError("its cache holds NaN or infinity")
         except FileNotFoundError:
@@ -185,11 +235,13 @@ class Session:
             session._sequence.restore(cache)
         except EngineError as error:
             raise SessionError(f"{file}: {error}; save it again") from error
-        session._ends = ends
+        session._ends, session._said = ends, said
         return session
 
     def _refuse_if_busy(self, what: str) -> None:
         """Call it with the lock held."""
+        if self._closed:
+            raise SessionError(f"cannot {what}: the session is closed; begin another")
         if self._running is not None and not self._running._cancelled:
             raise SessionError(f"cannot {what} while a turn is under way; read it to its end or cancel it first")
 
@@ -203,8 +255,11 @@ class Session:
             self._sequence.truncate(self.rows)
 
 
-def _about(stored: SavedArrays) -> tuple[object, list[int]]:
-    """Which bundle a saved session is of, and the rows at which its turns end; ValueError where it is no session."""
+def _about(stored: SavedArrays) -> tuple[object, list[int], list[object]]:
+    """Which bundle a saved session is of, the rows at which its turns end, and what was said in each.
+
+    ValueError where it is no session.
+    """
     about = parse_json(stored.read("about", MOST_ABOUT).tobytes())
     if not isinstance(about, dict) or about.get("format") != "ualm-session" or about.get("version") != 1:
         raise ValueError("not a session of version 1")
@@ -214,4 +269,19 @@ def _about(stored: SavedArrays) -> tuple[object, list[int]]:
     if ends != sorted({0, *ends}) or len(cache.shape) != 5 or cache.shape[3] != ends[-1]:
         shown = f"{ends!s:.80}"
         raise ValueError(f"turns that end at rows {shown} and a cache of {list(cache.shape)} do not agree")
-    return about.get("model"), ends
+    # a file of an earlier version does not tell what was said
+    turns = about.get("said", [[] for _ in ends[1:]])
+    if not isinstance(turns, list) or len(turns) != len(ends) - 1:
+        raise ValueError(f"it does not tell of the {len(ends) - 1} turns that it holds")
+    return about.get("model"), ends, turns
+
+
+def _path(path: object) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"a {type(path).__name__} names no file; give the path of a saved session")
+    return Path(path)
+
+
+def _message(content: object) -> object:
+    """The one message that was given: in its own form, or as what the user says."""
+    return content if isinstance(content, Mapping) else ("user", content)

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass
+from numbers import Real
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ import soxr
 
 from .errors import InputError
 from .files import replacing_file
+from .finish import FinishReason
 from .sound_in import Source, read
 from .sound_limits import Limit
 from .sound_out import check_writable, encode, encoding_of, named_target, write_all
@@ -29,14 +31,18 @@ class Sound:
 
     ``samples``: float32 ``[n]``, or ``[n, channels]`` as soundfile reads them, full scale at 1.0, read-only; floats of
     another width are converted. ``sample_rate``: Hz. ``codes``: int16 ``[frames, 8]``, the codes that a generated sound
-    was decoded from. ``notes``: what was odd about the file it was read from. Raises :class:`InputError` for samples
-    that are no sound: integers (whose full scale is unknown), none at all, NaN or infinity, channels first.
+    was decoded from. ``notes``: what was odd about the file it was read from. ``finish``: how a sound that a model made
+    ended, "stop", or "max_seconds" where its limit cut it; ``seed``: what it was drawn with. Raises
+    :class:`InputError` for samples that are no sound: integers (whose full scale is unknown), none at all, NaN or
+    infinity, channels first.
     """
 
     samples: np.ndarray
     sample_rate: int
     codes: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    finish: FinishReason | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", _checked_samples(self.samples))
@@ -48,6 +54,17 @@ class Sound:
         object.__setattr__(self, "sample_rate", int(rate))
         if self.codes is not None:
             object.__setattr__(self, "codes", _checked_codes(self.codes))
+
+    def __repr__(self) -> str:
+        parts = [f"{self.duration:.2f} s at {self.sample_rate} Hz"]
+        if self.samples.ndim == 2:
+            parts.append(f"{self.samples.shape[1]} channels")
+        if self.codes is not None:
+            parts.append(f"codes of {len(self.codes)} frames")
+        parts += [f"{name} {value!r}" for name in ("finish", "seed") if (value := getattr(self, name)) is not None]
+        if self.notes:
+            parts.append(f"{len(self.notes)} notes")
+        return f"Sound({', '.join(parts)})"
 
     @property
     def duration(self) -> float:
@@ -64,6 +81,8 @@ class Sound:
         but can be read, such as a file that ends before its header says, is logged as a warning and kept in ``notes``.
         Raises :class:`InputError`, naming the file.
         """
+        if longest is not None and (isinstance(longest, bool) or not isinstance(longest, Real) or not longest > 0):
+            raise InputError(f"longest = {longest!r:.80}: give a positive number of seconds, or None")
         found = read(source, Limit(longest))
         samples = found.samples[:, 0] if found.samples.shape[1] == 1 else found.samples
         try:
@@ -137,8 +156,15 @@ def to_mono(sound: Sound, sample_rate: int) -> np.ndarray:
     return resampled
 
 
+def _array(name: str, values: object) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: a {type(values).__name__} that is no array ({error}); give a NumPy array") from error
+
+
 def _checked_samples(values: object) -> np.ndarray:
-    array = np.asarray(values)
+    array = _array("samples", values)
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(
             f"samples: {array.dtype} has no known full scale; give floats, 1.0 being full scale (int16 samples / 32768)"
@@ -161,7 +187,7 @@ def _checked_samples(values: object) -> np.ndarray:
 
 
 def _checked_codes(values: object) -> np.ndarray:
-    codes = np.asarray(values)
+    codes = _array("codes", values)
     if not np.issubdtype(codes.dtype, np.integer) or codes.ndim != 2 or codes.shape[1] != STREAMS:
         raise InputError(f"codes: {codes.dtype} of shape {codes.shape}; whole numbers [frames, {STREAMS}] are expected")
     if codes.size and (codes.min() < 0 or codes.max() > np.iinfo(np.int16).max):

@@ -46,6 +46,9 @@ class SoundDecoder:
         self._post = open_post_codec(bundle)
         self._forget()
 
+    def __repr__(self) -> str:
+        return f"SoundDecoder({self.sample_rate} Hz, {self._profile})"
+
     def push(self, latents: np.ndarray, *, ends: bool = False) -> np.ndarray:
         """Add frames float32 [m, latent_size]; returns the next piece of sound where it is time for one.
 

@@ -64,6 +64,9 @@ def named_target(target: object) -> tuple[Path | None, str]:
 
 def encoding_of(file: Path | None, subtype: str | None = None, format: str | None = None) -> Encoding:
     """How a file is to be written, by its suffix, or by ``format`` where it has no name."""
+    for option, value in (("subtype", subtype), ("format", format)):
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"{option} = {value!r:.80}: give a name, as in format='wav' or subtype='PCM_16'")
     name, suffix = ("file object", f".{format or 'wav'}") if file is None else (str(file), file.suffix)
     suffix = suffix.lower()
     if suffix not in _FORMATS:

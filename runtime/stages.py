@@ -10,6 +10,7 @@ from .events import SoundChunk
 from .generate import Modality
 from .sampling import AudioSampling, TextSampling
 from .segment import Segment
+from .shown import shortened
 from .sound import Sound
 
 ReasonMode = Literal["enrich", "dialogue", "reflect"]
@@ -53,6 +54,10 @@ class ReasonedTurn:
     modality: Modality | None
     reason: str
     seconds: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        said = ", ".join(repr(shortened(each)) for each in self.said[:2])
+        return f"ReasonedTurn({said}{', ...' if len(self.said) > 2 else ''}, reason={self.reason!r})"
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,9 @@ class Verdict:
     agrees: bool | None
     review: str
 
+    def __repr__(self) -> str:
+        return f"Verdict(round={self.round}, agrees={self.agrees}, review={shortened(self.review)!r})"
+
 
 @dataclass(frozen=True, eq=False)
 class ReasoningResult:
@@ -114,6 +122,10 @@ class ReasoningResult:
     stages: tuple[Stage, ...]
     verdicts: tuple[Verdict, ...]
     ended: Literal["done", "cancelled"]
+
+    def __repr__(self) -> str:
+        made = f"{len(self.turns)} turns, {len(self.stages)} stages, {self.sound!r}"
+        return f"ReasoningResult({self.mode!r}, {self.ended!r}, {made})"
 
     @property
     def sound(self) -> Sound | None:

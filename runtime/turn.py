@@ -11,21 +11,23 @@ import atexit
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from .chat import CheckedMessage, prompt_parts
+from .chat import CheckedMessage, Message, prompt_parts
 from .chunks import ChunkProfile
+from .closing import Closing
 from .errors import MemoryLimitError, SegmentLimitError, SessionError, TimeLimitError, UalmError
 from .events import Event, SegmentEnded, SegmentStarted, SoundChunk, TextDelta, TurnEnded
 from .generate import Began, Ended, Finish, Modality, closing_rows, turn
 from .sampling import AudioSampling, TextSampling
 from .segment import Segment, SegmentBuilder
 from .sound import Sound
+from .transcript import said_in_turn
 from .vocabulary import STREAMS
 
 if TYPE_CHECKING:
@@ -41,24 +43,26 @@ _CALL_SECONDS = 0.02
 _START_SECONDS = 1.0
 
 
-class Turn:
+class Turn(Closing):
     """One turn of a session: iterate over it (``for`` or ``async for``) for its events, once.
 
     Leaving the loop early cancels the turn. :meth:`cancel` may be called from any thread at any time, and from a signal
     handler. Neither waits: the session's next use does, until what is being computed is done (a few rows, the prompt,
-    or the hearing of a sound).
+    or the hearing of a sound). Leaving a ``with`` block of the turn cancels what is left of it, and waits.
     """
 
     def __init__(
         self,
         session: Session,
+        given: Sequence[Message],
         messages: list[CheckedMessage],
         modality: Modality | None,
         audio: AudioSampling,
         text: TextSampling,
         profile: ChunkProfile,
     ) -> None:
-        self._session, self._messages, self._modality = session, messages, modality
+        """``given``: ``messages`` as the caller wrote them."""
+        self._given, self._session, self._messages, self._modality = given, session, messages, modality
         self._audio, self._text, self._profile = audio, text, profile
         #: Events that wait are counted by ``_slots``, so that the outcome, which needs none, can always be put.
         self._queue: queue.SimpleQueue[Event | _Outcome] = queue.SimpleQueue()
@@ -79,6 +83,20 @@ class Turn:
         Nothing happens where the turn's end has been handed over already.
         """
         self._cancelled = True
+
+    @property
+    def begun(self) -> bool:
+        """Whether the iteration has begun, and with it the work."""
+        return self._thread is not None
+
+    @property
+    def seeds(self) -> Mapping[Modality, int]:
+        """What a sound and a text of this turn are drawn with, also where the seed was drawn."""
+        return {"audio": self._audio.seed, "text": self._text.seed}
+
+    def __repr__(self) -> str:
+        state = "not begun" if not self.begun else "over" if self._done.is_set() else "under way"
+        return f"Turn({len(self._messages)} messages, {'cancelled, ' if self._cancelled else ''}{state})"
 
     def segments(self) -> list[Segment]:
         """Run to the end; returns the segments. A cancelled turn has none.
@@ -153,6 +171,7 @@ class Turn:
                 return TurnEnded("cancelled", self._seconds)
             if not isinstance(item.end, BaseException):
                 session._ends.append(item.rows)
+                session._said.append(said_in_turn(self._given, self._finished))
                 return TurnEnded(item.end, self._seconds)
         raise self._explained(item.end)
 
@@ -216,7 +235,8 @@ class Turn:
             index = len(self._finished)
             if isinstance(step, Began):
                 self._seconds.setdefault("prefill", time.perf_counter() - self._started)
-                builder = model._builder(step.modality, self._profile, model._pace if self._played else None)
+                pace = model._pace if self._played else None
+                builder = model._builder(step.modality, self._profile, pace, self.seeds[step.modality])
                 self._put(SegmentStarted(index, step.modality))
                 began = time.perf_counter()
                 continue

@@ -100,7 +100,10 @@ class Vocabulary:
 
 def check_codes(codes: np.ndarray, codebook_size: int) -> np.ndarray:
     """Codes as int16 [T, 8]; :class:`InputError` for another shape, type or range."""
-    codes = np.asarray(codes)
+    try:
+        codes = np.asarray(codes)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"codes: a {type(codes).__name__} that is no array ({error}); give a NumPy array") from error
     if codes.ndim != 2 or codes.shape[1] != STREAMS or not np.issubdtype(codes.dtype, np.integer):
         raise InputError(
             f"codes: {codes.dtype} {list(codes.shape)}; integers of shape [frames, {STREAMS}] are expected"

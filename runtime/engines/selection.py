@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..compiled import check_native
 from ..errors import EngineError, InputError
 from .device_check import cuda_facts, gpu_problem
 from .presence import gpu_is_there
@@ -135,6 +136,7 @@ def choose(name: str | None, bundle: Bundle, *, threads: int | None, max_context
     :class:`EngineError` for an unknown name, for a named engine that cannot run, and where none can;
     :class:`InputError` for a number of ``threads`` where the engine has no use for it.
     """
+    check_native()
     if name is not None:
         return Choice(_named(name, "", bundle, threads, max_context), {}, gpu_is_there(), "argument")
     if name := os.environ.get(VARIABLE):

@@ -218,9 +218,7 @@ def test_messages_that_are_no_list_are_refused(model, messages):
     assert "give a list of (role, content) pairs" in refusal(InputError, model.run, messages, **SHORT)
 
 
-@pytest.mark.parametrize(
-    "message", ["hello", (), ("user",), ("user", "text", "hi"), None, {"role": "user"}, b"hi"], ids=repr
-)
+@pytest.mark.parametrize("message", ["hello", (), ("user",), ("user", "text", "hi"), None, {"user"}, b"hi"], ids=repr)
 def test_a_message_that_is_no_pair_is_refused(model, message):
     said = refusal(InputError, model.run, [("user", "hi"), message], **SHORT)
     assert "messages[1]: a (role, content) pair" in said and repr(message) in said

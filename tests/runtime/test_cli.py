@@ -19,8 +19,9 @@ import soundfile
 import torch
 
 from support.runs import make_run
+from support.told import but_cut
 from ualm.export.exporter import export_run
-from ualm.runtime import EngineError, Model, __version__, cli
+from ualm.runtime import Answer, EngineError, Model, __version__, cli
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.quality import GATES, Gate
 
@@ -68,7 +69,7 @@ def test_generate_writes_a_float_wav_of_the_printed_duration(generate, tmp_path)
 
 def test_generate_gives_one_json_object(generate, tmp_path):
     status, out, err = generate("--json", "--seed", 5)
-    assert (status, err, out.count("\n")) == (0, "", 1)
+    assert (status, but_cut(err), out.count("\n")) == (0, "", 1)
     report = json.loads(out)
     samples, rate = soundfile.read(tmp_path / "a.wav", dtype="float32")
     assert report["output"] == str(tmp_path / "a.wav")
@@ -213,9 +214,10 @@ def test_ask_prints_the_answer(ualm, tiny_bundle, sound):
     with Model.open(tiny_bundle, threads=1) as model:
         expected = model.ask(sound, "What is it?", max_steps=5)
     status, out, err = ualm(*arguments, "--json")
-    assert (status, err, out.count("\n")) == (0, "", 1)
-    assert json.loads(out)["answer"] == expected
-    assert ualm(*arguments) == (0, expected + "\n", "")
+    assert (status, but_cut(err), out.count("\n")) == (0, "", 1)
+    assert (json.loads(out)["answer"], json.loads(out)["finish"]) == (expected, expected.finish)
+    status, out, err = ualm(*arguments)
+    assert (status, out, but_cut(err)) == (0, expected + "\n", "")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_an_answer_that_the_terminal_has_no_letters_for_is_printed_all_the_same(
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     monkeypatch.setattr(sys, "argv", ["ualm", "ask", str(sound), "What?", "-b", str(tiny_bundle), "--threads", "1"])
-    monkeypatch.setattr(Model, "ask", lambda *arguments, **options: "a café 🐕")
+    monkeypatch.setattr(Model, "ask", lambda *arguments, **options: Answer("a café 🐕"))
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert (stop.value.code, raw.getvalue()) == (0, b"a caf\\xe9 \\U0001f415\n")

@@ -15,6 +15,7 @@ import soundfile
 
 from support.able import choosing_what_it_can
 from support.sounds import make_sound
+from support.told import but_cut
 from ualm.bench.gpu import gpu_of
 from ualm.runtime import EngineError, Model
 from ualm.runtime.bundle import Bundle
@@ -85,7 +86,7 @@ def test_every_verb_tells_which_engine_ran_and_why_no_other_did(ualm: Command, t
         for verb, arguments in verbs.items():
             broken_gpu.setattr("sys.stdin", io.StringIO("hello\n"))
             status, out, err = ualm(verb, *arguments, "-b", tiny_bundle, "--json")
-            assert (status, err) == (0, TOLD + "\n"), verb
+            assert (status, but_cut(err)) == (0, TOLD + "\n"), verb
             about = json.loads(out.splitlines()[0])
             assert (about["engine"], about["passed_over"]) == ("onnxruntime", OVER), verb
 
@@ -96,7 +97,7 @@ def test_a_machine_without_a_gpu_is_quiet(ualm: Command, tiny_bundle, verbs, no_
             no_gpu.setattr("sys.stdin", io.StringIO("hello\n"))
             status, out, err = ualm(verb, *arguments, "-b", tiny_bundle, "--json")
             about = json.loads(out.splitlines()[0])
-            assert (status, err, about["engine"], about["passed_over"]) == (0, "", "onnxruntime", []), verb
+            assert (status, but_cut(err), about["engine"], about["passed_over"]) == (0, "", "onnxruntime", []), verb
 
 
 def test_an_engine_that_was_asked_for_is_told_as_such(ualm: Command, tiny_bundle, verbs, broken_gpu):

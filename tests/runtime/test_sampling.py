@@ -51,7 +51,6 @@ REFUSED = [
     ("seed", -1, "from 0"),
     ("seed", 2**64, "from 0"),
     ("seed", 1.5, "whole number"),
-    ("seed", None, "whole number"),
     ("seed", "7", "whole number"),
 ]
 

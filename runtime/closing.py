@@ -1,0 +1,52 @@
+"""What is under way and may be left: stopped when its ``with`` block ends, and waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import TypeVar
+
+_Self = TypeVar("_Self", bound="Closing")
+
+
+class Closing(ABC):
+    """A context manager, also of ``async with``: when the block is left, work that goes on is cancelled.
+
+    Then it is waited for, until what is being computed is done (a few rows, the prompt, or the hearing of a sound), so
+    that the session can be used and the model closed.
+    """
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Stop soon; does not wait."""
+
+    @abstractmethod
+    def _join(self) -> None:
+        """Wait until no thread of its own uses the model."""
+
+    def close(self) -> None:
+        """Cancel what goes on, and wait until it has stopped."""
+        self.cancel()
+        self._join()
+
+    async def aclose(self) -> None:
+        """:meth:`close`, without blocking the event loop."""
+        self.cancel()
+        await asyncio.to_thread(self._join)
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self: _Self) -> _Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

@@ -1,0 +1,138 @@
+"""What a limit cut says so: sounds, segments, answers and the commands; and the seed comes back, drawn ones too."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ualm.runtime import Answer, AudioSampling, InputError, Model, Sound, TextSampling, cli
+from ualm.runtime.generate import Modality
+
+PROMPT = "a trumpet plays C5 and E5"
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with Model.open(threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def trumpet(model: Model) -> Sound:
+    return model.generate(PROMPT, seed=7)
+
+
+def test_a_sound_tells_whether_its_limit_cut_it(model: Model, trumpet: Sound) -> None:
+    assert (trumpet.finish, trumpet.seed) == ("stop", 7)
+    for options in ({"max_seconds": 0.2}, {"max_steps": 17}):
+        cut = model.generate(PROMPT, seed=7, **options)  # type: ignore[arg-type]
+        assert (cut.finish, cut.duration) == ("max_seconds", 0.2)
+    stream = model.stream(PROMPT, seed=7, max_seconds=0.2)
+    assert sum(len(chunk.samples) for chunk in stream) == 0.2 * 16000
+    assert stream.sound is not None and stream.sound.finish == "max_seconds"
+    assert Sound(np.zeros(4), 16000).finish is None and model.decode(trumpet.codes).finish is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("modality", "limit"), [("audio", "max_seconds"), ("text", "max_tokens")])
+@pytest.mark.parametrize("cut", [False, True])
+def test_segments_tell_it_too(model: Model, modality: Modality, limit: str, cut: bool) -> None:
+    steps = 12 if cut else 1024
+    audio, text = AudioSampling(max_steps=steps), TextSampling(max_steps=steps)
+    for first in (
+        model.run([("user", PROMPT)], modality=modality, audio=audio, text=text)[0],
+        model.session().ask(PROMPT, modality=modality, audio=audio, text=text)[0],
+    ):
+        assert first.finish_reason == (limit if cut else "stop")
+        assert (first.finish == "max_steps") == cut
+
+
+def test_an_answer_tells_it_and_is_a_text(model: Model, trumpet: Sound) -> None:
+    answer = model.ask(trumpet, "what is played?", seed=5)
+    assert answer == "a trumpet plays C5 and E5" and isinstance(answer, str) and type(answer) is Answer
+    assert (answer.finish, answer.seed) == ("stop", 5)
+    for cut in (
+        model.ask(trumpet, "what is played?", max_tokens=2),
+        model.ask(trumpet, "what is played?", max_steps=2),
+    ):
+        assert cut.finish == "max_tokens" and answer.startswith(cut)
+    again = pickle.loads(pickle.dumps(answer))
+    assert (again, again.finish, again.seed) == (answer, "stop", 5)
+    assert json.dumps(answer) == json.dumps(str(answer))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("form", ["plain", "json"])
+def test_the_commands_say_it(
+    cut: bool,
+    form: str,
+    trumpet: Sound,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trumpet.save(tmp_path / "trumpet.wav")
+    generate = ["generate", PROMPT, "-o", tmp_path / "a.wav", *(["--max-seconds", 0.2] if cut else [])]
+    ask = ["ask", tmp_path / "trumpet.wav", "what is played?", *(["--max-tokens", 2] if cut else [])]
+    for arguments, option in ((generate, "max_seconds"), (ask, "max_tokens")):
+        command = ["ualm", *map(str, arguments), "--threads", "1", *(["--json"] if form == "json" else [])]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert not stop.value.code, err
+        told = [line for line in err.splitlines() if "cut by its limit" in line]
+        assert len(told) == (cut and form == "plain") and all("--" + option.replace("_", "-") in line for line in told)
+        if form == "json":
+            assert json.loads(out)["finish"] == (option if cut else "stop")
+
+
+def test_max_seconds_is_taken_wherever_a_sound_is_made(model: Model) -> None:
+    messages = [("user", PROMPT)]
+    found = [
+        model.generate(PROMPT, max_seconds=0.1),
+        model.run(messages, modality="audio", max_segments=1, max_seconds=0.1)[0].sound,  # type: ignore[arg-type]
+        model.session().ask(PROMPT, modality="audio", max_seconds=0.1)[0].sound,
+        model.session().turn(PROMPT, modality="audio", max_seconds=0.1).segments()[0].sound,
+        model.reason(PROMPT, max_seconds=0.1).result().sound,
+    ]
+    assert [sound is not None and (sound.duration, sound.finish) for sound in found] == [(0.1, "max_seconds")] * 5
+    for value, piece in (
+        (0, "max_seconds = 0: give a number of seconds that holds one frame, 0.02 s"),
+        ("1", "max_seconds = '1'"),
+        (float("nan"), "max_seconds = nan"),
+        (1000, "needs 50007 rows beside the prompt's, but only 4096 are reserved"),
+    ):
+        for call in (
+            lambda: model.generate(PROMPT, max_seconds=value),  # noqa: B023
+            lambda: model.session().turn(PROMPT, max_seconds=value),  # noqa: B023
+        ):
+            with pytest.raises(InputError) as caught:
+                call()
+            assert piece in str(caught.value)
+    with pytest.raises(InputError, match="give one of them"):
+        model.generate(PROMPT, max_seconds=1, max_steps=60)
+
+
+def test_a_seed_that_is_drawn_comes_back_and_repeats(model: Model) -> None:
+    hot = {"temperature": 1.5, "max_seconds": 0.3}
+    first, second = (model.generate(PROMPT, seed=None, **hot) for _ in range(2))  # type: ignore[arg-type]
+    assert first.seed is not None and first.seed != second.seed
+    again = model.generate(PROMPT, seed=first.seed, **hot)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(again.codes, first.codes)
+
+    turn = model.session().turn(PROMPT, modality="audio", audio=AudioSampling(seed=None, max_steps=20))
+    segment = turn.segments()[0]
+    assert segment.seed == turn.seeds["audio"] == segment.sound.seed != 0 == turn.seeds["text"]  # type: ignore[union-attr]
+    answer = model.ask(first, "what is played?", seed=None)
+    assert answer.seed != 0
+    stream = model.stream(PROMPT, seed=None, max_seconds=0.1)
+    assert list(stream) and stream.sound is not None and stream.sound.seed == stream.seed != 0
+    result = model.reason(PROMPT, seed=None, max_seconds=0.1).result()
+    assert result.stages[0].seed == result.audio.seed == result.text_options.seed != 0
+    assert model.reason(PROMPT)._audio.seed == 0, "no seed given: that of the options"

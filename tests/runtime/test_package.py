@@ -1,0 +1,118 @@
+"""``ualm`` is a package of its own: no folder of that name takes its place, and it costs nothing until it is used."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import pytest
+
+import ualm
+import ualm.runtime
+from ualm.runtime import EngineError, Model, _native, cli, compiled
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def installed(place: Path, *, native: bool = True) -> Path:
+    """A folder with ualm as a wheel lays it out, after what pyproject.toml says of it."""
+    mapped = re.search(r"^wheel\.packages = \{(.*)\}$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert mapped is not None
+    for target, source in re.findall(r'"(\S+)" = "(\S+?)"', mapped.group(1)):
+        package = place / "site" / target
+        package.mkdir(parents=True, exist_ok=True)
+        for each in (ROOT / source).iterdir():
+            if each.name not in ("__pycache__", "package"):
+                (package / each.name).symlink_to(each)
+    if native:
+        module = Path(_native.__file__)
+        (place / "site" / "ualm" / "runtime" / module.name).symlink_to(module)
+    return place / "site"
+
+
+def python(code: str, *, site: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` as ``python -c`` in ``cwd``, with ``site`` and no editable install."""
+    paths = os.pathsep.join([str(site), *(path for path in sys.path if path.endswith("site-packages"))])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    command = [sys.executable, "-S", "-c", code]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_folder_above_a_checkout_does_not_hide_what_is_installed(tmp_path: Path) -> None:
+    site = installed(tmp_path)
+    (tmp_path / "above").mkdir()
+    (tmp_path / "above" / "ualm").symlink_to(ROOT)
+    found = python(
+        "import ualm, ualm.runtime; from ualm import Model; print(ualm.__file__, ualm.runtime.__file__)",
+        site=site,
+        cwd=tmp_path / "above",
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == [str(site / "ualm" / "__init__.py"), str(site / "ualm" / "runtime" / "__init__.py")]
+
+
+def test_the_editable_install_serves_it_too() -> None:
+    assert ualm.__file__ is not None and Path(ualm.__file__) == ROOT / "runtime" / "package" / "ualm" / "__init__.py"
+
+
+def test_the_names_of_the_runtime_are_those_of_the_package() -> None:
+    from ualm import AudioSampling, Model, Sound, __version__
+
+    assert (AudioSampling, Model, Sound) == (ualm.runtime.AudioSampling, ualm.runtime.Model, ualm.runtime.Sound)
+    assert __version__ == ualm.runtime.__version__
+    assert ualm.__all__ == ualm.runtime.__all__ and set(ualm.__all__) <= set(dir(ualm))
+    everything: dict[str, object] = {}
+    exec("from ualm import *", everything)
+    assert set(ualm.runtime.__all__) <= set(everything)
+    with pytest.raises(AttributeError, match="module 'ualm' has no attribute 'Modell'"):
+        ualm.Modell  # noqa: B018
+
+
+def test_importing_it_loads_nothing() -> None:
+    code = "import sys, ualm; ualm.__version__; print([n for n in ('ualm.runtime', 'numpy') if n in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_it_is_typed(tmp_path: Path) -> None:
+    assert (installed(tmp_path, native=False) / "ualm" / "py.typed").is_file()
+
+
+def test_without_its_compiled_module_that_is_the_reason_named_first(tmp_path: Path) -> None:
+    site = installed(tmp_path, native=False)
+    found = python("from ualm import Model; Model.open()", site=site, cwd=tmp_path)
+    last = found.stderr.splitlines()[-1]
+    assert last.startswith("ualm.runtime.errors.EngineError: ualm's compiled module ualm.runtime._native cannot be")
+    assert str(site / "ualm" / "runtime") in last and "pip install" in last and "tensorrt" not in last.lower()
+
+
+def test_a_compiled_module_that_does_not_load_is_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = installed(tmp_path, native=False)
+    (site / "ualm" / "runtime" / f"_native{EXTENSION_SUFFIXES[0]}").write_bytes(b"no library at all")
+    found = python("from ualm import Model; Model.open()", site=site, cwd=tmp_path)
+    last = found.stderr.splitlines()[-1]
+    assert "EngineError: ualm's compiled module ualm.runtime._native cannot be loaded: " in last
+    assert "tensorrt" not in last.lower()
+
+    monkeypatch.setattr(compiled, "native_problem", lambda: "GLIBC_9 not found")
+    for engine in (None, "onnxruntime", "tensorrt"):
+        with pytest.raises(EngineError, match=r"^ualm's compiled module \S+ cannot be loaded: GLIBC_9 not found; inst"):
+            Model.open(engine=engine)
+
+
+@pytest.mark.parametrize("verb", [("export", "run", "-o", "bundle"), ("bench", "plan", "x")])
+def test_the_commands_name_it_first_as_well(
+    verb: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compiled, "native_problem", lambda: "GLIBC_9 not found")
+    monkeypatch.setattr(sys, "argv", ["ualm", *verb])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    err = capsys.readouterr().err
+    assert stop.value.code == 1 and err.startswith(
+        "ualm: ualm's compiled module ualm.runtime._native cannot be loaded: GLIBC_9"
+    )
