@@ -38,15 +38,14 @@ def render_plan(plan: Plan, form: Format, columns: int | None = None) -> str:
         return "\n\n".join(["\n".join(f"- {line}" for line in _facts(plan)), table, *_notes(plan)]) + "\n"
     facts, notes = _facts(plan), _notes(plan)
     if columns is not None:
-        facts, notes = (
-            [
-                line
-                for each in lines
-                for line in textwrap.wrap(each, columns, break_on_hyphens=False, break_long_words=False)
-            ]
-            for lines in (facts, notes)
-        )
+        facts, notes = _wrapped(facts, columns), _wrapped(notes, columns)
     return "\n".join([*facts, "", *_table(grid, columns), "", *notes]) + "\n"
+
+
+def _wrapped(lines: list[str], columns: int) -> list[str]:
+    """Sentences within a terminal; an address stays whole."""
+    words = textwrap.TextWrapper(columns, break_on_hyphens=False, break_long_words=False)
+    return [line for each in lines for line in words.wrap(each)]
 
 
 def _table(grid: list[list[str]], columns: int | None) -> list[str]:

@@ -63,8 +63,8 @@ class Player:
             self._stream: Any = sounddevice.OutputStream(samplerate=sample_rate, channels=channels, dtype="float32")
         except (sounddevice.PortAudioError, ValueError) as error:
             raise EngineError(
-                f"{asked}: the audio device does not open for {channels} channels at {sample_rate} Hz ({error}); choose "
-                f"another default device, or leave out {asked}"
+                f"{asked}: the audio device does not open for {channels} channels at {sample_rate} Hz ({error}); "
+                f"choose another default device, or leave out {asked}"
             ) from error
         self._device_error: type[Exception] = sounddevice.PortAudioError
         self._rate, self._channels = sample_rate, channels

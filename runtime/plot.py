@@ -76,7 +76,9 @@ def spectrogram(sound: Sound) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def save_spectrogram(sound: Sound, path: str | os.PathLike[str], title: str) -> None:
-    """Draw the spectrogram of ``sound``, over a logarithmic axis of frequencies from 20 Hz, to a ``.png``, ``.svg`` or ``.pdf``, whole or not at all.
+    """Draw the spectrogram of ``sound`` to a ``.png``, ``.svg`` or ``.pdf``, whole or not at all.
+
+    Its axis of frequencies is logarithmic, from 20 Hz: an octave is as high as any other.
 
     Raises :class:`InputError` for another suffix, :class:`OutputError` when the file cannot be written, and
     :class:`UalmError` where Matplotlib is not installed.

@@ -81,7 +81,7 @@ def test_the_labels_of_a_reasoning_stay(columns, environment):
     if environment.get("TERM") == "dumb":
         assert "\x1b" not in sent and screen(sent, columns)[: len(said)] == said, "no empty lines either"
     else:
-        assert "thinking ..." in sent and "listening ..." in sent and "s of sound" in sent[:-200] or columns == 24
+        assert "\x1b[2K" in sent and "thinking" in sent and "listening" in sent, "there were live lines"
 
 
 # ---- help ----
