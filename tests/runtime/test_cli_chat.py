@@ -193,7 +193,8 @@ def test_hear_hands_the_last_sound_to_the_next_message_and_nothing_else_does(eve
         return turn(self, messages, **options)
 
     monkeypatch.setattr(Session, "turn", noted)
-    found = events("/hear", "rain", "what is it?", "/hear", "and that?", "/hear", "/undo", "and now?")
+    found = events("/hear", "rain", "what is it?", "/hear", "and that?", "/hear", "/undo", "and now?",
+                   options=("--guidance", 1))  # fmt: skip
     assert found[0]["message"] == "/hear: no sound has been made yet"
     words = [[content for _, content in messages if isinstance(content, str)] for messages in taken]
     assert words == [["rain"], ["what is it?"], ["and that?"], ["and now?"]]

@@ -87,19 +87,22 @@ def test_a_shell_is_the_one_of_the_session_or_the_parent_and_those_that_ended_ar
     if not Path("/proc/self/stat").exists():
         pytest.skip("the system does not tell when a process began")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    number, began = ended.pid, "1"
+    ended, shell = (subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) for code in ("", "input()"))
     ended.wait()
     place = tmp_path / "ualm" / "told.json"
     place.parent.mkdir()
-    place.write_text(json.dumps([[number, began], [os.getppid(), "0"], "odd", [1]]))
-    assert cli_once.first_in_this_shell() and not cli_once.first_in_this_shell()
-    kept = json.loads(place.read_text())
-    assert kept == [[each, cli_once._began(each)] for each in sorted({os.getppid(), os.getsid(0)})]
-    for session, parent in ((os.getsid(0), 0), (0, os.getppid())):
-        monkeypatch.setattr(os, "getsid", lambda _, number=session: number)
-        monkeypatch.setattr(os, "getppid", lambda number=parent: number)
-        assert not cli_once.first_in_this_shell()
+    place.write_text(json.dumps([[ended.pid, "1"], [os.getpid(), "0"], "odd", [1]]))
+    try:
+        for session, parent, first in ((shell.pid, os.getpid(), True), (shell.pid, 0, False), (0, os.getpid(), False)):
+            monkeypatch.setattr(os, "getsid", lambda _, number=session: number)
+            monkeypatch.setattr(os, "getppid", lambda number=parent: number)
+            assert cli_once.first_in_this_shell() == first
+        kept = json.loads(place.read_text())
+        assert kept == [[each, cli_once._began(each)] for each in sorted((os.getpid(), shell.pid))]
+    finally:
+        shell.communicate(b"\n")
+    monkeypatch.setattr(os, "getppid", lambda: 0)
+    assert cli_once.first_in_this_shell(), "nothing to remember it by"
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[[1]]", "3", '[["a", "b"]]', "folder", "no place", "nobody"])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from support.bundles import with_post_codec
 from support.runs import make_run
 from ualm.export.exporter import export_run
 from ualm.runtime import EngineError, Model, SoundChunk
-from ualm.runtime.playback import Player, RawPcm
+from ualm.runtime.playback import Loudspeaker, Player, RawPcm
 
 Command = Callable[..., tuple[int, str, str]]
 SAMPLES = 1e-5
@@ -226,6 +227,8 @@ def test_ctrl_c_stops_what_is_played_and_the_chat_goes_on(
     assert (status, len(device.written), device.calls) == (0, 1, ["start", "abort", "close"])
     assert err.endswith("stopped\nseed 5\n")
     device.written.clear()
+    write = Loudspeaker.write  # at once, however slow the machine is
+    monkeypatch.setattr(Loudspeaker, "write", lambda self, chunk: write(self, replace(chunk, preroll=0.0)))
     status, _, err = chat("rain", "/seed 6", options=("--play", "--max-seconds", 8, "--max-context", 16384))
     assert (status, len(device.written), device.calls) == (0, 1, ["start", "abort", "close"])
     assert err.endswith("stopped; the turn is taken back\nseed 6\n")
