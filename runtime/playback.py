@@ -127,9 +127,9 @@ class Loudspeaker:
 
     def __init__(self, sample_rate: int, channels: int, asked: str = "--play") -> None:
         """Opens the device for a moment, so that one that does not open is told before anything is computed."""
-        self._options = (sample_rate, channels, asked, lambda: self._stopped)
         self._player: Player | None = None
         self._stopped = False
+        self._options = (sample_rate, channels, asked, lambda: self._stopped)
         self.underruns = 0
         Player(*self._options).abort()
 

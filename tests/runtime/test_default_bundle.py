@@ -47,11 +47,6 @@ def test_open_without_a_name(within):
 NOTICE = "ualm: no bundle named, so the model that comes with ualm is used\n"
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-
-
 def test_every_verb_takes_it_and_says_so_at_a_terminal(ualm: Command, within, able, tmp_path, monkeypatch):
     heard = tmp_path / "heard.wav"
     soundfile.write(heard, make_sound(0.1).T, 16000)
@@ -75,7 +70,8 @@ def test_every_verb_takes_it_and_says_so_at_a_terminal(ualm: Command, within, ab
             assert (status, err.count(NOTICE)) == (0, said), (verb, err)
 
 
-def test_a_shell_hears_it_once(ualm: Command, within, terminal, tmp_path, monkeypatch):
+def test_a_shell_hears_it_once(ualm: Command, within, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     told = tmp_path / "cache" / "ualm" / "told.json"
     assert [ualm("inspect")[2] for _ in range(3)] == [NOTICE, "", ""]
     assert [each.name for each in told.parent.iterdir() if each.name != "verified"] == ["told.json"]
