@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import textwrap
 from typing import Any
 
+from ..runtime.cli_tables import bands
 from .formats import Format
 from .plan import Plan, PlanRow
 from .schema import to_json
 
 NAME, VERSION = "ualm-plan", 1
+_GAP = "  "
 
 
-def render_plan(plan: Plan, form: Format) -> str:
-    """The plan in a format."""
+def render_plan(plan: Plan, form: Format, columns: int | None = None) -> str:
+    """The plan in a format; a table wider than ``columns`` goes on below with its further columns."""
     if form == "json":
         return json.dumps({"schema": NAME, "version": VERSION, **to_json(plan)}, indent=1, allow_nan=False) + "\n"
     if form == "jsonl":
@@ -33,9 +36,27 @@ def render_plan(plan: Plan, form: Format) -> str:
         head, *body = grid or [[""]]
         table = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
         return "\n\n".join(["\n".join(f"- {line}" for line in _facts(plan)), table, *_notes(plan)]) + "\n"
-    widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))] if grid else []
-    rows = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in grid]
-    return "\n".join([*_facts(plan), "", *rows, "", *_notes(plan)]) + "\n"
+    facts, notes = _facts(plan), _notes(plan)
+    if columns is not None:
+        facts, notes = _wrapped(facts, columns), _wrapped(notes, columns)
+    return "\n".join([*facts, "", *_table(grid, columns), "", *notes]) + "\n"
+
+
+def _wrapped(lines: list[str], columns: int) -> list[str]:
+    """Sentences within a terminal; an address stays whole."""
+    words = textwrap.TextWrapper(columns, break_on_hyphens=False, break_long_words=False)
+    return [line for each in lines for line in words.wrap(each)]
+
+
+def _table(grid: list[list[str]], columns: int | None) -> list[str]:
+    """Lines of the table whose first row is its head; each band of columns begins with the precision and the rows."""
+    if not grid:
+        return []
+    widths = [max(len(row[at]) for row in grid) for at in range(len(grid[0]))]
+    found = []
+    for band in bands([width + len(_GAP) for width in widths], 2, columns):
+        found.append([_GAP.join(row[at].rjust(widths[at]) for at in band) for row in grid])
+    return [line for number, lines in enumerate(found) for line in ([""] if number else []) + lines]
 
 
 def _lines(plan: Plan) -> list[dict[str, Any]]:

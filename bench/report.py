@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..runtime.cli_tables import bands
 from ..runtime.errors import InputError
 from .formats import Format, write_csv, write_json, write_jsonl
 from .schema import Bandwidth, Check, Comparison, Measurement, Report, Run, Setting, Subject, Traffic
@@ -22,6 +23,10 @@ _BANDWIDTHS = {"host": "read bandwidth", "device": "copy bandwidth on the GPU"}
 _PERCENTILES = ("p50", "p90", "p95", "p99", "min", "mean", "max")
 _TRAFFIC = ("GB/s", "of bandwidth", "of best pass", "near its best")
 _MEASURED = ("subject", "figure", "RTF", "outside %", *_TRAFFIC, "times faster", "p")
+#: The one column of sentences.
+_DETAIL = "detail"
+#: Characters between two columns, and at the edges of a table.
+_GAP, _EDGES = 3, 2
 #: Columns that stay even where all rows have the same in them.
 _KEPT = (*_PERCENTILES, *_MEASURED, "stage", "check", "verdict")
 
@@ -47,39 +52,59 @@ class _Grid:
         kept = [at for at, name in enumerate(self.columns) if name not in common]
         said = ", ".join(f"{name} {next(iter(found[name]))}" for name in common)
         title = f"{self.title} ({said})" if said else self.title
-        rows = tuple(tuple(row[at] for at in kept) for row in self.rows)
-        return _Grid(title, tuple(self.columns[at] for at in kept), rows)
+        return self._of_columns(title, kept)
+
+    def bands(self, columns: int | None) -> list[_Grid]:
+        """The same in bands of columns that a terminal has room for; each begins with what tells the rows apart."""
+        if _DETAIL in self.columns:  # which is wrapped instead
+            return [self]
+        kept = self.columns.index("figure") + 1 if "figure" in self.columns else 1
+        widths = [max(map(len, (name, *self.cells(name)))) + _GAP for name in self.columns]
+        found = bands(widths, kept, None if columns is None else columns - _EDGES)
+        return [self._of_columns(self.title, band) for band in found]
+
+    def cells(self, name: str) -> tuple[str, ...]:
+        """A column."""
+        return tuple(row[self.columns.index(name)] for row in self.rows)
+
+    def _of_columns(self, title: str, numbers: Sequence[int]) -> _Grid:
+        rows = tuple(tuple(row[at] for at in numbers) for row in self.rows)
+        return _Grid(title, tuple(self.columns[at] for at in numbers), rows)
 
 
-def render(reports: Sequence[Report], form: Format) -> str:
-    """Reports in a format."""
+def render(reports: Sequence[Report], form: Format, columns: int | None = None) -> str:
+    """Reports in a format; ``columns``: of the terminal that a table is for, None where nothing has to fit."""
     if form == "json":
         if len(reports) > 1:
             raise InputError(f"--format json: holds one run, {len(reports)} are given; choose jsonl or csv")
         return write_json(reports[0])
     if form in ("jsonl", "csv"):
         return write_jsonl(reports) if form == "jsonl" else write_csv(reports)
-    texts = [to_table(each) if form == "table" else to_markdown(each) for each in reports]
+    texts = [to_table(each, columns) if form == "table" else to_markdown(each) for each in reports]
     return "\n".join(texts)
 
 
-def to_table(report: Report) -> str:
-    """The report as tables for a terminal, as wide as they are: a figure that is cut in two cannot be read."""
+def to_table(report: Report, columns: int | None = None) -> str:
+    """The report as tables for a terminal. One that is wider than ``columns`` goes on below with its further columns,
+    for a figure that is cut in two cannot be read; only details are wrapped. None: as wide as they are."""
     out = io.StringIO()
-    console = Console(file=out, width=_WIDE, force_terminal=False, highlight=False, markup=False, emoji=False)
+    width = _WIDE if columns is None else columns
+    console = Console(file=out, width=width, force_terminal=False, highlight=False, markup=False, emoji=False)
     for line in _facts(report):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=columns is None)
     for grid in map(_Grid.narrowed, _grids(report)):
-        console.print(grid.title, soft_wrap=True)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for number, name in enumerate(grid.columns):
-            right = any(row[number] for row in grid.rows) and all(_is_number(row[number]) for row in grid.rows)
-            table.add_column(name, justify="right" if right else "left", no_wrap=True)
-        for row in grid.rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(grid.title, soft_wrap=columns is None)
+        for band in grid.bands(columns):
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            for name in band.columns:
+                cells = band.cells(name)
+                right = any(cells) and all(map(_is_number, cells))
+                table.add_column(name, justify="right" if right else "left", no_wrap=name != _DETAIL, overflow="fold")
+            for row in band.rows:
+                table.add_row(*row)
+            console.print(table)
     for note in report.notes:
-        console.print(f"Note: {note}", soft_wrap=True)
+        console.print(f"Note: {note}", soft_wrap=columns is None)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -176,7 +201,7 @@ def _grids(report: Report) -> list[_Grid]:
 
 
 def _checked(check: Check) -> dict[str, str]:
-    cells = {"stage": check.stage, "check": check.name, "verdict": check.verdict, "detail": check.detail}
+    cells = {"stage": check.stage, "check": check.name, "verdict": check.verdict, _DETAIL: check.detail}
     return cells | {"seconds": f"{check.seconds:.1f}"}
 
 

@@ -22,6 +22,7 @@ from .cli_common import (
     GuidanceOption,
     JsonOption,
     MaxTokensOption,
+    QuietOption,
     SeedOption,
     TemperatureOption,
     ThreadsOption,
@@ -39,6 +40,7 @@ from .cli_common import (
 from .cli_compare import compare
 from .cli_doctor import doctor
 from .cli_generate import generate
+from .cli_help import WholeSentences
 from .cli_inspect import inspect
 from .cli_knows import KnowingCommand, Outside
 from .cli_reason import reason
@@ -48,6 +50,7 @@ from .extras import install_hint
 from .post_codec import Resampler
 
 app = typer.Typer(
+    cls=WholeSentences,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -82,6 +85,7 @@ def ask(
     engine: EngineOption = None,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about a sound.
@@ -89,10 +93,10 @@ def ask(
     m4a, mp4, 3gp and webm need the extra `av`.
     """
     check_heard(sound)
-    with open_model(bundle, threads, max_context, engine) as model:
+    with open_model(bundle, threads, max_context, engine, quiet=quiet) as model:
         options: dict[str, Any] = {"seed": seed}
         options |= given(guidance=guidance, temperature=temperature, top_k=top_k, max_steps=max_tokens)
-        outside = Outside(model)
+        outside = Outside(model, quiet=quiet)
         outside.tell(question)
         started = time.perf_counter()
         with live_rows(lambda rows, elapsed: f"{rows} tokens, {elapsed:.1f} s") as on_rows:

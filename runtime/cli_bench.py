@@ -15,12 +15,15 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from .cli_common import LiveLine, named_or_packaged, print_any
+from .cli_help import WholeSentences
+from .cli_tables import terminal_columns
 from .compiled import check_native
 from .errors import InputError, OutputError, UalmError
 from .extras import install_hint
 from .files import replacing_file
 
 app = typer.Typer(
+    cls=WholeSentences,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Measure a bundle: milliseconds, bytes a step, share of the memory bandwidth, against another.",
@@ -267,7 +270,7 @@ def plan(
     target = _bench("devices").find_device(device, bandwidth, memory)
     contexts = _numbers("--context", context, int)
     made = _bench("plan").make_plan(named_or_packaged(bundle), target, contexts, guidance)
-    _write(lambda kind: _bench("plan_report").render_plan(made, kind), chosen, output)
+    _write(lambda *form: _bench("plan_report").render_plan(made, *form), chosen, output)
 
 
 @app.command()
@@ -308,17 +311,17 @@ def _measured(measure: Callable[[Callable[[str], None]], Any], form: str | None,
 
 def _deliver(reports: list[Any], form: str, output: Path | None) -> None:
     """Print in ``form``; with ``output``, write there and print the table."""
-    _write(lambda kind: _bench("report").render(reports, kind), form, output)
+    _write(lambda *form: _bench("report").render(reports, *form), form, output)
 
 
-def _write(render: Callable[[str], str], form: str, output: Path | None) -> None:
-    """As :func:`_deliver`, what ``render`` makes in a format."""
+def _write(render: Callable[[str, int | None], str], form: str, output: Path | None) -> None:
+    """As :func:`_deliver`, what ``render`` makes in a format for a terminal of so many columns, None for a file."""
     if output is not None:
-        text = render(form)
+        text = render(form, None)
         with replacing_file(output) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
         form = "table"
-    print_any(render(form))
+    print_any(render(form, terminal_columns()))
 
 
 def _bench(module: str) -> ModuleType:

@@ -24,6 +24,8 @@ from .cli_common import (
     EngineOption,
     GuidanceOption,
     MaxSecondsOption,
+    PlayOption,
+    QuietOption,
     SeedOption,
     StandardOutputError,
     TemperatureOption,
@@ -37,8 +39,9 @@ from .cli_common import (
 )
 from .cli_knows import Outside
 from .errors import InputError, UalmError
-from .events import SegmentEnded, TurnEnded
+from .events import SegmentEnded, SoundChunk, TurnEnded
 from .model import Model
+from .playback import Loudspeaker
 from .sampling import AudioSampling, TextSampling
 from .sound import Sound, Speech
 
@@ -48,6 +51,8 @@ COMMANDS = {
     "/sound": ("FILE", "add a sound to the next message; it is heard while you write"),
     "/speech": ("FILE", "the same for speech to be transcribed"),
     "/send": ("", "send the sounds that wait, without a text"),
+    "/hear": ("", "add the last sound made to the next message: the model hears its own sounds only so"),
+    "/play": ("", "play the last sound made; needs the extra `play`"),
     "/save": ("FILE", "write the last sound made, as .wav, .flac, .mp3, .ogg or .opus"),
     "/seed": ("N", "draw the next turns with this seed"),
     "/undo": ("", "drop the sounds that wait, or else take back the last turn"),
@@ -73,9 +78,11 @@ def chat(
     time_limit: Annotated[
         float | None, typer.Option("--time-limit", help="Seconds that a turn may take; it is taken back then.")
     ] = None,
+    play: PlayOption = False,
     engine: EngineOption = None,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
+    quiet: QuietOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every event as one JSON object a line.")] = False,
 ) -> None:
     """Talk with the model: what you type is your turn, lines that begin with / are commands (see /help).
@@ -86,13 +93,14 @@ def chat(
     if modality not in (None, "audio", "text"):
         raise InputError(f"--modality {modality!r}: choose audio or text, or leave it out to let the model choose")
     view: View = JsonView() if as_json else TextView()
-    with open_model(bundle, threads, max_context, engine) as model:
-        defaults = model.bundle.manifest.sampling
+    with open_model(bundle, threads, max_context, engine, quiet=quiet) as model:
+        manifest = model.bundle.manifest
+        defaults = manifest.sampling
         sound_options = given(
             guidance=guidance,
             temperature=temperature,
             top_k=top_k,
-            max_steps=steps_of(max_seconds, model.bundle.manifest.codec),
+            max_steps=steps_of(max_seconds, manifest.codec),
         )
         text_options = given(temperature=text_temperature, max_steps=max_tokens)
         talk = Chat(
@@ -102,9 +110,11 @@ def chat(
             audio=AudioSampling.from_mapping({**defaults["audio"], **sound_options, "seed": seed}),
             text=TextSampling.from_mapping({**defaults["text"], **text_options, "seed": seed}),
             limits={"time_limit": math.inf if time_limit is None else time_limit},
+            loudspeaker=Loudspeaker(manifest.sound_rate, manifest.sound_channels) if play else None,
+            quiet=quiet and not as_json,
         )
         at_terminal = sys.stdin.isatty()
-        if at_terminal or as_json:
+        if as_json or (at_terminal and not quiet):
             about: dict[str, object] = {
                 "bundle": str(model.bundle.folder),
                 "model": model.identity,
@@ -113,10 +123,11 @@ def chat(
             about |= about_model(model)
             knows = model.knows
             about["knows"] = None if knows is None else knows.about
-            greeting = f"{model.bundle.folder}: opened; /help lists the commands"
+            greeting = [f"{model.bundle.folder}: opened; /help lists the commands"]
             if knows is not None:
-                greeting += f"; this model knows {knows.about.rstrip('.')}"
-            view.note("opened", greeting, about)
+                greeting.append(f"this model knows {knows.about.rstrip('.')}")
+            greeting.append("it hears a sound that it made only when you hand it over: /hear, then ask")
+            view.note("opened", "\n".join(greeting), about)
         failed = _converse(talk, view, line_reader(as_json), at_terminal)
     if failed and not at_terminal:
         raise typer.Exit(1)
@@ -134,9 +145,13 @@ class Chat:
         audio: AudioSampling,
         text: TextSampling,
         limits: dict[str, Any],
+        loudspeaker: Loudspeaker | None = None,
+        quiet: bool = False,
     ) -> None:
+        """``loudspeaker``: where every sound is played while it is made. ``quiet``: prompts are not remarked upon."""
         self._model, self._view, self._modality, self._limits = model, view, modality, limits
         self._audio, self._text = audio, text
+        self._loudspeaker, self._quiet = loudspeaker, quiet
         self._session = model.session(**limits)
         self._outside = Outside(model)
         self._waiting: list[Message] = []
@@ -163,7 +178,7 @@ class Chat:
 
     def _say(self, messages: list[Message]) -> None:
         for _, said in messages:
-            if isinstance(said, str) and (line := self._outside.look(said)) is not None:
+            if isinstance(said, str) and not self._quiet and (line := self._outside.look(said)):
                 self._view.note("outside", line, {"prompt": said})
         turn = self._session.turn(
             [*self._waiting, *messages],
@@ -172,16 +187,31 @@ class Chat:
             text=self._text,
         )
         self._view.begin()
+        loudspeaker, dry = self._loudspeaker, 0 if self._loudspeaker is None else self._loudspeaker.underruns
+
+        def stop() -> None:
+            turn.cancel()
+            if loudspeaker is not None:
+                loudspeaker.stop()
+
         try:
-            with _ctrl_c(turn.cancel):
+            with _ctrl_c(stop):
                 for event in turn:
                     self._view.event(event)
+                    if loudspeaker is not None and isinstance(event, SoundChunk):
+                        loudspeaker.write(event)
                     if isinstance(event, SegmentEnded) and event.result.sound is not None:
                         self._last_sound = event.result.sound
+                        if loudspeaker is not None:
+                            loudspeaker.finish()
                     if isinstance(event, TurnEnded) and event.reason != "cancelled":
                         self._waiting.clear()  # of a turn taken back the sounds still wait
         finally:
             self._view.rest()
+            if loudspeaker is not None:
+                loudspeaker.abort()
+        if loudspeaker is not None and (dry := loudspeaker.underruns - dry):
+            self._view.note("underruns", f"the player ran dry {dry} times", {"underruns": dry})
 
     def _send(self) -> None:
         if not self._waiting:
@@ -203,13 +233,32 @@ class Chat:
         self._view.note("sound_added", f"{file}: {sound.duration:.2f} s, goes with the next message", fields)
         return sound
 
+    def _hear(self) -> None:
+        sound = self._made("/hear")
+        self._model.listen(sound)  # as a sound of a file, it is heard while the message is written
+        self._waiting.append(("user", sound))
+        fields = {"file": None, "seconds": round(sound.duration, 3), "sample_rate": sound.sample_rate}
+        self._view.note("sound_added", f"the last sound: {sound.duration:.2f} s, goes with the next message", fields)
+
+    def _play(self) -> None:
+        sound = self._made("/play")
+        channels = 1 if sound.samples.ndim == 1 else sound.samples.shape[1]
+        loudspeaker = Loudspeaker(sound.sample_rate, channels, "/play")
+        with _ctrl_c(loudspeaker.stop):
+            whole = loudspeaker.play(sound)
+        fields = {"seconds": round(sound.duration, 3), "whole": whole}
+        self._view.note("played", f"played: {sound.duration:.2f} s" if whole else "stopped", fields)
+
     def _save(self, argument: str) -> None:
-        if self._last_sound is None:
-            raise InputError("/save: no sound has been made yet")
-        file, sound = _file(argument), self._last_sound
+        file, sound = _file(argument), self._made("/save")
         gain = sound.save(file)
         fields = {"output": str(file), "seconds": round(sound.duration, 3), "sample_rate": sound.sample_rate}
         self._view.note("saved", f"{file}: {sound.duration:.2f} s", fields | {"gain": gain})
+
+    def _made(self, command: str) -> Sound:
+        if self._last_sound is None:
+            raise InputError(f"{command}: no sound has been made yet")
+        return self._last_sound
 
     def _seed(self, argument: str) -> None:
         if not (argument.isascii() and argument.isdigit()):

@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,9 @@ from rich.live import Live
 from rich.text import Text
 
 from .bundle import CodecIdentity
+from .cli_once import first_in_this_shell
+from .cli_tables import table as table
+from .cli_tables import terminal_columns
 from .engines.selection import Choice
 from .errors import InputError, OutputError
 from .finish import FinishReason
@@ -32,6 +35,9 @@ BundleOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No notices on standard error; errors and progress are still shown.")
+]
 SeedOption = Annotated[int, typer.Option(help="Equal seeds give equal answers.")]
 GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale; 1 turns guidance off.")]
 TemperatureOption = Annotated[float | None, typer.Option(help="0 takes the most likely token.")]
@@ -41,6 +47,7 @@ MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", help="Longe
 TextTemperatureOption = Annotated[
     float | None, typer.Option("--text-temperature", help="Like --temperature, for texts.")
 ]
+PlayOption = Annotated[bool, typer.Option("--play", help="Play what is made while it is made; needs the extra `play`.")]
 PlotOption = Annotated[
     Path | None,
     typer.Option("--plot", help="Draw the sound's spectrogram: .png, .svg or .pdf; needs the extra `plot`."),
@@ -65,22 +72,31 @@ STANDARD = Path("-")
 progress = Console(stderr=True)
 
 
-def named_or_packaged(bundle: Path | None) -> Path:
-    """The folder that was named; else the model that comes with ualm, and that is told."""
+def named_or_packaged(bundle: Path | None, *, quiet: bool = False) -> Path:
+    """The folder that was named; else the model that comes with ualm.
+
+    That is told once a shell, where the result is on a terminal and there are to be notices.
+    """
     if bundle is not None:
         return bundle
     found = default_bundle()
-    print(f"ualm: no bundle named, so the model that comes with ualm is used: {found}", file=sys.stderr, flush=True)
+    if not quiet and terminal_columns() is not None and first_in_this_shell():
+        print("ualm: no bundle named, so the model that comes with ualm is used", file=sys.stderr, flush=True)
     return found
 
 
-def open_model(bundle: Path | None, threads: int | None, max_context: int | None, engine: str | None = None) -> Model:
+def open_model(
+    bundle: Path | None, threads: int | None, max_context: int | None, engine: str | None = None, *, quiet: bool = False
+) -> Model:
     """The model of ``--bundle`` or ``UALM_BUNDLE``, or the one that comes with ualm.
 
-    Where there is a GPU, one line on standard error tells which engine runs, and why no other does.
+    Where there is a GPU, or the bundle holds engines for one, a line on standard error tells which engine runs, and why
+    no other does.
     """
-    model = Model.open(named_or_packaged(bundle), engine=engine, threads=threads, max_context=max_context)
-    tell_engine(model._choice)
+    folder = named_or_packaged(bundle, quiet=quiet)
+    model = Model.open(folder, engine=engine, threads=threads, max_context=max_context)
+    if not quiet:
+        tell_engine(model._choice)
     return model
 
 
@@ -153,15 +169,6 @@ def report(as_json: bool, result: Mapping[str, object], plain: str) -> None:
     print_any((json.dumps(result) if as_json else plain) + "\n")
 
 
-def table(title: str, rows: Sequence[Sequence[object]]) -> str:
-    """A title over rows whose columns are aligned, for :func:`report`."""
-    texts = [[str(cell) for cell in row] for row in rows]
-    columns = max((len(row) for row in texts), default=0)
-    widths = [max((len(row[column]) for row in texts if column < len(row)), default=0) for column in range(columns)]
-    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in texts]
-    return "\n".join([title, *(line.rstrip() for line in lines)])
-
-
 def in_bytes(size: int) -> str:
     """A number of bytes, as wide as any other, for a column of a table."""
     value, unit = float(size), "bytes"
@@ -171,14 +178,22 @@ def in_bytes(size: int) -> str:
     return f"{value:>7.0f} {unit}" if unit == "bytes" else f"{value:>7.1f} {unit}"
 
 
+def _rewritable() -> bool:
+    """Whether what is on standard error can be taken back; a dumb terminal would keep it, or an empty line of it."""
+    return progress.is_terminal and not progress.is_dumb_terminal
+
+
 class LiveLine:
-    """One line on standard error that is rewritten, and gone in the end; nothing where that is not a terminal."""
+    """One line on standard error that is rewritten, and gone in the end; nothing where that is not possible.
+
+    It takes the whole line of the terminal that the cursor is in: nothing else may stand there, from either stream.
+    """
 
     def __init__(self) -> None:
         self._live: Live | None = None
 
     def show(self, text: str) -> None:
-        if not progress.is_terminal:
+        if not _rewritable():
             return
         line = Text(text, no_wrap=True, overflow="ellipsis")
         if self._live is None:
@@ -216,7 +231,7 @@ def live_bytes() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=progress, transient=True, disable=not progress.is_terminal) as bar:
+    with Progress(*columns, console=progress, transient=True, disable=not _rewritable()) as bar:
         tasks: dict[str, TaskID] = {}
 
         def update(stage: str, done: int, total: int) -> None:

@@ -21,7 +21,9 @@ from .cli_common import (
     JsonOption,
     LiveLine,
     MaxSecondsOption,
+    PlayOption,
     PlotOption,
+    QuietOption,
     SeedOption,
     TemperatureOption,
     ThreadsOption,
@@ -59,7 +61,7 @@ def generate(
     sound_format: Annotated[
         str | None, typer.Option("--format", help="With -o -: raw (samples alone) or wav. A file's name says its own.")
     ] = None,
-    play: Annotated[bool, typer.Option("--play", help="Play it while it is made; needs the extra `play`.")] = False,
+    play: PlayOption = False,
     profile: Annotated[
         str, typer.Option(help="With --play or -o -: first_sound, balanced or throughput.")
     ] = "balanced",
@@ -79,6 +81,7 @@ def generate(
     engine: EngineOption = None,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a sound from a text. WAV files hold 32-bit floats unless --pcm16 is given.
@@ -98,7 +101,7 @@ def generate(
     if plot is not None:
         check_plot(plot)
     ChunkProfile.named(profile)
-    with open_model(bundle, threads, max_context, engine) as model:
+    with open_model(bundle, threads, max_context, engine, quiet=quiet) as model:
         manifest = model.bundle.manifest
         codec, rate, channels = manifest.codec, manifest.sound_rate, manifest.sound_channels
         if output is not None and not piped:
@@ -118,7 +121,7 @@ def generate(
             outputs.append(RawPcm(_standard_output(), pcm16=pcm16))
         if play:
             outputs.append(Player(rate, channels))
-        outside = Outside(model)
+        outside = Outside(model, quiet=quiet)
         outside.tell(text)
         started = time.perf_counter()
         if outputs:

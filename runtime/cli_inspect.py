@@ -12,14 +12,15 @@ import numpy as np
 import typer
 
 from .bundle import MANIFEST, Bundle
-from .cli_common import JsonOption, in_bytes, named_or_packaged, report, table
+from .cli_common import JsonOption, QuietOption, in_bytes, named_or_packaged, report, table
+from .cli_tables import terminal_columns
 from .model import DEFAULT_CONTEXT
 from .quality import Verdict, verdicts
 from .reading import read_json
 from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, SPECIALS, STREAMS
 
-#: Columns of the words that a model knows.
-_WORDS_WIDTH = 100
+#: Columns of the words that a model knows, and those before them; a narrow terminal has less room.
+_WORDS_WIDTH, _BEFORE_WORDS = 100, 14
 
 
 def inspect(
@@ -28,10 +29,11 @@ def inspect(
         typer.Argument(envvar="UALM_BUNDLE", help="Folder made by `ualm export`; by default the model within ualm."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the hashes of all files too.")] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle is: sizes, parts, files, defaults, where it came from. Loads no engine."""
-    opened = Bundle(named_or_packaged(bundle), verify="always" if verify else "never")
+    opened = Bundle(named_or_packaged(bundle, quiet=quiet), verify="always" if verify else "never")
     about = describe(opened)
     about["verified"] = verify
     report(as_json, about, _plain(about))
@@ -166,7 +168,8 @@ def _templates(about: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 
 def _knows(knows: Mapping[str, Any]) -> list[tuple[str, object]]:
-    lines = textwrap.wrap(", ".join(knows["words"]), _WORDS_WIDTH)
+    columns = terminal_columns() or _WORDS_WIDTH + _BEFORE_WORDS
+    lines = textwrap.wrap(", ".join(knows["words"]), max(min(_WORDS_WIDTH, columns - _BEFORE_WORDS), 1))
     return [("about", knows["about"]), (f"{len(knows['words'])} words", lines[0]), *(("", line) for line in lines[1:])]
 
 

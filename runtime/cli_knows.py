@@ -22,8 +22,8 @@ _MOST_PROMPT = 60
 class Outside:
     """Looks at the prompts of one process or conversation, and has something to say about one of them at most."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, *, quiet: bool = False) -> None:
+        self._model, self._quiet = model, quiet
         #: Whether a prompt was of nothing that the model knows; None where its bundle does not say what that is.
         self.found: bool | None = None if model.knows is None else False
 
@@ -37,8 +37,8 @@ class Outside:
         return f"this model knows {about}; nothing in {shown!r} is of that, and what comes will be something else"
 
     def tell(self, prompt: str) -> None:
-        """As :meth:`look`, to standard error."""
-        if (line := self.look(prompt)) is not None:
+        """As :meth:`look`, to standard error, unless there are to be no notices."""
+        if (line := self.look(prompt)) is not None and not self._quiet:
             print(f"ualm: {line}", file=sys.stderr, flush=True)
 
     def told(self, prompts: Iterable[str]) -> Iterator[str]:

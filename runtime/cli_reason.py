@@ -22,7 +22,9 @@ from .cli_common import (
     LiveLine,
     MaxSecondsOption,
     MaxTokensOption,
+    PlayOption,
     PlotOption,
+    QuietOption,
     SeedOption,
     TemperatureOption,
     TextTemperatureOption,
@@ -39,6 +41,7 @@ from .cli_common import (
 from .cli_knows import Outside
 from .errors import InputError, OutputError, UalmError
 from .files import replacing_file
+from .playback import Loudspeaker
 from .plot import check_plot, save_spectrogram
 from .reasoning import Reasoning
 from .sampling import TextSampling
@@ -76,6 +79,7 @@ def reason(
     output: Annotated[Path | None, typer.Option("--output", "-o", help=f"File for the last sound: {SUFFIXES}.")] = None,
     trace: Annotated[Path | None, typer.Option(help="JSON file for all that was thought.")] = None,
     plot: PlotOption = None,
+    play: PlayOption = False,
     bundle: BundleOption = None,
     seed: SeedOption = 0,
     guidance: GuidanceOption = None,
@@ -88,6 +92,7 @@ def reason(
     engine: EngineOption = None,
     threads: ThreadsOption = None,
     max_context: ContextOption = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a sound and think: before it (enrich), in turns about it (dialogue), or after hearing it (reflect).
@@ -108,10 +113,11 @@ def reason(
         if len(prompts) > 1:
             raise InputError(f"{prompts[1]!r}: one PROMPT is expected; several are the turns of --mode dialogue")
         told = prompts[0]
-    with open_model(bundle, threads, max_context, engine) as model:
-        manifest, outside = model.bundle.manifest, Outside(model)
+    with open_model(bundle, threads, max_context, engine, quiet=quiet) as model:
+        manifest, outside = model.bundle.manifest, Outside(model, quiet=quiet)
         if output is not None:
             check_writable(output, subtype, sample_rate=manifest.sound_rate, channels=manifest.sound_channels)
+        loudspeaker = Loudspeaker(manifest.sound_rate, manifest.sound_channels) if play else None
         if from_lines:
             told = outside.told(told)
         else:
@@ -129,8 +135,10 @@ def reason(
                 guidance=guidance, temperature=temperature, top_k=top_k, max_steps=steps_of(max_seconds, manifest.codec)
             ),
         )
-        result, elapsed = _followed(reasoning, _Shown(quiet=as_json))
+        result, elapsed = _followed(reasoning, _Shown(quiet=as_json), loudspeaker)
         further = about_model(model) | {"outside": outside.found}
+        if loudspeaker is not None:
+            further["underruns"] = loudspeaker.underruns
     _keep(result, elapsed, further, output, subtype, trace, plot, as_json)
 
 
@@ -141,17 +149,24 @@ def _with_lines(prompts: list[str], read: Callable[[], str | None]) -> Iterator[
             yield line.strip()
 
 
-def _followed(reasoning: Reasoning, shown: _Shown) -> tuple[ReasoningResult, float]:
+def _followed(reasoning: Reasoning, shown: _Shown, loudspeaker: Loudspeaker | None) -> tuple[ReasoningResult, float]:
+    """The events are shown, and the sounds played where there is a loudspeaker."""
     started = time.perf_counter()
-    reasoning._played = False
+    reasoning._played = loudspeaker is not None
     try:
         for event in reasoning:
             shown.event(event)
+            if loudspeaker is not None and isinstance(event, StageSound):
+                loudspeaker.write(event.chunk)
+            elif loudspeaker is not None and isinstance(event, StageEnded):
+                loudspeaker.finish()
             if isinstance(event, ReasoningEnded):
                 return event.result, time.perf_counter() - started
         raise AssertionError("a reasoning ends with ReasoningEnded")
     finally:
         shown.rest()
+        if loudspeaker is not None:
+            loudspeaker.abort()
         reasoning.cancel()
         reasoning._join()  # the model is closed now
 
@@ -190,8 +205,9 @@ def _keep(
         "elapsed_seconds": round(elapsed, 3),
     }
     scaled = "" if gain == 1.0 else f", scaled by {gain:.3f} to keep the peak below 1"
-    where = "not kept, -o FILE does" if output is None else str(output)
-    report(as_json, about, f"{where}: {sound.duration:.2f} s in {elapsed:.2f} s{scaled}")
+    dry = f", the player ran dry {about['underruns']} times" if about.get("underruns") else ""
+    where = str(output) if output is not None else "played" if "underruns" in about else "not kept, -o FILE does"
+    report(as_json, about, f"{where}: {sound.duration:.2f} s in {elapsed:.2f} s{scaled}{dry}")
 
 
 class _Shown:
@@ -202,23 +218,24 @@ class _Shown:
         self._live = LiveLine()
         self._mid_line = False
         self._started = 0.0
+        #: The stage's name, until it is printed with what it stands before: a live line would take it away.
+        self._label = ""
 
     def event(self, event: ReasoningEvent) -> None:
         if isinstance(event, StageStarted):
-            self._started = time.perf_counter()
-            self._print(f"{event.kind}: ")
-            self._live.show("listening ..." if event.kind == "review" else "thinking ...")
+            self._started, self._label = time.perf_counter(), f"{event.kind}: "
+            self._live.show(self._label + ("listening ..." if event.kind == "review" else "thinking ..."))
         elif isinstance(event, StageText):
             self._live.hide()
-            self._print(event.text.translate(CONTROLS) if self._terminal else event.text)
+            self._print_labelled(event.text.translate(CONTROLS) if self._terminal else event.text)
         elif isinstance(event, StageSound):
             made = (event.chunk.start + len(event.chunk.samples)) / event.chunk.sample_rate
-            self._live.show(sound_progress(made, time.perf_counter() - self._started))
+            self._live.show(self._label + sound_progress(made, time.perf_counter() - self._started))
         elif isinstance(event, StageEnded):
             self._live.hide()
             sound = event.result.sound
             cut = ", cut here by its limit" if event.result.segment.finish == "max_steps" else ""
-            self._print(f"{sound.duration:.2f} s{cut}" if sound is not None else cut)
+            self._print_labelled(f"{sound.duration:.2f} s{cut}" if sound is not None else cut)
             self.rest()
         elif isinstance(event, Verdict):
             self.rest()
@@ -230,6 +247,10 @@ class _Shown:
         self._live.hide()
         if self._mid_line:
             self._print("\n")
+
+    def _print_labelled(self, text: str) -> None:
+        label, self._label = self._label, ""
+        self._print(label + text)
 
     def _print(self, text: str) -> None:
         if text and not self._quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -10,7 +11,11 @@ import numpy as np
 from .errors import EngineError
 from .events import SoundChunk
 from .extras import install_hint
+from .sound import Sound
 from .sound_out import write_all
+
+#: Parts of a second in which samples go to a device that may be stopped meanwhile.
+_PIECES = 10
 
 
 class Output(Protocol):
@@ -40,23 +45,30 @@ class Player:
     full scale. ``underruns``: how often it ran dry since.
     """
 
-    def __init__(self, sample_rate: int, channels: int) -> None:
-        """Open the device. :class:`EngineError` where there is none, or no sounddevice."""
+    def __init__(
+        self, sample_rate: int, channels: int, asked: str = "--play", stopped: Callable[[], bool] | None = None
+    ) -> None:
+        """Open the device. :class:`EngineError` where there is none, or no sounddevice.
+
+        ``asked``: what asked for it, for messages. ``stopped``: whether what is still to come is wanted no more; asked
+        several times a second.
+        """
         try:
             import sounddevice
         except ImportError as error:
-            raise EngineError(f"--play: {error}; install it with: {install_hint('play')}") from error
+            raise EngineError(f"{asked}: {error}; install it with: {install_hint('play')}") from error
         except OSError as error:  # the package is there, the system's library is not
-            raise EngineError(f"--play: {error}; install PortAudio, on Debian: apt install libportaudio2") from error
+            raise EngineError(f"{asked}: {error}; install PortAudio, on Debian: apt install libportaudio2") from error
         try:
             self._stream: Any = sounddevice.OutputStream(samplerate=sample_rate, channels=channels, dtype="float32")
         except (sounddevice.PortAudioError, ValueError) as error:
             raise EngineError(
-                f"--play: the audio device does not open for {channels} channels at {sample_rate} Hz ({error}); choose "
-                "another default device, or leave out --play"
+                f"{asked}: the audio device does not open for {channels} channels at {sample_rate} Hz ({error}); "
+                f"choose another default device, or leave out {asked}"
             ) from error
         self._device_error: type[Exception] = sounddevice.PortAudioError
         self._rate, self._channels = sample_rate, channels
+        self._asked, self._stopped = asked, stopped
         self._held: list[np.ndarray] = []
         self._playing = False
         self.underruns = 0
@@ -94,13 +106,66 @@ class Player:
 
     def _put(self, samples: np.ndarray) -> None:
         frames = np.ascontiguousarray(samples.reshape(len(samples), self._channels))
-        self.underruns += bool(self._guarded(self._stream.write, frames))
+        step = len(frames) if self._stopped is None else max(self._rate // _PIECES, 1)
+        for start in range(0, len(frames), step or 1):
+            if self._stopped is not None and self._stopped():
+                return
+            self.underruns += bool(self._guarded(self._stream.write, frames[start : start + step]))
 
     def _guarded(self, call: Any, *arguments: Any) -> Any:
         try:
             return call(*arguments)
         except self._device_error as error:
-            raise EngineError(f"--play: the audio device failed ({error})") from error
+            raise EngineError(f"{self._asked}: the audio device failed ({error})") from error
+
+
+class Loudspeaker:
+    """Plays the sounds of a conversation one after the other, each while it is made, through a :class:`Player` each.
+
+    ``underruns``: how often the device ran dry, in all of them.
+    """
+
+    def __init__(self, sample_rate: int, channels: int, asked: str = "--play") -> None:
+        """Opens the device for a moment, so that one that does not open is told before anything is computed."""
+        self._player: Player | None = None
+        self._stopped = False
+        self._options = (sample_rate, channels, asked, lambda: self._stopped)
+        self.underruns = 0
+        Player(*self._options).abort()
+
+    def write(self, chunk: SoundChunk) -> None:
+        """The next chunk of a sound, the first of one after :meth:`finish`."""
+        if self._player is None:
+            self._player = Player(*self._options)
+        self._player.write(chunk)
+
+    def finish(self) -> None:
+        """The sound is whole: returns when it was played."""
+        if self._player is not None:
+            self._player.finish()
+            self.underruns += self._player.underruns
+        self._player = None
+
+    def stop(self) -> None:
+        """Play no more until :meth:`abort`; may be called while another call is under way, as by a signal."""
+        self._stopped = True
+
+    def abort(self) -> None:
+        """Be silent at once, and ready for another sound."""
+        player, self._player, self._stopped = self._player, None, False
+        if player is not None:
+            player.abort()
+
+    def play(self, sound: Sound) -> bool:
+        """Play a sound that is there; returns whether it was played to its end."""
+        try:
+            self.write(SoundChunk(0, sound.samples, sound.sample_rate, 0, 0.0))
+            whole = not self._stopped
+            if whole:
+                self.finish()
+            return whole
+        finally:
+            self.abort()
 
 
 class RawPcm:

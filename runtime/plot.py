@@ -31,6 +31,13 @@ _MOST_FRAMES = 4000
 _RANGE = 80.0
 #: What silence is drawn as, in decibels of full scale.
 _FLOOR = -180.0
+#: Where the logarithmic axis begins, in Hz: what is lower cannot be heard. Of a sound without anything above that, it
+#: begins at this fraction of the highest frequency.
+_LOWEST, _LOWEST_OF_HIGHEST = 20.0, 0.01
+#: Rows of the picture, about as many as it has dots.
+_ROWS = 480
+#: Frequencies that are named on it, in every decade.
+_NAMED = (1, 2, 5)
 _INCHES, _DOTS_PER_INCH = (9.0, 4.0), 120
 _TITLE_COLUMNS = 90
 
@@ -71,6 +78,8 @@ def spectrogram(sound: Sound) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def save_spectrogram(sound: Sound, path: str | os.PathLike[str], title: str) -> None:
     """Draw the spectrogram of ``sound`` to a ``.png``, ``.svg`` or ``.pdf``, whole or not at all.
 
+    Its axis of frequencies is logarithmic, from 20 Hz: an octave is as high as any other.
+
     Raises :class:`InputError` for another suffix, :class:`OutputError` when the file cannot be written, and
     :class:`UalmError` where Matplotlib is not installed.
     """
@@ -78,25 +87,32 @@ def save_spectrogram(sound: Sound, path: str | os.PathLike[str], title: str) -> 
     target = Path(path)
     times, frequencies, levels = spectrogram(sound)
     figure = _figure()
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     axes = figure.add_subplot()
     top = max(float(levels.max()), _FLOOR + _RANGE)
-    # a cell is centred on its time and its frequency
+    # a cell is centred on its time
     wide = (times[1] if len(times) > 1 else sound.duration) / 2
-    high = frequencies[1] / 2
+    lowest, highest = min(_LOWEST, frequencies[-1] * _LOWEST_OF_HIGHEST), frequencies[-1]
     image = axes.imshow(
-        levels,
+        _over_octaves(levels, np.geomspace(lowest, highest, _ROWS + 1) / frequencies[1]),
         origin="lower",
         aspect="auto",
         interpolation="nearest",
         cmap="magma",
         vmin=top - _RANGE,
         vmax=top,
-        extent=(-wide, times[-1] + wide, -high / 1000, (frequencies[-1] + high) / 1000),
+        extent=(-wide, times[-1] + wide, 0, 1),
+        transform=axes.get_xaxis_transform(),  # its rows are equally high, whatever the scale of the axis
     )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=_NAMED))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(0, sound.duration)
-    axes.set_ylim(0, frequencies[-1] / 1000)
+    axes.set_ylim(lowest, highest)
     axes.set_xlabel("time (s)")
-    axes.set_ylabel("frequency (kHz)")
+    axes.set_ylabel("frequency (Hz)")
     printable = "".join(letter if letter.isprintable() else " " for letter in title)
     axes.set_title("\n".join(textwrap.wrap(printable, _TITLE_COLUMNS)), parse_math=False)
     figure.colorbar(image, ax=axes, label="level (dB of full scale)")
@@ -106,6 +122,16 @@ def save_spectrogram(sound: Sound, path: str | os.PathLike[str], title: str) -> 
     # SVG names its parts at random unless it is given a salt
     with replacing_file(target) as temporary, matplotlib.rc_context({"svg.hashsalt": "ualm"}):
         figure.savefig(temporary, format=suffix[1:], metadata=_FORMATS[suffix])
+
+
+def _over_octaves(levels: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Levels [F, T], at the frequencies 0, 1, 2, ..., as the rows between ``edges`` [R + 1]: [R, T].
+
+    A row has the loudest of the cells that it meets, so that no partial is lost where many share a row.
+    """
+    first = np.floor(edges[:-1] + 0.5).astype(int)
+    end = np.maximum(np.ceil(edges[1:] + 0.5).astype(int), first + 1)
+    return np.stack([levels[start:stop].max(axis=0) for start, stop in zip(first, end, strict=True)])
 
 
 def _figure() -> Figure:

@@ -35,7 +35,7 @@ def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command as on a new machine: nothing verified before, no bundle of the user's own, none within ualm."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for variable in ("UALM_BUNDLE", "UALM_ENGINE"):
+    for variable in ("UALM_BUNDLE", "UALM_ENGINE", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(packaged, "PACKAGED", tmp_path / "no bundle within ualm")
 

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Environment variable that names the engine where no argument does.
 VARIABLE = "UALM_ENGINE"
+#: Names of a bundle's engine files that a line has room for.
+_MOST_FILES = 3
 
 
 @dataclass(frozen=True)
@@ -34,31 +36,52 @@ class Choice:
     """The engine that was opened, and why each that comes before it in :data:`ENGINES` was not.
 
     ``gpu``: whether this machine has an NVIDIA GPU, so that its user wants to know. ``named``: by whom; an engine that
-    is named passes none over. None: it was chosen.
+    is named passes none over. None: it was chosen. ``compiled``: names of files that the bundle holds for an engine, so
+    that its user wants to know why they are not run.
     """
 
     engine: Engine
     passed_over: Mapping[str, str] = field(default_factory=dict)
     gpu: bool = False
     named: Literal["argument", "environment"] | None = None
+    compiled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def told(self) -> str | None:
-        """Which engine runs and why the others do not, in one line; None where there is no GPU to ask about."""
-        if not self.gpu:
+        """Which engine runs and why the others do not, in one line; None where there is no GPU to ask about, and the
+        bundle has no files of an engine that does not run."""
+        over = self._worth_telling()
+        if not self.gpu and not over:
             return None
         if self.named is not None:
             return f"engine {self.engine.name}, as {'asked for' if self.named == 'argument' else f'{VARIABLE} says'}"
         # engines that are passed over for one reason are told together
         engines: dict[str, list[str]] = {}
-        for each, reason in self.passed_over.items():
-            engines.setdefault(" ".join(reason.split()), []).append(each)
+        for each, reason in over.items():
+            engines.setdefault(" ".join(reason.split()), []).append(each + _files(self.compiled.get(each, ())))
         others = "".join(f"; not {', '.join(names)}: {reason}" for reason, names in engines.items())
         return f"engine {self.engine.name}{others}"
 
     def to_json(self) -> dict[str, Any]:
-        """The engine, and where there is a GPU those that were passed over, with the reasons."""
-        over = [{"engine": each, "reason": reason} for each, reason in self.passed_over.items()] if self.gpu else []
+        """The engine, and those that were passed over with the reasons, as in :meth:`told`; ``files``: those of the
+        bundle that are not run, where there are some."""
+        over: list[dict[str, Any]] = []
+        for each, reason in self._worth_telling().items():
+            files = {"files": list(self.compiled[each])} if each in self.compiled else {}
+            over.append({"engine": each, "reason": reason, **files})
         return {"engine": self.engine.name, "passed_over": over}
+
+    def _worth_telling(self) -> Mapping[str, str]:
+        """Of the engines passed over: all where there is a GPU, else those that the bundle was compiled for."""
+        return {each: reason for each, reason in self.passed_over.items() if self.gpu or each in self.compiled}
+
+
+def _files(names: tuple[str, ...]) -> str:
+    """A clause about engine files, behind the engine's name."""
+    if not names:
+        return ""
+    more = len(names) - _MOST_FILES
+    shown = ", ".join(names[:_MOST_FILES]) + (f" and {more} more" if more > 0 else "")
+    return f" (the bundle holds {len(names)} engine file{'s' if len(names) > 1 else ''} of it: {shown})"
 
 
 @dataclass(frozen=True)
@@ -158,9 +181,17 @@ def choose(name: str | None, bundle: Bundle, *, threads: int | None, max_context
                 reason = str(error)
             else:
                 logger.info("engine %s%s", each, "".join(f"; not {n}: {why}" for n, why in passed_over.items()))
-                return Choice(engine, passed_over, gpu)
+                return Choice(engine, passed_over, gpu, compiled=_compiled(bundle))
         passed_over[each] = reason
     raise EngineError("no engine can run here: " + "; ".join(f"{each}: {why}" for each, why in passed_over.items()))
+
+
+def _compiled(bundle: Bundle) -> dict[str, tuple[str, ...]]:
+    """The engine files of a bundle, by engine."""
+    found: dict[str, tuple[str, ...]] = {}
+    for each in bundle.manifest.engines:
+        found[each.engine] = (*found.get(each.engine, ()), each.file)
+    return found
 
 
 def _named(name: str, by: str, bundle: Bundle, threads: int | None, max_context: int) -> Engine:

@@ -25,6 +25,7 @@ from ualm.export.exporter import export_run
 from ualm.runtime import AudioSampling, Model, Segment, Sound, Speech, TextDelta, TextSampling, cli
 from ualm.runtime.cli_chat import COMMANDS
 from ualm.runtime.cli_chat_view import TextView
+from ualm.runtime.session import Session
 
 #: Keeps the tiny model's turns short.
 SHORT = ("--threads", "1", "--max-seconds", "0.05", "--max-tokens", "12")
@@ -181,6 +182,28 @@ def test_speech_can_be_sent_without_a_text_and_undo_drops_what_waits(events, mod
     expected = model.session().ask([("user", Speech(Sound.from_file(file)))], modality="text", text=TEXT)
     assert answers(found) == [text_of(expected)]
     assert found[-1]["message"] == "/send: no sound waits; add one with /sound FILE"
+
+
+def test_hear_hands_the_last_sound_to_the_next_message_and_nothing_else_does(events, monkeypatch):
+    taken: list[list[tuple[str, object]]] = []
+    turn = Session.turn
+
+    def noted(self: Session, messages: Any, **options: Any) -> Any:
+        taken.append(list(messages))
+        return turn(self, messages, **options)
+
+    monkeypatch.setattr(Session, "turn", noted)
+    found = events("/hear", "rain", "what is it?", "/hear", "and that?", "/hear", "/undo", "and now?",
+                   options=("--guidance", 1))  # fmt: skip
+    assert found[0]["message"] == "/hear: no sound has been made yet"
+    words = [[content for _, content in messages if isinstance(content, str)] for messages in taken]
+    assert words == [["rain"], ["what is it?"], ["and that?"], ["and now?"]]
+    assert [len(messages) for messages in taken] == [1, 1, 2, 1]
+    role, sound = taken[2][0]
+    assert role == "user" and isinstance(sound, Sound) and sound.codes is not None, "heard, and not taken as codes"
+    added = next(event for event in found if event["type"] == "sound_added")
+    made = [event for event in found if event["type"] == "segment_ended" and event["modality"] == "audio"]
+    assert added == {"type": "sound_added", "file": None, "seconds": made[1]["seconds"], "sample_rate": 16000}
 
 
 def test_seeds_repeat_a_turn_and_options_reach_the_model(events, model, tmp_path):
@@ -388,7 +411,8 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 def test_ctrl_c_stops_the_turn_and_the_conversation_goes_on(terminal, endless_bundle, tmp_path):
     file = write_sound(tmp_path / "a.wav", make_sound(0.3), 16000)
     screen = terminal("-b", endless_bundle, *LONG)
-    screen.expect("/help lists the commands\r\n> ")
+    screen.expect("/help lists the commands\r\n")
+    screen.expect(r"only when you hand it over: /hear, then ask\r\n> ")
     screen.type(f"/sound {file}\n")
     screen.expect("goes with the next message\r\n> ")
     screen.type("rain\n")

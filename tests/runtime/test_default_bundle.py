@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import soundfile
 
 from support.able import choosing_what_it_can
 from support.sounds import make_sound
-from ualm.runtime import BundleError, InputError, Model, packaged
+from ualm.runtime import BundleError, InputError, Model, cli_once, packaged
 from ualm.runtime.bundle import WEIGHTS
 
 Command = Callable[..., tuple[int, str, str]]
@@ -41,9 +44,10 @@ def test_open_without_a_name(within):
         assert model.bundle.folder == within
 
 
-def test_every_verb_takes_it_and_says_so_once(ualm: Command, within, able, tmp_path, monkeypatch):
-    import io
+NOTICE = "ualm: no bundle named, so the model that comes with ualm is used\n"
 
+
+def test_every_verb_takes_it_and_says_so_at_a_terminal(ualm: Command, within, able, tmp_path, monkeypatch):
     heard = tmp_path / "heard.wav"
     soundfile.write(heard, make_sound(0.1).T, 16000)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
@@ -54,10 +58,63 @@ def test_every_verb_takes_it_and_says_so_once(ualm: Command, within, able, tmp_p
         "reason": ("rain", "--max-tokens", 4, *SHORT),
         "inspect": (),
     }
+    monkeypatch.setattr("ualm.runtime.cli_common.first_in_this_shell", lambda: True)
     for verb, arguments in verbs.items():
         status, _, err = ualm(verb, *arguments)
-        assert status == 0, (verb, err)
-        assert err.count(str(within)) == 1 and "comes with ualm" in err, verb
+        assert (status, err.count("no bundle named")) == (0, 0), (verb, err)
+        for options, said in (((), 1), (("-q",), 0)):
+            with monkeypatch.context() as patch:
+                patch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+                patch.setattr("sys.stdin", io.StringIO("hello\n"))
+                status, _, err = ualm(verb, *arguments, *options)
+            assert (status, err.count(NOTICE)) == (0, said), (verb, err)
+
+
+def test_a_shell_hears_it_once(ualm: Command, within, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    told = tmp_path / "cache" / "ualm" / "told.json"
+    assert [ualm("inspect")[2] for _ in range(3)] == [NOTICE, "", ""]
+    assert [each.name for each in told.parent.iterdir() if each.name != "verified"] == ["told.json"]
+    monkeypatch.setattr("ualm.runtime.cli_once._shells", lambda: [[os.getpid(), cli_once._began(os.getpid())]])
+    assert [ualm("inspect")[2] for _ in range(2)] == [NOTICE, ""]
+
+
+def test_a_shell_is_the_one_of_the_session_or_the_parent_and_those_that_ended_are_forgotten(tmp_path, monkeypatch):
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("the system does not tell when a process began")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    ended, shell = (subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) for code in ("", "input()"))
+    ended.wait()
+    place = tmp_path / "ualm" / "told.json"
+    place.parent.mkdir()
+    place.write_text(json.dumps([[ended.pid, "1"], [os.getpid(), "0"], "odd", [1]]))
+    try:
+        for session, parent, first in ((shell.pid, os.getpid(), True), (shell.pid, 0, False), (0, os.getpid(), False)):
+            monkeypatch.setattr(os, "getsid", lambda _, number=session: number)
+            monkeypatch.setattr(os, "getppid", lambda number=parent: number)
+            assert cli_once.first_in_this_shell() == first
+        kept = json.loads(place.read_text())
+        assert kept == [[each, cli_once._began(each)] for each in sorted((os.getpid(), shell.pid))]
+    finally:
+        shell.communicate(b"\n")
+    monkeypatch.setattr(os, "getppid", lambda: 0)
+    assert cli_once.first_in_this_shell(), "nothing to remember it by"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[[1]]", "3", '[["a", "b"]]', "folder", "no place", "nobody"])
+def test_remembering_never_fails(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    place = tmp_path / "ualm" / "told.json"
+    if damage == "no place":
+        place.parent.write_text("a file")
+    elif damage == "nobody":
+        monkeypatch.setattr(cli_once, "_began", lambda number: None)
+    else:
+        place.parent.mkdir()
+        place.mkdir() if damage == "folder" else place.write_text(damage)
+    assert cli_once.first_in_this_shell()
+    if damage not in ("folder", "no place", "nobody"):
+        assert not cli_once.first_in_this_shell()
 
 
 def test_the_answer_on_standard_output_stays_clean(ualm: Command, within, tmp_path):

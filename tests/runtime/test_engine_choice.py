@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from support.able import choosing_what_it_can
+from support.bundles import changed_manifest
 from support.sounds import make_sound
 from support.told import but_cut
 from ualm.bench.gpu import gpu_of
@@ -98,6 +99,43 @@ def test_a_machine_without_a_gpu_is_quiet(ualm: Command, tiny_bundle, verbs, no_
             status, out, err = ualm(verb, *arguments, "-b", tiny_bundle, "--json")
             about = json.loads(out.splitlines()[0])
             assert (status, but_cut(err), about["engine"], about["passed_over"]) == (0, "", "onnxruntime", []), verb
+
+
+@pytest.fixture
+def compiled(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle that holds four engine files of TensorRT-RTX."""
+    common = {"engine": "tensorrt-rtx", "library_version": "1.7", "sms": [89], "capacity": 64, "profiles": []}
+    hashes = {"onnx_sha256": "0" * 64, "weights_sha256": "0" * 64}
+
+    def add(document: dict[str, Any]) -> None:
+        names = ["backbone.onnx", "codec.onnx", "encoder.onnx", "head_text.onnx"]  # any files of the bundle will do
+        document["engines"] = [{"role": "codec", "file": name, **common, **hashes} for name in names]
+
+    return changed_manifest(tiny_bundle, tmp_path / "compiled", add)
+
+
+def test_engine_files_that_are_not_run_are_told_also_without_a_gpu(ualm: Command, compiled, verbs, no_gpu):
+    files = "backbone.onnx, codec.onnx, encoder.onnx and 1 more"
+    told = f"ualm: engine onnxruntime; not tensorrt-rtx (the bundle holds 4 engine files of it: {files}): "
+    told += "built without kernels\n"
+    with choosing_what_it_can():
+        for verb, arguments in verbs.items():
+            no_gpu.setattr("sys.stdin", io.StringIO("hello\n"))
+            status, out, err = ualm(verb, *arguments, "-b", compiled, "--json")
+            assert (status, err) == (0, told), verb
+            (over,) = json.loads(out.splitlines()[0])["passed_over"]
+            assert (over["engine"], over["reason"]) == ("tensorrt-rtx", "built without kernels")
+            assert over["files"] == ["backbone.onnx", "codec.onnx", "encoder.onnx", "head_text.onnx"]
+    assert ualm("generate", *verbs["generate"], "-b", compiled, "-q")[2] == ""
+    assert ualm("generate", *verbs["generate"], "-b", compiled, "--engine", "onnxruntime")[2] == ""
+
+
+def test_with_a_gpu_the_files_are_told_with_the_reason(ualm: Command, compiled, verbs, broken_gpu):
+    err = ualm("generate", *verbs["generate"], "-b", compiled)[2]
+    assert err.startswith(
+        "ualm: engine onnxruntime; not tensorrt, tensorrt-rtx (the bundle holds 4 engine files of it: "
+    )
+    assert err.endswith(" and 1 more): no library; not onnxruntime-cuda: the GPU failed: it broke\n")
 
 
 def test_an_engine_that_was_asked_for_is_told_as_such(ualm: Command, tiny_bundle, verbs, broken_gpu):

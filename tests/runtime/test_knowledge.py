@@ -242,6 +242,32 @@ def test_the_greeting_at_a_terminal_has_it(ualm: Command, bundle, monkeypatch):
     stdin = io.StringIO("")
     stdin.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr("sys.stdin", stdin)
-    assert (
-        "/help lists the commands; this model knows weather: rain and storms\n" in ualm("chat", "-b", bundle, *SHORT)[2]
-    )
+    err = ualm("chat", "-b", bundle, *SHORT)[2]
+    assert err.splitlines()[:3] == [
+        f"{bundle}: opened; /help lists the commands",
+        "this model knows weather: rain and storms",
+        "it hears a sound that it made only when you hand it over: /hear, then ask",
+    ]
+    assert "opened" not in ualm("chat", "-b", bundle, "-q", *SHORT)[2]
+
+
+def test_quiet_verbs_and_chats_say_nothing_of_it(ualm: Command, bundle, verbs, monkeypatch):
+    assert ualm("generate", *verbs["generate"]("a dog barks"), "-b", bundle, "-q")[2] == ""
+    monkeypatch.setattr("sys.stdin", io.StringIO("a dog barks\n"))
+    with choosing_what_it_can():
+        assert "this model knows" not in ualm("chat", "-b", bundle, "-q", "--max-tokens", 4, *SHORT)[2]
+
+
+def test_what_the_model_within_ualm_knows_stands_wherever_one_begins(ualm: Command, monkeypatch):
+    root = Path(__file__).resolve().parents[2]
+    within = root / "runtime" / "tiny"
+    if not within.is_dir():
+        pytest.skip("this build brings no model")
+    monkeypatch.setattr(packaged, "PACKAGED", within)
+    knows = Bundle(within, verify="never").manifest.knows
+    assert knows is not None and knows.about.startswith("renders of one soundfont: ")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    before_the_first_command = readme[: readme.index("```bash")].rpartition("## ")[2]
+    told = [before_the_first_command, ualm("generate", "--help")[1], ualm("ask", "--help")[1]]
+    for each in told:
+        assert knows.about.rstrip(".") in " ".join(each.split())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +23,7 @@ from support.runs import make_run
 from support.told import but_cut
 from ualm.export.exporter import export_run
 from ualm.runtime import EngineError, Model, SoundChunk
-from ualm.runtime.playback import Player, RawPcm
+from ualm.runtime.playback import Loudspeaker, Player, RawPcm
 
 Command = Callable[..., tuple[int, str, str]]
 SAMPLES = 1e-5
@@ -58,7 +60,7 @@ class Device:
     def OutputStream(self, **options: Any) -> Any:
         if self.refuses == "open":
             raise self.PortAudioError("Error querying device -1")
-        self.opened = options
+        self.opened, self.calls = options, []
         return SimpleNamespace(
             **{name: lambda name=name: self.calls.append(name) for name in ("start", "stop", "abort", "close")},
             write=self._write,
@@ -180,6 +182,80 @@ def test_ctrl_c_stops_the_device_at_once(generate: Command, device: Device, monk
     monkeypatch.setattr(device, "_write", interrupt)
     assert generate("--play") == (130, "", "ualm: interrupted\n")
     assert device.calls == ["start", "abort", "close"]
+
+
+# ---- a conversation ----
+
+
+@pytest.fixture
+def chat(ualm: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    def run(*lines: str, options: tuple[object, ...] = ()) -> Any:
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+        options = ("--modality", "audio", "--threads", 1, "--max-seconds", 0.2, "--guidance", 1, *options)
+        return ualm("chat", "-b", bundle, *options)
+
+    return run
+
+
+def test_chat_plays_each_sound_while_it_is_made(chat: Command, device: Device, tmp_path: Path) -> None:
+    status, out, _ = chat("rain", f"/save {tmp_path / 'a.wav'}", options=("--play",))
+    assert status == 0 and out.startswith("[0.20 s of sound in ") and device.calls == ["start", "stop", "close"]
+    np.testing.assert_array_equal(
+        soundfile.read(tmp_path / "a.wav", dtype="float32")[0], np.concatenate(device.written)[:, 0]
+    )
+
+
+def test_play_plays_the_last_sound(chat: Command, device: Device, tmp_path: Path) -> None:
+    status, _, err = chat("/play", "rain", f"/save {tmp_path / 'a.wav'}", "/play")
+    assert status == 1 and "ualm: /play: no sound has been made yet\n" in err and err.endswith("played: 0.20 s\n")
+    assert device.opened == {"samplerate": 16000, "channels": 1, "dtype": "float32"}
+    assert device.calls == ["start", "stop", "close"] and len(device.written) == 2, "a tenth of a second each"
+    np.testing.assert_array_equal(
+        soundfile.read(tmp_path / "a.wav", dtype="float32")[0], np.concatenate(device.written)[:, 0]
+    )
+
+
+def test_ctrl_c_stops_what_is_played_and_the_chat_goes_on(
+    chat: Command, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(samples: np.ndarray) -> bool:
+        device.written.append(samples)
+        os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    monkeypatch.setattr(device, "_write", interrupted)
+    status, _, err = chat("rain", "/play", "/seed 5")
+    assert (status, len(device.written), device.calls) == (0, 1, ["start", "abort", "close"])
+    assert err.endswith("stopped\nseed 5\n")
+    device.written.clear()
+    write = Loudspeaker.write  # at once, however slow the machine is
+    monkeypatch.setattr(Loudspeaker, "write", lambda self, chunk: write(self, replace(chunk, preroll=0.0)))
+    status, _, err = chat("rain", "/seed 6", options=("--play", "--max-seconds", 8, "--max-context", 16384))
+    assert (status, len(device.written), device.calls) == (0, 1, ["start", "abort", "close"])
+    assert err.endswith("stopped; the turn is taken back\nseed 6\n")
+
+
+def test_a_device_that_does_not_open_ends_a_chat_before_it_begins_and_a_command_alone(
+    chat: Command, device: Device
+) -> None:
+    device.refuses = "open"
+    status, out, err = chat("rain", options=("--play",))
+    assert (status, out) == (1, "") and err.startswith("ualm: --play: the audio device does not open")
+    status, _, err = chat("rain", "/play", "/seed 5")
+    assert status == 1 and "ualm: /play: the audio device does not open" in err and err.endswith("seed 5\n")
+
+
+def test_reason_plays_what_it_makes(ualm: Command, bundle: Path, device: Device, tmp_path: Path) -> None:
+    arguments = ("reason", "rain", "-b", bundle, "--threads", 1, "--max-seconds", 0.2, "--guidance", 1)
+    status, out, err = ualm(*arguments, "--max-tokens", 4, "--play", "-o", tmp_path / "a.wav", "--json")
+    assert (status, err, json.loads(out)["underruns"]) == (0, "", 0) and device.calls == ["start", "stop", "close"]
+    np.testing.assert_array_equal(
+        soundfile.read(tmp_path / "a.wav", dtype="float32")[0], np.concatenate(device.written)[:, 0]
+    )
+    assert "\nplayed: 0.20 s in " in ualm(*arguments, "--max-tokens", 4, "--play")[1]
+    device.refuses = "open"
+    status, out, err = ualm(*arguments, "--play")
+    assert (status, out) == (1, "") and err.startswith("ualm: --play: the audio device does not open")
 
 
 # ---- raw samples ----

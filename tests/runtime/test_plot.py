@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ualm.runtime import InputError, OutputError, Sound, UalmError
-from ualm.runtime.plot import save_spectrogram, spectrogram
+from ualm.runtime.plot import _over_octaves, save_spectrogram, spectrogram
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
 
@@ -65,8 +65,27 @@ def test_axes_have_units_and_the_title_is_the_prompt(tmp_path):
     with rc_context({"svg.fonttype": "none"}):
         save_spectrogram(Sound(tone(1000), 16000), tmp_path / "a.svg", "a bell rings")
     drawn = (tmp_path / "a.svg").read_text()
-    for words in ("a bell rings", "time (s)", "frequency (kHz)", "level (dB of full scale)"):
+    for words in ("a bell rings", "time (s)", "frequency (Hz)", "level (dB of full scale)"):
         assert f">{words}</text>" in drawn
+
+
+def test_every_octave_is_as_high_as_the_next(tmp_path):
+    from matplotlib.image import imread
+
+    rows = []
+    for frequency in (110, 440, 1760, 7040):
+        save_spectrogram(Sound(tone(frequency, seconds=1.0), 16000), tmp_path / "a.png", "")
+        middle = imread(tmp_path / "a.png")[:, 450, :3].sum(axis=1)  # a column of dots within the picture
+        bright = np.flatnonzero(middle[10:420] > 0.9 * middle[10:420].max())  # below are the ticks
+        rows.append(bright.mean())
+    steps = -np.diff(rows)  # two octaves each
+    assert steps.min() > 40 and steps.max() - steps.min() < 0.15 * steps.mean()
+
+
+def test_no_cell_is_lost_where_many_share_a_row():
+    levels = np.arange(12.0).reshape(6, 2)
+    rows = _over_octaves(levels, np.array([0.6, 0.7, 1.2, 5.5]))
+    assert rows.tolist() == [[2, 3], [2, 3], [10, 11]]
 
 
 @pytest.mark.parametrize("samples", [np.zeros(1, np.float32), np.zeros(100, np.float32), np.ones((5, 2), np.float32)])
