@@ -5,11 +5,32 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
+from .stopping import unbroken
+
+#: Bytes of a name on the file systems that are in use.
+_LONGEST_NAME = 255
+
+
+def check_place(target: Path) -> None:
+    """Refuse a name that :func:`replacing_file` would refuse, before the work is done."""
+    try:
+        if not target.parent.is_dir():
+            raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
+        if stat.S_ISDIR(target.stat().st_mode):
+            raise OutputError(f"{target}: is a folder; name a file")
+    except FileNotFoundError:
+        return
+    except OutputError:
+        raise
+    except OSError as error:
+        raise _not_writable(target, error) from error
+    _refuse_device(target)
 
 
 @contextmanager
@@ -22,6 +43,7 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     if not target.name:
         raise OutputError(f"{target}: is a folder; name a file")
+    _refuse_device(target)
     temporary = _beside(target)
     try:
         # within the block that cleans up: a signal may come as soon as there is something to clean up
@@ -38,8 +60,7 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"{target}: not written ({error.strerror or error}); nothing was left behind") from error
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 @contextmanager
@@ -85,21 +106,42 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"{target}: not written ({error.strerror or error}); nothing was left behind") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _remove_empty(made)
+        _remove(temporary, made)
+
+
+def _refuse_device(target: Path) -> None:
+    """A device such as ``/dev/full`` or a pipe is no file, but who is allowed to would replace it by one."""
+    try:
+        kind = target.stat().st_mode
+    except OSError:  # nothing is there, or what else is wrong comes out when it is written
+        return
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise OutputError(f"{target}: is a device or a pipe; name a file")
 
 
 def _beside(target: Path) -> Path:
-    """A hidden name that nobody else has, in the same folder; the suffix is kept, since it may choose a format."""
-    return target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+    """A hidden name that nobody else has, in the same folder; the suffix is kept, since it may choose a format.
+
+    It is no longer than a file system takes where the target's is not.
+    """
+    rest = f".{secrets.token_hex(4)}{target.suffix}"
+    room = max(len(os.fsencode(target.name)), _LONGEST_NAME) - len(os.fsencode(rest)) - 1
+    stem = os.fsencode(target.stem)[: max(room, 0)].decode(errors="ignore")
+    return target.with_name(f".{stem}{rest}")
 
 
 def _not_writable(target: Path, error: OSError) -> OutputError:
     return OutputError(f"{target}: cannot write here ({error.strerror or error}); choose a writable folder")
 
 
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, innermost first, that hold nothing; after a success they hold what was written."""
+@unbroken
+def _remove(temporary: Path, folders: Sequence[Path] = ()) -> None:
+    """Remove what was not finished, and folders, innermost first, that hold nothing: nothing to do after a success."""
+    with suppress(OSError):
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()

@@ -11,6 +11,7 @@ from .errors import EngineError
 from .events import SoundChunk
 from .extras import install_hint
 from .sound_out import write_all
+from .stopping import raise_interrupt
 
 
 class Output(Protocol):
@@ -45,6 +46,7 @@ class Player:
         try:
             import sounddevice
         except ImportError as error:
+            raise_interrupt(error)
             raise EngineError(f"--play: {error}; install it with: {install_hint('play')}") from error
         except OSError as error:  # the package is there, the system's library is not
             raise EngineError(f"--play: {error}; install PortAudio, on Debian: apt install libportaudio2") from error

@@ -12,12 +12,14 @@ import numpy as np
 from .. import _native
 from ..bundle import Bundle
 from ..errors import EngineError
+from ..stopping import raise_interrupt
 from ..tensors import widen
 from .arithmetic import Arithmetic, Part, arithmetic_of
 
 try:
     import onnxruntime as ort
 except ImportError as error:
+    raise_interrupt(error)
     raise EngineError(
         f"engine onnxruntime cannot be loaded ({error}); install it with: pip install onnxruntime"
     ) from error
