@@ -9,6 +9,11 @@ sound engine shows, and what must be found.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from ualm.runtime import command
+
+    command.run("ualm.bench.arithmetic")
+
 import argparse
 import dataclasses
 import functools
@@ -285,7 +290,3 @@ def main() -> None:
     lines = ",\n".join(f"  {json.dumps(each)}" for each in results)
     head = json.dumps({"settings": settings, "versions": versions()}, indent=1)[:-2]
     arguments.output.write_text(f'{head},\n "results": [\n{lines}\n ]\n}}\n')
-
-
-if __name__ == "__main__":
-    main()

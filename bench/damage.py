@@ -9,6 +9,11 @@ the exact weights lie anywhere between two steps, as they did before they were r
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from ualm.runtime import command
+
+    command.run("ualm.bench.damage")
+
 import argparse
 import functools
 import json
@@ -242,7 +247,3 @@ def main() -> None:
     about = {"bundle": bundle.digest, "seeds": arguments.seeds, "versions": versions()}
     lines = ",\n".join(f"  {json.dumps(each)}" for each in results)
     arguments.output.write_text(f'{json.dumps(about, indent=1)[:-2]},\n "results": [\n{lines}\n ]\n}}\n')
-
-
-if __name__ == "__main__":
-    main()

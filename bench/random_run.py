@@ -9,12 +9,16 @@ that memory holds no more than the codec and a block.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from ualm.runtime import command
+
+    command.run("ualm.bench.random_run")
+
 import argparse
 import dataclasses
 import itertools
 import json
 import math
-import signal
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -293,17 +297,9 @@ def main() -> None:
     shape = SHAPES[arguments.shape]
     if arguments.layers is not None:
         shape = dataclasses.replace(shape, layers=arguments.layers)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up, as after Ctrl-C: the folder weighs gigabytes
     try:
         with live_bytes() as progress:
             write_random_run(arguments.folder, shape, seed=arguments.seed, progress=progress)
     except UalmError as error:
         sys.exit(f"random_run: {error}")
-    except KeyboardInterrupt:
-        print("random_run: interrupted", file=sys.stderr)
-        sys.exit(130)
     print(f"{arguments.folder}: random {arguments.shape} run, {shape.layers} layers, seed {arguments.seed}")
-
-
-if __name__ == "__main__":
-    main()

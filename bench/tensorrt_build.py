@@ -7,6 +7,11 @@ needs a GPU.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from ualm.runtime import command
+
+    command.run("ualm.bench.tensorrt_build")
+
 import json
 import subprocess
 import sys
@@ -210,5 +215,5 @@ def _main(
     print(to_table(report))
 
 
-if __name__ == "__main__":
+def main() -> None:
     typer.run(_main)

@@ -1,9 +1,9 @@
 """``python -m ualm.export RUN -o BUNDLE``: the same as ``ualm export``."""
 
-import sys
-
-from ..runtime.cli import main
+from ..runtime.command import main
 
 if __name__ == "__main__":
+    import sys
+
     sys.argv[1:1] = ["export"]
     main()

@@ -7,6 +7,11 @@ nothing then, or something else: its manifest is written anew, with a new digest
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from ualm.runtime import command
+
+    command.run("ualm.export.knows")
+
 import argparse
 import dataclasses
 import json
@@ -51,7 +56,3 @@ def main() -> None:
     except UalmError as error:
         sys.exit(f"knows: {error}")
     print(f"{arguments.bundle}: {'written' if changed else 'is so already'}")
-
-
-if __name__ == "__main__":
-    main()

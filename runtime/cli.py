@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import signal
+if __name__ == "__main__":
+    from ualm.runtime import command
+
+    command.main()
+
 import sys
 import time
 from collections.abc import Callable
@@ -48,6 +52,7 @@ from .compiled import check_native
 from .errors import InputError, UalmError
 from .extras import install_hint
 from .post_codec import Resampler
+from .stopping import caught, raise_interrupt
 
 app = typer.Typer(
     cls=WholeSentences,
@@ -57,10 +62,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # markup would swallow the brackets of ".[export]"
     help="Run unified audio language models: text to sound, questions about sounds, conversations.",
 )
-#: The exit status that Typer makes of Ctrl-C.
-_INTERRUPTED = 130
-#: What a shell shows for a program that SIGTERM ended.
-_TERMINATED = 143
 
 
 @app.callback(invoke_without_command=True)
@@ -187,6 +188,7 @@ def export(
         check_order(order, engine)  # a slip is told before torch is loaded
         target = find_target(engine)
     except ImportError as error:
+        raise_interrupt(error)
         raise UalmError(f"export cannot be loaded ({error}); install it with: {install_hint('export')}") from error
     with live_bytes() as progress:
         made = target(order, progress)
@@ -209,20 +211,11 @@ app.add_typer(bench, name="bench")
 
 
 def main() -> None:
-    """Entry point: a ualm error is one line on standard error and exit status 1."""
-    # a scheduler's SIGTERM must clean up as Ctrl-C does: the folder of an unfinished export weighs gigabytes
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    """What the command does once its process is prepared: a ualm error is one line and exit status 1."""
     try:
         app(prog_name="ualm")
     except UalmError as error:
-        # the messages of other libraries may run over several lines
-        print("ualm:", " ".join(str(error).splitlines()), file=sys.stderr)
+        # the messages of other libraries may run over several lines; what a signal made fail is no news
+        if not caught():
+            print("ualm:", " ".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(1)
-    except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
-            print("ualm: interrupted", file=sys.stderr)
-        raise
-
-
-if __name__ == "__main__":
-    main()

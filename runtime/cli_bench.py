@@ -20,7 +20,8 @@ from .cli_tables import terminal_columns
 from .compiled import check_native
 from .errors import InputError, OutputError, UalmError
 from .extras import install_hint
-from .files import replacing_file
+from .files import check_place, replacing_file
+from .stopping import raise_interrupt
 
 app = typer.Typer(
     cls=WholeSentences,
@@ -330,6 +331,7 @@ def _bench(module: str) -> ModuleType:
     try:
         return importlib.import_module(f"ualm.bench.{module}")
     except ImportError as error:
+        raise_interrupt(error)
         raise UalmError(f"bench cannot be loaded ({error}); install ualm again: {install_hint()}") from error
 
 
@@ -350,10 +352,7 @@ def _modality(name: str) -> str:
 def _check_writable(output: Path | None) -> None:
     if output is None:
         return
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: the folder {output.parent} does not exist; create it first")
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder; name a file")
+    check_place(output)
     try:
         tempfile.TemporaryFile(dir=output.parent).close()
     except OSError as error:

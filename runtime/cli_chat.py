@@ -27,7 +27,6 @@ from .cli_common import (
     PlayOption,
     QuietOption,
     SeedOption,
-    StandardOutputError,
     TemperatureOption,
     TextTemperatureOption,
     ThreadsOption,
@@ -44,6 +43,8 @@ from .model import Model
 from .playback import Loudspeaker
 from .sampling import AudioSampling, TextSampling
 from .sound import Sound, Speech
+from .standard_streams import StandardInputError, StandardOutputError, check_open
+from .stopping import forget
 
 _PROMPT = "> "
 #: Commands: what follows the name, and what it does.
@@ -92,6 +93,7 @@ def chat(
     """
     if modality not in (None, "audio", "text"):
         raise InputError(f"--modality {modality!r}: choose audio or text, or leave it out to let the model choose")
+    check_open("your lines come from there")
     view: View = JsonView() if as_json else TextView()
     with open_model(bundle, threads, max_context, engine, quiet=quiet) as model:
         manifest = model.bundle.manifest
@@ -130,6 +132,8 @@ def chat(
             view.note("opened", "\n".join(greeting), about)
         failed = _converse(talk, view, line_reader(as_json), at_terminal)
     if failed and not at_terminal:
+        if as_json:  # in the other view each error was a line on standard error
+            raise UalmError(f"{failed} of the lines failed; see the events of the type error")
         raise typer.Exit(1)
 
 
@@ -302,23 +306,24 @@ class Chat:
         return {"turns": self._session.turns, "rows": self._session.rows}
 
 
-def _converse(talk: Chat, view: View, read: Callable[[], str | None], at_terminal: bool) -> bool:
-    """Lines until the end; returns whether any failed. At a terminal, Ctrl-C at the prompt twice in a row leaves."""
-    failed = warned = False
+def _converse(talk: Chat, view: View, read: Callable[[], str | None], at_terminal: bool) -> int:
+    """Lines until the end; returns how many failed. At a terminal, Ctrl-C at the prompt twice in a row leaves."""
+    failed, warned = 0, False
     while True:
         try:
             line = read()
             warned = False
             if line is None or not talk.line(line):
                 return failed
-        except StandardOutputError:
+        except (StandardInputError, StandardOutputError):
             raise
         except UalmError as error:
             view.error(error)
-            failed = True
+            failed += 1
         except KeyboardInterrupt:
             if not at_terminal:
                 raise
+            forget()
             if warned:
                 return failed
             warned = True
@@ -347,7 +352,10 @@ def line_reader(as_json: bool) -> Callable[[], str | None]:
     def plain() -> str | None:
         if at_terminal:
             print(_PROMPT, end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except OSError as error:
+            raise StandardInputError(f"standard input: {error.strerror or error}; it cannot be read") from error
         return line.rstrip("\r\n") if line else None
 
     return plain

@@ -21,12 +21,13 @@ from .cli_once import first_in_this_shell
 from .cli_tables import table as table
 from .cli_tables import terminal_columns
 from .engines.selection import Choice
-from .errors import InputError, OutputError
+from .errors import InputError
 from .finish import FinishReason
 from .model import Model
 from .options import rows_of_sound
 from .packaged import default_bundle
 from .sound import Sound
+from .standard_streams import StandardOutputError, not_printed
 
 BundleOption = Annotated[
     Path | None,
@@ -148,20 +149,16 @@ def heard(sound: Path, model: Model) -> Path | Sound:
     return Sound.from_file(sys.stdin.buffer, longest=model.longest_sound)
 
 
-class StandardOutputError(OutputError):
-    """Nobody reads standard output any more, or the disk behind it is full: there is no use in going on."""
-
-
 def print_any(text: str) -> None:
     """Print to standard output at once; letters that a terminal lacks are escaped and do not cost the answer."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors != "backslashreplace":
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         print(text, end="", flush=True)
+    except StandardOutputError:
+        raise
     except OSError as error:
-        raise StandardOutputError(
-            f"standard output: {error.strerror or error}; the result could not be printed"
-        ) from error
+        raise not_printed(error) from error
 
 
 def report(as_json: bool, result: Mapping[str, object], plain: str) -> None:

@@ -13,6 +13,7 @@ from .doctor import GOLDEN_CONTEXT, Check, check_golden, cuda_build, engines, gp
 from .engines.selection import choose
 from .errors import UalmError
 from .packaged import packaged_bundle
+from .stopping import raise_interrupt
 
 
 def doctor(
@@ -68,6 +69,7 @@ def _examine(folder: Path, name: str | None) -> dict[str, Any]:
         finally:
             engine.close()
     except (UalmError, ImportError) as error:  # ImportError: no native module
+        raise_interrupt(error)
         about["problems"] = [str(error)]
         return about
     finally:

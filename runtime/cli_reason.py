@@ -39,8 +39,8 @@ from .cli_common import (
     steps_of,
 )
 from .cli_knows import Outside
-from .errors import InputError, OutputError, UalmError
-from .files import replacing_file
+from .errors import InputError, UalmError
+from .files import check_place, replacing_file
 from .playback import Loudspeaker
 from .plot import check_plot, save_spectrogram
 from .reasoning import Reasoning
@@ -57,6 +57,7 @@ from .stages import (
     StageText,
     Verdict,
 )
+from .standard_streams import check_open
 
 #: The prompt that stands for the lines of standard input.
 _STDIN = "-"
@@ -105,9 +106,11 @@ def reason(
         check_writable(output, subtype)
     if plot is not None:
         check_plot(plot)
-    if trace is not None and (trace.is_dir() or not trace.parent.is_dir()):
-        raise OutputError(f"{trace}: is a folder, or lies in one that does not exist; name a file for --trace")
+    if trace is not None:
+        check_place(trace)
     from_lines = mode == "dialogue" and prompts[-1] == _STDIN
+    if from_lines:
+        check_open("- stands for its lines")
     told: Any = _with_lines(prompts[:-1], line_reader(as_json)) if from_lines else prompts
     if mode != "dialogue":
         if len(prompts) > 1:

@@ -10,11 +10,33 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
+from .stopping import unbroken
+
+#: Bytes of a name on the file systems that are in use.
+_LONGEST_NAME = 255
+
+
+def check_place(target: Path) -> None:
+    """Refuse a name that :func:`replacing_file` would refuse, before the work is done."""
+    try:
+        if not target.parent.is_dir():
+            raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
+        if stat.S_ISDIR(target.stat().st_mode):
+            raise OutputError(f"{target}: is a folder; name a file")
+    except FileNotFoundError:
+        return
+    except OutputError:
+        raise
+    except OSError as error:
+        raise _not_writable(target, error) from error
+    _refuse_device(target)
+
 
 try:
     import fcntl
@@ -33,6 +55,7 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     if not target.name:
         raise OutputError(f"{target}: is a folder; name a file")
+    _refuse_device(target)
     _remove_leftovers(target)
     temporary, lock = _beside(target), _Lock()
     try:
@@ -53,8 +76,7 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"{target}: not written ({error.strerror or error}); nothing was left behind") from error
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
         lock.release()
 
 
@@ -113,19 +135,13 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"{target}: not written ({error.strerror or error}); nothing was left behind") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary, made)
         lock.release()
-        _remove_empty(made)
-
-
-def _beside(target: Path) -> Path:
-    """A hidden name that nobody else has, in the same folder; the suffix is kept, since it may choose a format."""
-    return target.with_name(f".{target.stem}.u{secrets.token_hex(4)[1:]}{target.suffix}")
 
 
 def _remove_leftovers(target: Path) -> None:
     """Remove what processes that are gone have left beside ``target``; what is held, or not ours, stays."""
-    name = re.compile(rf"\.{re.escape(target.stem)}\.u[0-9a-f]{{7}}{re.escape(target.suffix)}")
+    name = re.compile(rf"{re.escape(_hidden_stem(target))}\.u[0-9a-f]{{7}}{re.escape(target.suffix)}")
     with suppress(OSError):  # a folder that is missing, or cannot be listed, shows nothing
         for entry in list(os.scandir(target.parent)):
             if name.fullmatch(entry.name) and not entry.is_symlink():
@@ -177,12 +193,39 @@ class _Lock:
             self._descriptor = None
 
 
+def _refuse_device(target: Path) -> None:
+    """A device such as ``/dev/full`` or a pipe is no file, but who is allowed to would replace it by one."""
+    try:
+        kind = target.stat().st_mode
+    except OSError:  # nothing is there, or what else is wrong comes out when it is written
+        return
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise OutputError(f"{target}: is a device or a pipe; name a file")
+
+
+def _beside(target: Path) -> Path:
+    """A hidden name that nobody else has, in the same folder; the suffix is kept, since it may choose a format."""
+    return target.with_name(_hidden_stem(target) + f".u{secrets.token_hex(4)[1:]}{target.suffix}")
+
+
+def _hidden_stem(target: Path) -> str:
+    """What such names begin with: no longer than leaves them a length that file systems take, where the target's is."""
+    room = max(len(os.fsencode(target.name)), _LONGEST_NAME) - len(f"..u1234567{target.suffix}".encode())
+    return "." + os.fsencode(target.stem)[: max(room, 0)].decode(errors="ignore")
+
+
 def _not_writable(target: Path, error: OSError) -> OutputError:
     return OutputError(f"{target}: cannot write here ({error.strerror or error}); choose a writable folder")
 
 
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, innermost first, that hold nothing; after a success they hold what was written."""
+@unbroken
+def _remove(temporary: Path, folders: Sequence[Path] = ()) -> None:
+    """Remove what was not finished, and folders, innermost first, that hold nothing: nothing to do after a success."""
+    with suppress(OSError):
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()

@@ -13,6 +13,7 @@ from .events import SoundChunk
 from .extras import install_hint
 from .sound import Sound
 from .sound_out import write_all
+from .stopping import raise_interrupt
 
 #: Parts of a second in which samples go to a device that may be stopped meanwhile.
 _PIECES = 10
@@ -56,6 +57,7 @@ class Player:
         try:
             import sounddevice
         except ImportError as error:
+            raise_interrupt(error)
             raise EngineError(f"{asked}: {error}; install it with: {install_hint('play')}") from error
         except OSError as error:  # the package is there, the system's library is not
             raise EngineError(f"{asked}: {error}; install PortAudio, on Debian: apt install libportaudio2") from error

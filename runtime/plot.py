@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import InputError, OutputError, UalmError
+from .errors import InputError, UalmError
 from .extras import install_hint
-from .files import replacing_file
+from .files import check_place, replacing_file
 from .sound import Sound
+from .stopping import raise_interrupt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,10 +48,7 @@ def check_plot(path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.suffix.lower() not in _FORMATS:
         raise InputError(f"{target}: cannot draw {target.suffix or 'a name without extension'}; use .png, .svg or .pdf")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
-    if target.is_dir():
-        raise OutputError(f"{target}: is a folder; name a file")
+    check_place(target)
     _figure()
 
 
@@ -138,5 +136,6 @@ def _figure() -> Figure:
     try:
         from matplotlib.figure import Figure  # without pyplot: no window system, no state of the process
     except ImportError as error:
+        raise_interrupt(error)
         raise UalmError(f"Matplotlib cannot be loaded ({error}); install it with: {install_hint('plot')}") from error
     return Figure(figsize=_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")

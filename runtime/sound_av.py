@@ -9,6 +9,7 @@ import numpy as np
 
 from .errors import InputError
 from .sound_limits import Limit
+from .stopping import raise_interrupt
 
 #: Containers that are opened. FFmpeg knows playlists too, which name further files and addresses: none of those.
 _CONTAINERS = (
@@ -28,7 +29,8 @@ def installed() -> bool:
     """Whether PyAV can be imported."""
     try:
         import av  # noqa: F401
-    except (ImportError, OSError):
+    except (ImportError, OSError) as error:
+        raise_interrupt(error)
         return False
     return True
 

@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 
 from .errors import InputError, OutputError
+from .files import check_place
 
 #: What can be written: libsndfile's format by suffix, its subtypes, the default first.
 _FORMATS = {
@@ -93,10 +94,7 @@ def check_writable(
     """Refuse a file name that ``Sound.save`` would refuse, before the sound is made; with a rate, that form too."""
     target = Path(path)
     encoding = encoding_of(target, subtype)
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
-    if target.is_dir():
-        raise OutputError(f"{target}: is a folder; name a file")
+    check_place(target)
     if sample_rate is not None:
         _encoded(np.zeros((1, channels), np.float32), sample_rate, encoding, str(target))
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from ualm.runtime import command
+
+    command.run("ualm.bench.gpu_acceptance.__main__")
+
 import argparse
 import sys
 import time
@@ -112,7 +117,3 @@ def main(arguments: list[str] | None = None) -> None:
         line.hide()
     if not passed:
         sys.exit("gpu_acceptance: a check failed")
-
-
-if __name__ == "__main__":
-    main()

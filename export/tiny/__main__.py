@@ -7,6 +7,11 @@ writes the training run; ``all`` is the three. ``ualm export RUN -o BUNDLE`` mak
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from ualm.runtime import command
+
+    command.run("ualm.export.tiny.__main__")
+
 import argparse
 import dataclasses
 import os
@@ -65,7 +70,3 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.stage in ("write", "all"):
         step = shop.write(arguments.output)
         print(f"{arguments.output}: training run of step {step}")
-
-
-if __name__ == "__main__":
-    main()

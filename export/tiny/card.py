@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from ualm.runtime import command
+
+    command.run("ualm.export.tiny.card")
+
 import argparse
 import json
 from collections.abc import Mapping, Sequence
@@ -141,7 +146,3 @@ def main() -> None:
     named = [(result["precisions"]["backbone"], result) for result in examined]
     with replacing_file(arguments.output) as temporary:
         temporary.write_text(model_card(training, named, arguments.note), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..bundle import Bundle
 from ..errors import EngineError
+from ..stopping import raise_interrupt
 from .device import NUMBER_BYTES, Number, free_bytes
 from .device_cache import CacheShape
 
@@ -241,4 +242,5 @@ def load_kernels(find: Callable[[str], Any] = importlib.import_module) -> Any:
             "this ualm was built without CUDA kernels, for want of nvcc; put nvcc on the PATH and install ualm again"
         ) from error
     except ImportError as error:
+        raise_interrupt(error)
         raise EngineError(f"the CUDA kernels cannot be loaded ({error}); install ualm again on this machine") from error

@@ -12,6 +12,7 @@ import numpy as np
 from .. import _native
 from ..bundle import Bundle
 from ..errors import EngineError
+from ..stopping import raise_interrupt
 from ..tensors import widen
 from .arithmetic import Arithmetic, Part, arithmetic_of
 from .checks import in_a_line
@@ -19,6 +20,7 @@ from .checks import in_a_line
 try:
     from .onnxruntime_library import ort
 except ImportError as error:
+    raise_interrupt(error)
     raise EngineError(
         f"engine onnxruntime cannot be loaded ({error}); install it with: pip install onnxruntime"
     ) from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..compiled import check_native
 from ..errors import EngineError, InputError
+from ..stopping import raise_interrupt
 from .device_check import cuda_facts, gpu_problem
 from .presence import gpu_is_there
 
@@ -149,6 +150,7 @@ def why_not(name: str, bundle: Bundle | None = None, max_context: int = 0) -> st
     try:
         return ENGINES[name].why_not(bundle, max_context)
     except (EngineError, ImportError, OSError) as error:  # OSError: a library's own library cannot be loaded
+        raise_interrupt(error)
         return str(error)
 
 
@@ -176,6 +178,7 @@ def choose(name: str | None, bundle: Bundle, *, threads: int | None, max_context
             try:
                 engine = candidate.open(bundle, threads, max_context)
             except (EngineError, ImportError, OSError) as error:
+                raise_interrupt(error)
                 if each == CPU:
                     raise  # the bundle itself may be what is wrong
                 reason = str(error)

@@ -19,6 +19,7 @@ from ..bundle import Bundle
 from ..engine_files import CacheKind
 from ..errors import EngineError
 from ..extras import install_hint
+from ..stopping import raise_interrupt
 from .tensorrt_names import LibraryName
 
 _MODULES: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -80,6 +81,7 @@ def load_library(name: LibraryName, find: Callable[[str], Any] = importlib.impor
     try:
         module = find(_MODULES[name])
     except (ImportError, OSError) as error:  # OSError: a shared library of it cannot be loaded
+        raise_interrupt(error)
         raise EngineError(f"{_TITLES[name]} cannot be imported ({error}); install it: {_INSTALL[name]}") from error
     library = Library(name, module)
     if library.cache == "appended":

@@ -258,7 +258,6 @@ def test_seeds_and_layers_out_of_range_are_refused(tmp_path: Path, seed: int, la
 def test_the_command_writes_a_run_of_so_many_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(random_run.signal, "signal", lambda *_: None)  # pytest's own stay
     monkeypatch.setattr(sys, "argv", ["random_run", str(tmp_path / "run"), "--layers", "2", "--seed", "1"])
     random_run.main()
     assert capsys.readouterr().out == f"{tmp_path / 'run'}: random tiny run, 2 layers, seed 1\n"

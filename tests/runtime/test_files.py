@@ -15,7 +15,7 @@ import pytest
 
 from ualm.runtime import Sound
 from ualm.runtime.errors import InputError, OutputError
-from ualm.runtime.files import replacing_file, replacing_folder
+from ualm.runtime.files import check_place, replacing_file, replacing_folder
 
 
 def content(folder: Path) -> dict[str, str | None]:
@@ -236,3 +236,20 @@ def test_a_link_or_a_name_of_somebody_elses_is_left_alone(tmp_path):
     before = content(tmp_path)
     write("file", tmp_path / "a.wav")
     assert content(tmp_path) == before | {"a.wav": "new"}
+
+
+def test_a_name_as_long_as_a_file_system_takes_is_written(tmp_path):
+    for name in ("x" * 251 + ".wav", "é" * 125 + ".wav"):
+        with replacing_file(tmp_path / name) as temporary:
+            assert temporary.suffix == ".wav"
+            temporary.write_text("new")
+        assert (tmp_path / name).read_text() == "new"
+    assert len(content(tmp_path)) == 2
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    for refused in (lambda: check_place(tmp_path / "pipe.wav"), replacing_file(tmp_path / "pipe.wav").__enter__):
+        with pytest.raises(OutputError, match="is a device or a pipe; name a file"):
+            refused()
+    assert stat.S_ISFIFO((tmp_path / "pipe.wav").stat().st_mode)

@@ -1,0 +1,77 @@
+"""The ``ualm`` command as a process: its signals, its standard streams and its exit status, around what it does.
+
+The first module that the command loads. It imports next to nothing, so that what comes while all else is loaded finds
+the process prepared. The programs ``python -m ualm...`` begin the same way, see :func:`run`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+try:
+    from . import stopping
+except KeyboardInterrupt:  # Ctrl-C is minded from the next line on
+    os._exit(130)
+
+#: Environment variable that asks for the whole story of an error that nobody foresaw.
+TRACEBACK = "UALM_TRACEBACK"
+
+
+def main() -> None:
+    """Entry point of ``ualm``."""
+    run("ualm.runtime.cli")
+
+
+def run(module: str) -> None:
+    """Load ``module``, call its function ``main`` and end the process.
+
+    What a module does at ``if __name__ == "__main__"``, before it imports anything.
+    """
+    stopping.begin()
+    from importlib import import_module
+
+    from . import standard_streams
+
+    standard_streams.guard()
+    status: object = 0
+    try:
+        entry = import_module(module).main
+        stopping.work()
+        entry()
+    except SystemExit as stop:
+        status = stop.code
+    except KeyboardInterrupt:
+        status = 130
+    except Exception as error:
+        if not stopping.caught():
+            status = _told(error)
+    stopping.rest()
+    sys.exit(standard_streams.settle(status))
+
+
+def _told(error: Exception) -> str:
+    """One line about an error that no verb made a line of."""
+    if os.environ.get(TRACEBACK):
+        raise error
+    from .errors import UalmError
+
+    said = " ".join(str(error).split())
+    if isinstance(error, UalmError):
+        return f"ualm: {said}"
+    if isinstance(error, MemoryError):
+        return f"ualm: the memory is full{said and f' ({said})'}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"ualm: {error.strerror if error.filename is None else f'{error.filename}: {error.strerror}'}"
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f", {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
+    return (
+        f"ualm: internal error, please report it: {type(error).__name__}: {said}{where}; "
+        f"{TRACEBACK}=1 in the environment shows all"
+    )
+
+
+if __name__ == "__main__":
+    main()

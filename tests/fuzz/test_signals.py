@@ -1,0 +1,142 @@
+"""Signals at any moment between the first import and the last write: the status says which, and nothing else does."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ualm.runtime
+from support.fuzzing import MOST_SECONDS, run_cases
+from support.sounds import make_sound, write_sound
+from ualm.runtime.bundle import Bundle
+from ualm.runtime.sound import Sound
+
+pytestmark = [
+    pytest.mark.fuzz,
+    pytest.mark.skipif(sys.platform != "linux", reason="signals of Linux"),
+]
+
+#: Environment variable that tells the processes of the harness where things lie and how long commands take.
+FACTS = "UALM_FUZZ_SIGNALS"
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+PACKAGE = str(Path(ualm.runtime.__file__ or "").parents[1])
+#: Module, arguments and lines of standard input.
+COMMANDS: dict[str, tuple[str, list[str], str]] = {
+    "generate": ("cli", ["generate", "rain", "-o", "new.wav", "-b", "BUNDLE", "--max-seconds", "0.3"], ""),
+    "pipe": ("cli", ["generate", "rain", "-o", "-", "-b", "BUNDLE", "--max-seconds", "0.3"], ""),
+    "ask": ("cli", ["ask", "SOUND", "What?", "-b", "BUNDLE", "--max-tokens", "20"], ""),
+    "chat": (
+        "cli",
+        ["chat", "-b", "BUNDLE", "--json", "--modality", "audio", "--max-seconds", "0.2"],
+        "rain\n/save new.wav\n/store kept.npz\n",
+    ),
+    "plan": ("cli", ["bench", "plan", "BUNDLE", "--device", "thor", "--format", "json", "-o", "new.json"], ""),
+    "doctor": ("cli", ["doctor", "BUNDLE", "--json"], ""),
+    "export": ("export", ["RUN", "-o", "new"], ""),
+}
+#: Exports take much longer than the others, most of it in imports.
+WEIGHTS = {"export": 1}
+
+
+@functools.cache
+def facts() -> dict[str, Any]:
+    return json.loads(os.environ[FACTS])
+
+
+def start(name: str, folder: Path, places: dict[str, str]) -> subprocess.Popen[str]:
+    module, arguments, lines = COMMANDS[name]
+    module = {"cli": "ualm.runtime.cli", "export": "ualm.export"}[module]
+    (folder / "lines").write_text(lines)
+    environment = {**os.environ, "XDG_CACHE_HOME": places["CACHE"], "OMP_NUM_THREADS": "1"}
+    with open(folder / "lines") as stdin:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *(places.get(word, word) for word in arguments)],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=folder,
+            env=environment,
+            text=True,
+            errors="replace",
+            # a shell that starts the tests in the background has them ignore SIGINT, and children inherit that
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )
+
+
+def a_signal(rng: random.Random, folder: Path) -> str:
+    """One command, one signal or two, and what came of it."""
+    name = rng.choices(list(COMMANDS), [WEIGHTS.get(name, 3) for name in COMMANDS])[0]
+    number = rng.choice(NUMBERS)
+    process = start(name, folder, facts()["places"])
+    began = time.monotonic()
+    if rng.random() < 0.25 and name in ("generate", "export", "plan"):
+        while process.poll() is None and not hidden(folder) and time.monotonic() < began + 60:
+            time.sleep(0.0005)  # until something is being written
+    else:
+        time.sleep(rng.random() * facts()["seconds"][name] * 1.05)
+    process.send_signal(number)
+    if rng.random() < 0.2:
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(number)
+    sent = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    took = time.monotonic() - sent
+    said = f"ualm {name} after {sent - began:.3f} s, {number.name}: status {process.returncode}, {err[-3000:]!r}"
+    assert took < MOST_SECONDS, f"{said}: {took:.1f} s from the signal to the end"
+    left_over = left(folder)
+    assert left_over is None, f"{said}: {left_over}"
+    if process.returncode == 0:
+        assert "Traceback" not in err and "Exception" not in err, said
+        return "done before"
+    if "Traceback" in err or "Fatal" in err:  # in what Python does before it reads the first line of ours
+        assert number == signal.SIGINT and PACKAGE not in err and "ualm/" not in err, said
+        return "before ualm"
+    assert process.returncode in (128 + number, -number), said
+    assert err == "", said
+    return "ended" if process.returncode > 0 else "killed"  # by the system, before Python or after it
+
+
+def hidden(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def left(folder: Path) -> str | None:
+    """What is hidden or half-written."""
+    if found := hidden(folder):
+        return f"{found[0].name} is left"
+    for path in folder.iterdir():
+        if path.name == "new":
+            Bundle(path, verify="always")
+        elif path.suffix == ".wav":
+            Sound.from_file(path)
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.name not in ("lines", "kept.npz"):
+            return f"{path.name} is left"
+    return None
+
+
+def test_signals(tiny_bundle: Path, tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {"BUNDLE": str(tiny_bundle), "RUN": str(tiny_run.folder), "CACHE": str(tmp_path / "cache")}
+    places["SOUND"] = str(write_sound(tmp_path / "heard.wav", make_sound(0.5), 16000))
+    seconds: dict[str, float] = {}
+    for name in COMMANDS:
+        (tmp_path / name).mkdir()
+        began = time.monotonic()
+        _, err = start(name, tmp_path / name, places).communicate(timeout=120)
+        seconds[name] = time.monotonic() - began
+        assert err == "" or name == "pipe", err
+        assert left(tmp_path / name) is None
+    monkeypatch.setenv(FACTS, json.dumps({"places": places, "seconds": seconds}))
+    counted = run_cases(a_signal, 100, 1)
+    assert counted["ended"] > counted.total() / 3, counted
