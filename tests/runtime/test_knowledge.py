@@ -184,7 +184,7 @@ def test_generate_ask_and_reason_say_it_on_standard_error(ualm: Command, bundle,
             status, out, err = ualm(verb, *arguments("a dog  barks"), "-b", bundle)
             assert (status, but_cut(err)) == (0, "ualm: " + LINE.format("a dog barks")), verb
             assert "knows" not in out
-            assert ualm(verb, *arguments("rain"), "-b", bundle)[2] == "", verb
+            assert but_cut(ualm(verb, *arguments("rain"), "-b", bundle)[2]) == "", verb
             found = [
                 json.loads(ualm(verb, *arguments(prompt), "-b", folder, "--json")[1])["outside"]
                 for prompt, folder in (("a dog barks", bundle), ("rain", bundle), ("a dog barks", tiny_bundle))
