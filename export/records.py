@@ -72,7 +72,7 @@ class Records:
             return
         found = 0
         for first in range(start, start + size, _BLOCK):
-            found = zlib.crc32(self._bytes[first : min(first + _BLOCK, start + size)], found)
+            found = zlib.crc32(self._bytes[first : min(first + _BLOCK, start + size)].data, found)
         if found != record.checksum:
             raise ExportError(
                 f"{self._path}: {what} was damaged: the CRC-32 of its record {record.name} is {found:08x}, and was "

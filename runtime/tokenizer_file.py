@@ -90,7 +90,7 @@ def _check_growth(document: Mapping[str, Any]) -> None:
             elif kind == "Prepend":
                 _added(section, step.get("prepend"))
                 growth *= 2  # of a text of one character
-            elif kind in _GROWTH:
+            elif isinstance(kind, str) and kind in _GROWTH:
                 growth *= _GROWTH[kind]
             else:
                 raise ValueError(f"{section}: type = {shown(kind)}: known are {', '.join(sorted(_GROWTH))}")

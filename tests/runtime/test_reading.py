@@ -179,6 +179,7 @@ def _sequence(steps: list[dict[str, Any]]) -> dict[str, Any]:
         ("normalizer", _replace("", "a" * 300), "301 times as long"),
         ("normalizer", _replace("a", "a" * 10**5), "a step writes 100000 characters; at most 4096"),
         ("normalizer", {"type": "Unheard"}, "normalizer: type = 'Unheard'"),
+        ("normalizer", {"type": ["NFC"]}, "normalizer: type = ['NFC']"),
         ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 20}, "pre_tokenizer"),
         ("decoder", {"type": "Sequence", "decoders": [_replace("a", "a" * 10)] * 9}, "decoder: its steps"),
         (
