@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,6 +59,9 @@ ContextOption = Annotated[int | None, typer.Option("--max-context", help="Rows t
 #: The file name that stands for standard input or output.
 STANDARD = Path("-")
 
+#: Beyond it a float is no longer a whole number of frames; no context holds so many.
+_MOST_FRAMES = 1 << 53
+
 #: Progress goes to standard error, and only if that is a terminal.
 progress = Console(stderr=True)
 
@@ -104,9 +106,10 @@ def steps_of(max_seconds: float | None, codec: CodecIdentity) -> int | None:
     if max_seconds is None:
         return None
     frame_seconds = codec.hop_length / codec.sample_rate
-    if not frame_seconds <= max_seconds < math.inf:
+    if not frame_seconds <= max_seconds < _MOST_FRAMES * frame_seconds:
         raise InputError(
-            f"--max-seconds {max_seconds:g}: give a number of seconds that holds one frame, {frame_seconds:g} s"
+            f"--max-seconds {max_seconds:g}: give a number of seconds that holds one frame, {frame_seconds:g} s, "
+            f"and less than {_MOST_FRAMES * frame_seconds:g}"
         )
     return int(max_seconds / frame_seconds + 1e-6) + STREAMS - 1
 

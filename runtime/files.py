@@ -69,9 +69,10 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Folders above it are made where they are missing, and taken away again when the block raises.
     """
-    target = Path(path).resolve()  # a link to a folder stands for that folder
+    target = Path(path)
     made: list[Path] = []
     try:
+        target = target.resolve()  # a link to a folder stands for that folder
         if target.exists():
             if not target.is_dir() or any(target.iterdir()):
                 raise OutputError(
@@ -82,6 +83,8 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         made = [folder for folder in target.parents if not folder.exists()]
     except OutputError:
         raise
+    except RuntimeError as error:  # before Python 3.13
+        raise OutputError(f"{target}: is a loop of links; choose another name") from error
     except OSError as error:
         raise _not_writable(target, error) from error
     temporary = _beside(target)
