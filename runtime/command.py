@@ -34,7 +34,7 @@ def run(module: str) -> None:
     from . import standard_streams
 
     standard_streams.guard()
-    status: object = 0
+    status: str | int | None = 0
     try:
         entry = import_module(module).main
         stopping.work()

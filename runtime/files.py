@@ -93,6 +93,8 @@ def check_new_folder(path: str | os.PathLike[str]) -> Path:
                 raise OutputError(f"{target}: is the current folder; name a folder that does not exist yet")
     except OutputError:
         raise
+    except RuntimeError as error:  # before Python 3.13
+        raise OutputError(f"{path}: is a loop of links; choose another name") from error
     except OSError as error:
         raise _not_writable(Path(path), error) from error
     return target

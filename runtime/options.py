@@ -13,6 +13,9 @@ from .errors import InputError
 from .sampling import AudioSampling, TextSampling
 from .vocabulary import STREAMS
 
+#: Beyond it a float is no longer a whole number of frames; no context holds so many.
+_MOST_FRAMES = 1 << 53
+
 _Sampling = TypeVar("_Sampling", AudioSampling, TextSampling)
 
 
@@ -60,9 +63,10 @@ def rows_of_sound(seconds: object, codec: CodecIdentity, name: str = "max_second
         number = float(seconds) if isinstance(seconds, Real) and not isinstance(seconds, bool) else math.nan
     except OverflowError:
         number = math.inf
-    if not frame_seconds <= number < math.inf:
+    if not frame_seconds <= number < _MOST_FRAMES * frame_seconds:
         told = f"{seconds:g}" if isinstance(seconds, float) else repr(seconds)
-        raise InputError(f"{name}{told}: give a number of seconds that holds one frame, {frame_seconds:g} s")
+        least, most = f"{frame_seconds:g} s", f"{_MOST_FRAMES * frame_seconds:g}"
+        raise InputError(f"{name}{told}: give a number of seconds that holds one frame, {least}, and less than {most}")
     return int(number / frame_seconds + 1e-6) + STREAMS - 1
 
 

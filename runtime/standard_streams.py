@@ -52,7 +52,7 @@ def guard() -> None:
     sys.stderr = _text(_Notices(2, "w", closefd=False), sys.stderr, errors="backslashreplace", line_buffering=True)
 
 
-def settle(status: object) -> object:
+def settle(status: str | int | None) -> str | int | None:
     """Write what is left in the streams, and give the exit status for :func:`sys.exit`."""
     try:
         sys.stdout.flush()

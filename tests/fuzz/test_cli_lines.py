@@ -68,14 +68,15 @@ TEXTS = {
 }  # fmt: skip
 #: Loaded once, for every copy of the process.
 LOADED = ("onnxruntime", "ualm.export.exporter", "ualm.export.targets", "ualm.bench.scenario", "ualm.bench.plan_report")
+if BUNDLE in os.environ:
+    for _module in LOADED:
+        importlib.import_module(_module)
 LAID_OUT = {"heard.wav", "empty.wav"}
 
 
 @functools.cache
 def verbs() -> dict[tuple[str, ...], Any]:
     """Every verb with its parameters, as Typer sees them."""
-    for module in LOADED:
-        importlib.import_module(module)
     root = typer.main.get_command(cli.app)
     found: dict[tuple[str, ...], Any] = {}
     for name, verb in root.commands.items():  # type: ignore[attr-defined]
@@ -89,7 +90,8 @@ def value(rng: random.Random, parameter: Any) -> str:
     if parameter.name in SMALL and rng.random() < 0.9:
         return rng.choice(SMALL[parameter.name])
     if parameter.name in ("bundle", "run"):
-        known = [os.environ[BUNDLE if parameter.name == "bundle" else RUN]] * 12
+        # an export that goes through takes seconds
+        known = [os.environ[BUNDLE]] * 20 if parameter.name == "bundle" else [os.environ[RUN]] * 3
         return rng.choice([*known, *FILES])
     pool = FILES if parameter.name in PATHS else WORDS if parameter.name in TEXTS else NUMBERS
     return rng.choice(pool if rng.random() < 0.85 else (*NUMBERS, *WORDS, *FILES))
@@ -102,7 +104,7 @@ def line(rng: random.Random) -> tuple[list[str], bool]:
     top = rng.choice(sorted({name[0] for name in verbs()}))
     name = rng.choice([name for name in verbs() if name[0] == top])
     words, given = list(name), set[str]()
-    chosen = [p for p in verbs()[name].params if p.param_type_name == "argument" or rng.random() < 0.2]
+    chosen = [p for p in verbs()[name].params if p.param_type_name == "argument" or rng.random() < 0.08]
     needed = {"generate": "output", "export": "output", "reason": "max_seconds", "chat": "max_seconds"}.get(name[0])
     chosen += [p for p in verbs()[name].params if p.name == needed and rng.random() < 0.9 and p not in chosen]
     for parameter in chosen:

@@ -148,6 +148,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
         (["--max-seconds", "0"], ["--max-seconds 0", "one frame"]),
         (["--max-seconds", "nan"], ["--max-seconds nan", "one frame"]),
         (["--max-seconds", "inf"], ["--max-seconds inf", "one frame"]),
+        (["--max-seconds", "1e308"], ["--max-seconds 1e+308", "and less than"]),
         (["--max-seconds", "1e12"], ["--max-seconds 1e+12", "16384 are reserved", "--max-context"]),
         (["--temperature", "-1"], ["temperature = -1.0", "from 0"]),
         (["--temperature", "nan"], ["temperature = nan"]),
