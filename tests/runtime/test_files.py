@@ -258,6 +258,6 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
 def test_a_loop_of_links_is_refused(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for target in ("loop", "loop/bundle"):
-        with pytest.raises(OutputError, match="loop|symbolic links"), replacing_folder(tmp_path / target):
+        with pytest.raises(OutputError, match=r"loop|symbolic links"), replacing_folder(tmp_path / target):
             pytest.fail("the block must not run")
     assert [path.name for path in tmp_path.iterdir()] == ["loop"]
