@@ -13,7 +13,6 @@ from ..runtime.errors import InputError, OutputError
 from ..runtime.files import check_new_folder
 from .calibration_set import calibration_files, check_calibrated
 from .precision import Precision, check_text_precision
-from .run import find_run, read_recipe
 from .targets import TARGETS, TEXT_TARGETS, Order, refuse_built, refuse_others
 
 
@@ -38,6 +37,8 @@ def check_order(order: Order, engine: str) -> None:
         if order.output.resolve() != order.run.resolve():  # else the bundle's engines are made anew
             _check_output(order.output)
         return
+    from .run import find_run, read_recipe  # needs yaml, which is not there where a bundle is only compiled
+
     files = find_run(order.run, config=order.config, weights=order.weights, step=order.step)
     recipe = read_recipe(files.config)
     limit, given = recipe.backbone.max_positions, order.max_context

@@ -218,9 +218,9 @@ class Session:
                 shape = model.bundle.manifest.model
                 row = 2 * shape.layers * shape.kv_heads * shape.head_dim * np.dtype(np.float32).itemsize
                 cache = stored.read("cache", ends[-1] * row)
+                if not np.isfinite(cache).all():
+                    raise ValueError("its cache holds NaN or infinity")
                 said = unpacked(turns, stored)
-            if not np.isfinite(cache).all():
-                raise ValueError("its cache holds NaN or infinity")
         except FileNotFoundError:
             raise SessionError(f"{file}: no such file; save a session first") from None
         except OSError as error:

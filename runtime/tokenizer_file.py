@@ -7,6 +7,7 @@ text at most.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,6 +46,11 @@ _GROWTH = {
     "CharDelimiterSplit": 1,
     "FixedLength": 1,
 }
+
+
+#: Expressions of which it is plain what they match at least: a word, and a character or kind of characters, repeated.
+_WORD = re.compile(r"(?:\\b)?([A-Za-z0-9]+)(?:\\b)?")
+_REPEATED = re.compile(r"(?:[A-Za-z0-9 !,;:_-]|\\[sSdDwW.?*+])\+")
 
 
 def read_tokenizer(path: str | os.PathLike[str], ids: int = MOST_IDS) -> Tokenizer:
@@ -116,10 +122,21 @@ def _steps(step: Any) -> Iterator[Mapping[str, Any]]:
 def _replaced(section: str, step: Mapping[str, Any]) -> int:
     """Characters that come for one."""
     content, pattern = _added(section, step.get("content")), step.get("pattern")
-    fixed = pattern.get("String") if isinstance(pattern, Mapping) else None
-    if isinstance(fixed, str) and fixed:
-        return max(1, -(-content // len(fixed)))
-    return 1 + content  # a regular expression, or nothing at all, may be found between any two
+    found = _shortest(pattern) if isinstance(pattern, Mapping) else 0
+    # a regular expression, or nothing at all, may be found between any two characters
+    return max(1, -(-content // found)) if found else 1 + content
+
+
+def _shortest(pattern: Mapping[str, Any]) -> int:
+    """Characters that a pattern replaces at least: 0 where it may be none, or its expression is not a simple one."""
+    fixed, expression = pattern.get("String"), pattern.get("Regex")
+    if isinstance(fixed, str):
+        return len(fixed)
+    if not isinstance(expression, str):
+        return 0
+    if word := _WORD.fullmatch(expression):
+        return len(word[1])
+    return 1 if _REPEATED.fullmatch(expression) else 0
 
 
 def _added(section: str, content: object) -> int:

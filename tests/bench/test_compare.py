@@ -173,9 +173,11 @@ def _with(bundle: Bundle, document: dict[str, Any]) -> Any:
 
 
 def test_another_model_is_refused_in_one_line(ualm: Command, tiny_bundle: Path, tmp_path: Path) -> None:
-    other = changed_manifest(tiny_bundle, tmp_path / "other", lambda document: document["features"].update(chunk=1))
+    other = changed_manifest(
+        tiny_bundle, tmp_path / "other", lambda document: document["templates"]["reflect"].update(check="Well?")
+    )
     status, out, err = ualm("compare", tiny_bundle, other)
-    assert (status, out, err.count("\n")) == (1, "", 1) and "their features differ" in err
+    assert (status, out, err.count("\n")) == (1, "", 1) and "their templates differ" in err
     status, out, err = ualm("compare", tiny_bundle, tmp_path)
     assert (status, out) == (1, "") and f"{tmp_path}: no bundle here" in err
 

@@ -24,7 +24,7 @@ import yaml
 
 from support.runs import CHECKPOINT, Run
 from ualm.export import checkpoint, records
-from ualm.export.calibrate import CalibrationSet
+from ualm.export.calibration_set import CalibrationSet
 from ualm.export.checkpoint import Checkpoint
 from ualm.export.exporter import export_run
 from ualm.export.run import read_recipe

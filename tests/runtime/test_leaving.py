@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -36,6 +37,9 @@ def model() -> Iterator[Model]:
 def nothing_goes_on() -> Iterator[None]:
     """No test leaves a thread that computes."""
     yield
+    until = time.monotonic() + 10  # the last event is handed over before its thread ends
+    while working() and time.monotonic() < until:
+        time.sleep(0.01)
     assert not working()
 
 

@@ -206,6 +206,21 @@ def test_steps_that_are_in_use_are_read(tiny_bundle, tmp_path):
     assert isinstance(read_tokenizer(path), Tokenizer)
 
 
+def test_simple_expressions_lengthen_by_what_they_replace(tiny_bundle, tmp_path):
+    def read(word: str, content: str) -> Tokenizer:
+        steps = [{"type": "Replace", "pattern": {"Regex": word}, "content": content} for _ in range(9)]
+        path = tokenizer_with(
+            tiny_bundle, tmp_path / TOKENIZER, lambda document: document.update(normalizer=_sequence(steps))
+        )
+        return read_tokenizer(path)
+
+    for word, content in ((r"\bc5\b", "C5"), (r"\s+", " "), (r"\.+", "."), ("!+", "")):
+        read(word, content)
+    for word, content in ((r"\bc\b", "C5"), (r"c5|d", "C5"), (r"\s*", " "), (r"c5?", "C5"), (r"(?=c5)", "C5")):
+        with pytest.raises(ValueError, match="times as long; at most 256"):
+            read(word, content)
+
+
 def test_an_id_that_the_model_has_no_row_for_is_refused(tiny_bundle, tmp_path):
     def change(document: dict[str, Any]) -> None:
         document["model"]["vocab"]["h"] = 10**6

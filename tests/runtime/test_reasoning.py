@@ -410,7 +410,7 @@ def test_a_dialogue_reads_turns_from_standard_input(reason, monkeypatch):
         (("rain", "--mode", "dream"), "mode = 'dream'"),
         (("rain", "--rounds", "2"), "only the mode 'reflect'"),
         (("rain", "--mode", "reflect", "--rounds", "0"), "rounds = 0"),
-        (("rain", "--trace", "no/such/t.json"), "--trace"),
+        (("rain", "--trace", "no/such/t.json"), "no/such/t.json: the folder no/such does not exist"),
         (("rain", "-o", "a.m4a"), ".m4a"),
         (("rain", "--plot", "a.gif"), ".gif"),
     ],
