@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ pytestmark = [
 FACTS = "UALM_FUZZ_SIGNALS"
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 PACKAGE = str(Path(ualm.runtime.__file__ or "").parents[1])
-#: Module, arguments and lines of standard input.
+#: The command as pip has installed it.
+INSTALLED = Path(sysconfig.get_path("scripts")) / "ualm"
+#: Program, arguments and lines of standard input.
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "generate": ("cli", ["generate", "rain", "-o", "new.wav", "-b", "BUNDLE", "--max-seconds", "0.3"], ""),
-    "pipe": ("cli", ["generate", "rain", "-o", "-", "-b", "BUNDLE", "--max-seconds", "0.3"], ""),
+    "pipe": ("installed", ["generate", "rain", "-o", "-", "-b", "BUNDLE", "--max-seconds", "0.3"], ""),
     "ask": ("cli", ["ask", "SOUND", "What?", "-b", "BUNDLE", "--max-tokens", "20"], ""),
     "chat": (
         "cli",
@@ -41,7 +44,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
         "rain\n/save new.wav\n/store kept.npz\n",
     ),
     "plan": ("cli", ["bench", "plan", "BUNDLE", "--device", "thor", "--format", "json", "-o", "new.json"], ""),
-    "doctor": ("cli", ["doctor", "BUNDLE", "--json"], ""),
+    "doctor": ("installed", ["doctor", "BUNDLE", "--json"], ""),
     "export": ("export", ["RUN", "-o", "new"], ""),
 }
 #: Exports take much longer than the others, most of it in imports.
@@ -54,13 +57,14 @@ def facts() -> dict[str, Any]:
 
 
 def start(name: str, folder: Path, places: dict[str, str]) -> subprocess.Popen[str]:
-    module, arguments, lines = COMMANDS[name]
-    module = {"cli": "ualm.runtime.cli", "export": "ualm.export"}[module]
+    program, arguments, lines = COMMANDS[name]
+    modules = {"cli": "ualm.runtime.cli", "export": "ualm.export"}
+    command = [str(INSTALLED)] if program == "installed" else [sys.executable, "-m", modules[program]]
     (folder / "lines").write_text(lines)
     environment = {**os.environ, "XDG_CACHE_HOME": places["CACHE"], "OMP_NUM_THREADS": "1"}
     with open(folder / "lines") as stdin:
         return subprocess.Popen(
-            [sys.executable, "-m", module, *(places.get(word, word) for word in arguments)],
+            [*command, *(places.get(word, word) for word in arguments)],
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,9 @@ import ualm.export
 import ualm.runtime
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="descriptors and signals of Linux")
+
+#: The command as pip has installed it.
+INSTALLED = Path(sysconfig.get_path("scripts")) / "ualm"
 
 Shell = Callable[..., "tuple[int, bytes, str]"]
 #: A module that is interrupted while it is imported, and makes of that what modules in C make of it.
@@ -35,10 +39,14 @@ INTERRUPTED = """
 
 @pytest.fixture
 def shell(tiny_bundle: Path, tmp_path: Path) -> Shell:
-    """Runs ``ualm ARGUMENTS REDIRECTIONS`` in a shell; gives status, standard output and standard error."""
+    """Runs ``ualm ARGUMENTS REDIRECTIONS`` in a shell; gives status, standard output and standard error.
 
-    def run(line: str, module: str = "ualm.runtime.cli", **variables: str) -> tuple[int, bytes, str]:
-        line = f"exec {shlex.quote(sys.executable)} -m {module} {line.replace('BUNDLE', shlex.quote(str(tiny_bundle)))}"
+    ``module`` runs instead of the command that is installed.
+    """
+
+    def run(line: str, module: str | None = None, **variables: str) -> tuple[int, bytes, str]:
+        command = [str(INSTALLED)] if module is None else [sys.executable, "-m", module]
+        line = f"exec {shlex.join(command)} {line.replace('BUNDLE', shlex.quote(str(tiny_bundle)))}"
         environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), **variables}
         done = subprocess.run(["sh", "-c", line], capture_output=True, cwd=tmp_path, env=environment, timeout=300)
         return done.returncode, done.stdout, done.stderr.decode()
@@ -137,6 +145,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_whole_where_that_is_asked_
         # while the command itself is loaded, from the first foreign module on
         ("SIGINT", "typer", "--version"),
         ("SIGTERM", "numpy", "--version"),
+        ("SIGHUP", "numpy", "--version"),
         # while an engine is: it was told as a library that is missing
         ("SIGINT", "onnxruntime", "generate rain -o a.wav -b BUNDLE"),
         ("SIGTERM", "onnxruntime", "doctor"),
@@ -147,7 +156,9 @@ def test_a_signal_during_an_import_ends_it_in_silence(
 ) -> None:
     (tmp_path / "fakes").mkdir()
     (tmp_path / "fakes" / f"{module}.py").write_text(textwrap.dedent(INTERRUPTED.format(number=number)))
-    assert shell(line, PYTHONPATH=str(tmp_path / "fakes")) == (128 + signal.Signals[number], b"", "")
+    for program in (None, "ualm.runtime.cli"):
+        found = shell(line, program, PYTHONPATH=str(tmp_path / "fakes"))
+        assert found == (128 + signal.Signals[number], b"", "")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["fakes"]
 
 
@@ -240,6 +251,31 @@ def test_the_first_module_of_the_command_loads_next_to_nothing() -> None:
     loaded = set(done.stdout.split())
     assert "ualm.runtime.stopping" in loaded
     assert not loaded & {"typing", "re", "json", "importlib.metadata", "numpy", "typer", "ualm.runtime.errors"}
+
+
+def test_the_installed_command_minds_signals_before_it_loads_anything() -> None:
+    code = f"""
+import os, sys
+before = set(sys.modules)
+
+class First:  # of what the command loads once it minds signals
+    def find_spec(self, name, path, target=None):
+        if name == "ualm.runtime.standard_streams":
+            import signal
+            print(signal.getsignal(signal.SIGINT).__module__, *set(sys.modules) - before, flush=True)
+            os._exit(0)
+
+sys.meta_path.insert(0, First())
+sys.argv = ["ualm", "--version"]
+exec(compile(open({str(INSTALLED)!r}).read(), "ualm", "exec"), {{"__name__": "__main__"}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=300)
+    handler, *loaded = done.stdout.split() or [done.stderr]
+    assert handler == "ualm.runtime.stopping"
+    assert {each for each in loaded if each.startswith("ualm")} == {
+        *("ualm", "ualm.runtime", "ualm.runtime.command", "ualm.runtime.stopping"),
+    }
+    assert not set(loaded) & {"typing", "json", "importlib.metadata", "numpy", "typer"}
 
 
 def test_every_name_of_the_runtime_is_there() -> None:
