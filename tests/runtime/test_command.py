@@ -23,6 +23,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="descriptors and
 
 #: The command as pip has installed it.
 INSTALLED = Path(sysconfig.get_path("scripts")) / "ualm"
+#: Standard output is held back until somebody flushes it, whatever whoever runs the tests prefers.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 Shell = Callable[..., "tuple[int, bytes, str]"]
 #: A module that is interrupted while it is imported, and makes of that what modules in C make of it.
@@ -65,6 +67,7 @@ def script(tmp_path: Path) -> Callable[[str], tuple[int, str, str]]:
             capture_output=True,
             text=True,
             cwd=tmp_path,
+            env=BUFFERED,
             timeout=300,
         )
         return done.returncode, done.stdout, done.stderr
@@ -240,6 +243,101 @@ def test_the_second_signal_strikes_where_unwinding_takes_long(script: Callable[[
         """
     )
     assert found == (130, "", "")
+
+
+def test_what_was_printed_before_a_signal_reaches_its_reader(script: Callable[[str], tuple[int, str, str]]) -> None:
+    found = script(
+        """
+        print("half of a table")
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except SystemExit:
+            stopping.rest()
+        """
+    )
+    assert found == (143, "half of a table\n", "")
+
+
+def test_a_reader_that_takes_nothing_does_not_keep_a_command_that_a_signal_ends() -> None:
+    code = """
+import os, signal, sys, time
+from ualm.runtime import stopping
+stopping.begin()
+stopping.work()
+os.set_blocking(1, False)
+while sys.stdout.buffer.raw.write(b"x" * 4096) is not None:  # until the pipe is full
+    pass
+os.set_blocking(1, True)
+sys.stdout.write("more")
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+except SystemExit:
+    stopping.rest()
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], env=BUFFERED, **pipes)
+    try:
+        assert process.wait(timeout=30) == 143
+        assert process.stdout is not None and process.stderr is not None
+        assert b"more" not in process.stdout.read() and process.stderr.read() == b""
+    finally:
+        process.kill()
+        process.communicate()
+
+
+#: What the systems that ualm may be installed on lack of what Linux has.
+WINDOWS = """
+import os, signal, sys
+for name in ("SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGKILL", "setitimer", "ITIMER_REAL"):
+    delattr(signal, name)
+for name in ("sched_getaffinity", "sysconf", "getsid", "O_NONBLOCK", "O_NOFOLLOW"):
+    delattr(os, name)
+sys.modules |= dict.fromkeys(("fcntl", "resource", "termios", "pwd", "grp", "readline"))
+"""
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_system_without_hangups_and_timers_has_signals_all_the_same(tmp_path: Path, waits: bool) -> None:
+    code = f"""{WINDOWS}
+import time
+from ualm.runtime import stopping
+stopping.begin()
+stopping.work()
+@stopping.unbroken
+def removing():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.3)
+    print("removed")
+try:
+    removing() if {waits} else os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(6000):
+        time.sleep(0.01)
+except KeyboardInterrupt:
+    print("unwound")
+    stopping.rest()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "removed\n" * waits + "unwound\n", "")
+
+
+def test_a_system_without_hangups_and_timers_loads_a_model_and_the_command(tiny_bundle: Path, tmp_path: Path) -> None:
+    code = f"""{WINDOWS}
+from ualm import Model
+with Model.open({str(tiny_bundle)!r}, threads=1) as model:
+    sound = model.generate("rain", max_seconds=0.05, guidance=1.0)
+    sound.save("rain.wav")
+sys.argv = ["ualm", "inspect", {str(tiny_bundle)!r}, "--json"]
+from ualm.runtime import command
+command.main()
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("{") and (tmp_path / "rain.wav").is_file()
 
 
 # ---- the way in ----
