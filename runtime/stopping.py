@@ -147,7 +147,7 @@ def _look_again(seconds: float) -> None:
 def _interrupt(seconds: float) -> None:
     time.sleep(seconds)
     if _State.number is not None:
-        _thread.interrupt_main(_State.number)
+        _thread.interrupt_main(signal.Signals(_State.number))
 
 
 def _flush() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import sys
@@ -117,6 +118,46 @@ def test_max_seconds_is_taken_wherever_a_sound_is_made(model: Model) -> None:
             assert piece in str(caught.value)
     with pytest.raises(InputError, match="give one of them"):
         model.generate(PROMPT, max_seconds=1, max_steps=60)
+
+
+def test_max_tokens_is_taken_wherever_a_text_is_made(model: Model, trumpet: Sound) -> None:
+    messages = [("user", trumpet), ("user", "what is played?")]
+    found = [
+        model.ask(trumpet, "what is played?", max_tokens=2),
+        model.run(messages, modality="text", max_segments=1, max_tokens=2)[0].text,  # type: ignore[arg-type]
+        model.session().ask(messages, modality="text", max_tokens=2)[0].text,
+        model.session().turn(messages, modality="text", max_tokens=2).segments()[0].text,
+    ]
+    assert found == [found[0]] * 4 and "a trumpet plays C5 and E5".startswith(str(found[0]))
+    caption = model.reason(PROMPT, max_tokens=2, max_seconds=0.1).result().stages[0]
+    assert (caption.segment.finish_reason, len(caption.segment.rows)) == ("max_tokens", 2)
+    longer = TextSampling(max_steps=9)
+    assert len(model.session().ask(messages, modality="text", text=longer, max_tokens=3)[0].rows) == 3
+    for value in (0, 2.5, "3", True, 2**31):
+        for call in (
+            lambda: model.run(messages, max_tokens=value),  # type: ignore[arg-type]  # noqa: B023
+            lambda: model.session().turn(messages, max_tokens=value),  # type: ignore[arg-type]  # noqa: B023
+            lambda: model.reason(PROMPT, max_tokens=value),  # type: ignore[arg-type]  # noqa: B023
+        ):
+            with pytest.raises(InputError) as caught:
+                call()
+            assert str(caught.value) == f"max_tokens = {value!r}: give a whole number of at least 1"
+
+
+def test_a_message_carries_bytes_and_open_files_as_ask_does(model: Model, trumpet: Sound, tmp_path: Path) -> None:
+    trumpet.save(tmp_path / "trumpet.wav")
+    held = (tmp_path / "trumpet.wav").read_bytes()
+    for number, form in enumerate((bytes, bytearray, memoryview, io.BytesIO)):
+        with model.session() as session:
+            for content in (form(held), [("user", form(held))], [{"role": "user", "content": form(held)}]):
+                session.ask(content, modality="text", max_tokens=1)
+            answer = session.ask("what is played?", modality="text")[0].text
+            kept = [content for role, content in session.transcript if role == "user"][:3]
+            assert all(isinstance(sound, Sound) and len(sound.samples) == len(trumpet.samples) for sound in kept)
+            session.save(tmp_path / f"{number}.npz")
+            assert len(model.restore(tmp_path / f"{number}.npz").transcript) == 8
+        found = model.run([("user", form(held)), ("user", "what is played?")], modality="text", max_segments=1)[0].text
+        assert found == model.ask(form(held), "what is played?") == "a trumpet plays C5 and E5" and answer
 
 
 def test_a_seed_that_is_drawn_comes_back_and_repeats(model: Model) -> None:
