@@ -124,7 +124,7 @@ def test_notices_that_nobody_can_read_cost_no_answer(shell: Shell) -> None:
 def test_chat_in_json_that_fails_says_so_on_standard_error(shell: Shell) -> None:
     status, out, err = shell("chat -b BUNDLE --threads 1 --json <<'END'\n/sound none.wav\n/dance\n/seed 3\nEND")
     assert (status, out.count(b'"type": "error"')) == (1, 2)
-    assert err == "ualm: 2 of the lines failed; see the events of the type error\n"
+    assert err == "ualm: 2 lines failed; see the events of the type error\n"
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_and_whole_where_that_is_asked_for(

@@ -93,6 +93,43 @@ def test_the_commands_say_it(
             assert json.loads(out)["finish"] == (option if cut else "stop")
 
 
+def test_every_json_has_the_same_words_and_every_notice_the_same_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ualm(*arguments: object, lines: str = "") -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["ualm", *map(str, arguments), "--threads", "1"])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        return capsys.readouterr()
+
+    notice = "ualm: cut by its limit, not ended by the model; a larger --max-seconds allows more\n"
+    limits = ("--max-seconds", 0.1)
+    trace = tmp_path / "trace.json"
+    told, plain = ualm("reason", PROMPT, *limits, "--trace", trace)
+    assert plain == notice and "limit" not in told and "sound: 0.10 s\n" in told
+    assert ualm("reason", PROMPT, *limits, "-q")[1] == ualm("reason", PROMPT, "-q")[1] == ""
+    whole = json.loads(ualm("reason", PROMPT, "--json")[0])
+    out, err = ualm("reason", PROMPT, *limits, "--json")
+    for about, ended in (
+        (json.loads(out), "max_seconds"),
+        (json.loads(trace.read_text()), "max_seconds"),
+        (whole, "stop"),
+    ):
+        assert about["finish"] == ended and err == ""
+        assert [stage["finish"] for turn in about["turns"] for stage in turn["stages"]] == ["stop", ended]
+        assert about["turns"][-1]["reason"] == ended
+
+    chat = ("chat", "--modality", "audio")
+    assert ualm(*chat, *limits, lines=PROMPT)[1] == notice
+    assert ualm(*chat, *limits, "-q", lines=PROMPT)[1] == ""
+    for options, ended in ((limits, "max_seconds"), ((), "stop")):
+        out, err = ualm(*chat, *options, "--json", lines=PROMPT)
+        *_, segment, turn = map(json.loads, out.splitlines())
+        assert (segment["finish"], turn["reason"], err) == (ended, ended, "")
+
+
 def test_max_seconds_is_taken_wherever_a_sound_is_made(model: Model) -> None:
     messages = [("user", PROMPT)]
     found = [
