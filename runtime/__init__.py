@@ -113,17 +113,44 @@ _HOMES = (
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("ualm")
-    from importlib import import_module
-
-    homes = (vars(import_module(f".{home}", __name__)) for home in _HOMES)
-    return next(home[name] for home in homes if name in home)
+        found: object = version("ualm")
+    elif name in __all__:
+        homes = map(_loaded, _HOMES)
+        found = next(home[name] for home in homes if name in home)
+    elif name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    else:
+        return _submodule(name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _submodule(name: str) -> object:
+    """``ualm.runtime.errors`` and the like, also where nothing has loaded it before."""
+    import sys
+
+    module = f"{__name__}.{name}"
+    try:
+        _loaded(name)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return sys.modules[module]
+
+
+def _loaded(name: str) -> dict[str, object]:
+    """What a submodule holds."""
+    from importlib import import_module
+
+    try:
+        return vars(import_module(f".{name}", __name__))
+    except AttributeError as error:  # Python would take it for a name that is not there
+        raise ImportError(f"{__name__}.{name} cannot be loaded (AttributeError: {error})") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Union
+from typing import Any, BinaryIO, TypedDict, Union
 
 import numpy as np
 
@@ -18,8 +18,10 @@ from .sound import Sound, Speech
 from .tokenizer_file import MOST_IDS, of_the_library, read_tokenizer
 from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, Vocabulary, check_codes
 
-#: What a message can carry: a text, or a sound (made, or in a file), which may be marked as speech.
-Content = Union[str, Sound, Speech, "os.PathLike[str]"]
+#: What can be read again: a text, or a sound (made, or in a file), which may be marked as speech.
+Kept = Union[str, Sound, Speech, "os.PathLike[str]"]
+#: What a message can carry: that, or the bytes or the open file of a sound.
+Content = Kept | bytes | bytearray | memoryview | BinaryIO
 
 
 class MessageDict(TypedDict):
@@ -119,6 +121,33 @@ def check_messages(
     return checked
 
 
+def read_sources(messages: Sequence[Any], longest: float | None = None) -> Sequence[Any]:
+    """Messages whose bytes and open files are read: as (role, Sound). All others stay as they are, and unchecked."""
+    if not isinstance(messages, (list, tuple)):
+        return messages
+    found: list[Any] = []
+    for index, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(message, (list, tuple)) and len(message) == 2:
+            content = message[1]
+        if isinstance(content, (bytes, bytearray, memoryview)) or callable(getattr(content, "read", None)):
+            try:
+                message = as_pair(message)[0], _read(content, longest)
+            except InputError as error:
+                raise InputError(f"messages[{index}]: {error}") from error
+        found.append(message)
+    return found
+
+
+def _read(content: Any, longest: float | None) -> Sound:
+    try:
+        return Sound.from_file(content, longest=longest)
+    except InputError as error:
+        if not isinstance(content, bytes):
+            raise
+        raise InputError(f"{error}; of a text, give a str, not its bytes") from error
+
+
 def prompt_parts(
     messages: Sequence[CheckedMessage],
     vocabulary: Vocabulary,
@@ -169,15 +198,16 @@ def _check_message(message: Any, text: TextCodec, longest: float | None) -> Chec
         raise InputError(f"role {role!r:.80} is unknown; choose {', '.join(ROLES)}")
     if isinstance(content, str):
         return role, "text", text.encode(content)
-    if isinstance(content, bytes):
-        raise InputError("text must be str, not bytes; decode it first (UTF-8)")
     modality = "audio"
     if isinstance(content, Speech):
         modality, content = "speech", content.content
     if isinstance(content, (str, os.PathLike)):  # what Speech holds is never a text
         content = Sound.from_file(content, longest=longest)
     if not isinstance(content, Sound):
-        raise InputError(f"content is a {type(content).__name__}; give a str, a Sound or a pathlib.Path")
+        raise InputError(
+            f"content is a {type(content).__name__}; give a str, a Sound, a pathlib.Path, or the "
+            "bytes or the open file of a sound"
+        )
     if role == "assistant" and (modality == "speech" or content.codes is None):
         raise InputError("an assistant's sound must be one that this model made (with its codes), not marked as speech")
     return role, modality, content

@@ -94,7 +94,7 @@ def chat(
     if modality not in (None, "audio", "text"):
         raise InputError(f"--modality {modality!r}: choose audio or text, or leave it out to let the model choose")
     check_open("your lines come from there")
-    view: View = JsonView() if as_json else TextView()
+    view: View = JsonView() if as_json else TextView(notices=not quiet)
     with open_model(bundle, threads, max_context, engine, quiet=quiet) as model:
         manifest = model.bundle.manifest
         defaults = manifest.sampling
@@ -133,7 +133,8 @@ def chat(
         failed = _converse(talk, view, line_reader(as_json), at_terminal)
     if failed and not at_terminal:
         if as_json:  # in the other view each error was a line on standard error
-            raise UalmError(f"{failed} of the lines failed; see the events of the type error")
+            told = "1 line failed; see the event" if failed == 1 else f"{failed} lines failed; see the events"
+            raise UalmError(f"{told} of the type error")
         raise typer.Exit(1)
 
 

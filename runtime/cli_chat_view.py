@@ -8,9 +8,10 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
-from .cli_common import LiveLine, print_any, sound_progress
+from .cli_common import LiveLine, print_any, sound_progress, tell_cut
 from .errors import UalmError
 from .events import Event, SegmentEnded, SegmentStarted, SoundChunk, TextDelta
+from .finish import FinishReason
 
 #: Control characters that a model may write and a terminal would obey; line feed and tab stay.
 CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -41,9 +42,13 @@ class View(Protocol):
 
 
 class TextView:
-    """Answers on standard output as they come; live line, notes and errors on standard error."""
+    """Answers on standard output as they come; live line, notes and errors on standard error.
 
-    def __init__(self) -> None:
+    ``notices``: a line there, too, where a limit cuts an answer.
+    """
+
+    def __init__(self, *, notices: bool = True) -> None:
+        self._notices = notices
         self._live = LiveLine()
         self._terminal = sys.stdout.isatty()
         self._mid_line = False
@@ -74,8 +79,8 @@ class TextView:
         if sound is not None:
             factor = f"real-time factor {elapsed / sound.duration:.2f}"
             print_any(f"[{sound.duration:.2f} s of sound in {elapsed:.2f} s, {factor}; keep it with /save FILE.wav]\n")
-        if event.result.finish == "max_steps":
-            self._tell("cut here by --max-seconds" if sound is not None else "cut here by --max-tokens")
+        if self._notices:
+            tell_cut(event.result.finish_reason)
 
     def rest(self) -> None:
         self._live.hide()
@@ -97,6 +102,10 @@ class TextView:
 class JsonView:
     """Everything on standard output, one object with a ``type`` a line; samples are counted, never written."""
 
+    def __init__(self) -> None:
+        #: How the last segment ended.
+        self._finish: FinishReason = "stop"
+
     def begin(self) -> None:
         pass
 
@@ -109,10 +118,12 @@ class JsonView:
             fields = {"segment": event.segment, "start": event.start, "samples": len(event.samples)}
             self._write("sound", fields | {"sample_rate": event.sample_rate})
         elif isinstance(event, SegmentEnded):
+            self._finish = event.result.finish_reason
             self._write("segment_ended", {"segment": event.segment} | _segment_fields(event))
         else:
             seconds = {name: round(value, 4) for name, value in event.seconds.items()}
-            self._write("turn_ended", {"reason": event.reason, "seconds": seconds})
+            reason = event.reason if event.reason == "cancelled" else self._finish
+            self._write("turn_ended", {"reason": reason, "seconds": seconds})
 
     def rest(self) -> None:
         pass
@@ -130,7 +141,7 @@ class JsonView:
 
 def _segment_fields(event: SegmentEnded) -> dict[str, object]:
     result = event.result
-    fields: dict[str, object] = {"modality": result.modality, "finish": result.finish, "rows": len(result.rows)}
+    fields: dict[str, object] = {"modality": result.modality, "finish": result.finish_reason, "rows": len(result.rows)}
     if result.sound is not None:
         fields |= {"seconds": round(result.sound.duration, 3), "sample_rate": result.sound.sample_rate}
     if result.text is not None:

@@ -37,6 +37,7 @@ from .cli_common import (
     report,
     sound_progress,
     steps_of,
+    tell_cut,
 )
 from .cli_knows import Outside
 from .errors import InputError, UalmError
@@ -138,7 +139,7 @@ def reason(
                 guidance=guidance, temperature=temperature, top_k=top_k, max_steps=steps_of(max_seconds, manifest.codec)
             ),
         )
-        result, elapsed = _followed(reasoning, _Shown(quiet=as_json), loudspeaker)
+        result, elapsed = _followed(reasoning, _Shown(quiet=as_json, notices=not (quiet or as_json)), loudspeaker)
         further = about_model(model) | {"outside": outside.found}
         if loudspeaker is not None:
             further["underruns"] = loudspeaker.underruns
@@ -214,9 +215,13 @@ def _keep(
 
 
 class _Shown:
-    """Thoughts on standard output as they come; a live line while a sound is made. ``quiet``: the live line alone."""
+    """Thoughts on standard output as they come; a live line while a sound is made. ``quiet``: the live line alone.
 
-    def __init__(self, *, quiet: bool) -> None:
+    ``notices``: a line on standard error where a limit cuts a stage.
+    """
+
+    def __init__(self, *, quiet: bool, notices: bool = True) -> None:
+        self._notices = notices
         self._quiet, self._terminal = quiet, sys.stdout.isatty()
         self._live = LiveLine()
         self._mid_line = False
@@ -237,9 +242,10 @@ class _Shown:
         elif isinstance(event, StageEnded):
             self._live.hide()
             sound = event.result.sound
-            cut = ", cut here by its limit" if event.result.segment.finish == "max_steps" else ""
-            self._print_labelled(f"{sound.duration:.2f} s{cut}" if sound is not None else cut)
+            self._print_labelled("" if sound is None else f"{sound.duration:.2f} s")
             self.rest()
+            if self._notices:
+                tell_cut(event.result.segment.finish_reason)
         elif isinstance(event, Verdict):
             self.rest()
             self._print(f"verdict {event.round}: {_VERDICTS[event.agrees]}")

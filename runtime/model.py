@@ -14,7 +14,7 @@ import numpy as np
 
 from .answer import Answer
 from .bundle import TOKENIZER, Bundle, Verify
-from .chat import CheckedMessage, Content, Message, TextCodec, check_messages, prompt_parts
+from .chat import CheckedMessage, Content, Message, TextCodec, check_messages, prompt_parts, read_sources
 from .chunks import PROFILES, ChunkProfile, Pace
 from .cores import check_threads
 from .engines.base import Engine
@@ -115,27 +115,29 @@ class Model:
         audio: AudioSampling | None = None,
         text: TextSampling | None = None,
         max_seconds: float | None = None,
+        max_tokens: int | None = None,
         on_rows: OnRows | None = None,
     ) -> list[Segment]:
         """Answer a conversation: the lowest public call.
 
         ``messages`` are (role, content) pairs, or {"role": ..., "content": ...}, in order; a role is "system", "user"
-        or "assistant", content is a str, a :class:`Sound` or a path to one (``pathlib.Path``), either marked with
-        :class:`Speech` where it is speech to be transcribed. ``modality`` forces the first segment's modality; the
-        model chooses otherwise. ``mode``: see ``sampling.Mode``. ``max_seconds``: longest sound, in place of the
-        ``max_steps`` of ``audio``. ``on_rows(modality, rows)`` is called every few rows, on this thread; an exception
+        or "assistant", content is a str, a :class:`Sound`, a path to one (``pathlib.Path``), or the bytes or the open
+        file of one; a sound or a path is marked with :class:`Speech` where it is speech to be transcribed. ``modality``
+        forces the first segment's modality; the model chooses otherwise. ``mode``: see ``sampling.Mode``.
+        ``max_seconds``: longest sound, in place of the ``max_steps`` of ``audio``; ``max_tokens``: longest text, in
+        place of that of ``text``. ``on_rows(modality, rows)`` is called every few rows, on this thread; an exception
         from it ends the call.
 
         Raises :class:`InputError` (:class:`ContextError` where the rows do not fit) and :class:`ModalityError`.
         """
-        audio, text = self._options(audio, text, max_seconds)
+        audio, text = self._options(audio, text, max_seconds, max_tokens)
         check_options(mode, audio, text)
         self._check_modality(modality)
         if isinstance(max_segments, bool) or not isinstance(max_segments, Integral) or max_segments < 1:
             raise InputError(f"max_segments = {max_segments!r}: give a whole number of at least 1")
         if on_rows is not None and not callable(on_rows):
             raise InputError(f"on_rows = {on_rows!r:.80}: give a function of a modality and a number of rows")
-        prompt = prompt_parts(self._checked(messages), self._vocabulary, self._listener.features)
+        prompt = prompt_parts(self._checked(self._read(messages)), self._vocabulary, self._listener.features)
         steps = turn(
             self._engine.open_sequence(),
             prompt,
@@ -262,18 +264,20 @@ class Model:
         session: Session | None = None,
         audio: AudioSampling | None = None,
         text: TextSampling | None = None,
+        max_tokens: int | None = None,
         **options: Unpack[AudioOptions],
     ) -> Reasoning:
         """Think before, between or after sounds: see ``reasoning``. Iterate for the events, or call ``result()``.
 
         ``prompt``: a text; in a "dialogue", the user's turns, one or many, also from an iterator, which is asked for
         the next turn when the one before is over. ``rounds``: how often a sound may be heard again ("reflect").
-        ``session``: a conversation to go on with, None for a new one. ``options`` override single fields of ``audio``;
-        ``seed`` is that of both modalities, None draws one, and turn k draws with seed + k, as its stages tell. Bad
-        input is refused here; the work starts with the iteration.
+        ``session``: a conversation to go on with, None for a new one. ``max_tokens``: longest text of a stage.
+        ``options`` override single fields of ``audio``; ``seed`` is that of both modalities, None draws one, and turn k
+        draws with seed + k, as its stages tell. Bad input is refused here; the work starts with the iteration.
         """
         audio = self._audio(audio, options)
-        text = self._text_sampling(text, {"seed": audio.seed} if "seed" in options else {})
+        seeds = {"seed": audio.seed} if "seed" in options else {}
+        text = self._text_sampling(text, {"max_tokens": max_tokens} | seeds)
         check_options("fixed", audio, text)
         if session is not None and not isinstance(session, Session):
             raise InputError(
@@ -360,6 +364,10 @@ class Model:
         """Seconds of the longest sound that it can hear."""
         return self._listener.longest
 
+    def _read(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages, with sounds in place of bytes and open files, which can be read only once."""
+        return read_sources(messages, self._listener.longest)
+
     def _checked(self, messages: Sequence[Message]) -> list[CheckedMessage]:
         return check_messages(messages, self._vocabulary, self._text, self._listener.check, self._listener.longest)
 
@@ -378,11 +386,14 @@ class Model:
         return changed(options, values, self.bundle.manifest.codec, self.max_context) if values else options
 
     def _options(
-        self, audio: AudioSampling | None, text: TextSampling | None, max_seconds: float | None
+        self,
+        audio: AudioSampling | None,
+        text: TextSampling | None,
+        max_seconds: float | None,
+        max_tokens: int | None,
     ) -> tuple[AudioSampling, TextSampling]:
-        """Options of both modalities; ``max_seconds`` takes the place of the sound's ``max_steps``."""
-        longest = {} if max_seconds is None else {"max_seconds": max_seconds}
-        return self._audio(audio, longest), self._text_sampling(text, {})
+        """Options of both modalities; ``max_seconds`` and ``max_tokens`` take the place of their ``max_steps``."""
+        return self._audio(audio, {"max_seconds": max_seconds}), self._text_sampling(text, {"max_tokens": max_tokens})
 
     @staticmethod
     def _check_modality(modality: object) -> None:

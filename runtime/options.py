@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypedDict, TypeVar
 
 from .bundle import CodecIdentity
@@ -52,8 +52,14 @@ def changed(options: _Sampling, values: Mapping[str, Any], codec: CodecIdentity,
     if (value := values.get(limit)) is not None:
         if "max_steps" in found:
             raise InputError(f"{limit} = {value!r}: limits what max_steps limits; give one of them")
-        found["max_steps"] = value if limit == "max_tokens" else rows_within(value, codec, max_context)
+        found["max_steps"] = _tokens(value) if limit == "max_tokens" else rows_within(value, codec, max_context)
     return type(options).from_mapping({**vars(options), **found})
+
+
+def _tokens(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) < 2**31:
+        raise InputError(f"max_tokens = {value!r:.80}: give a whole number of at least 1")
+    return int(value)
 
 
 def rows_of_sound(seconds: object, codec: CodecIdentity, name: str = "max_seconds = ") -> int:

@@ -7,6 +7,7 @@ rows behind it, which whatever uses the session next does first.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -72,8 +73,8 @@ class Session:
     """A conversation with a model. Made by :meth:`Model.session`; one turn at a time.
 
     Several sessions of one model may run at once; a session itself must not be used by two threads at once, except for
-    :meth:`Turn.cancel`. It needs no closing, since its cache goes with the last reference; as a context manager, or by
-    :meth:`close`, it gives the cache back at once.
+    :meth:`Turn.cancel`. It needs no closing, since its cache goes with the last reference; as a context manager, also
+    of ``async with``, or by :meth:`close`, it gives the cache back at once.
     """
 
     def __init__(self, model: Model, limits: Limits, sequence: EngineSequence | None = None) -> None:
@@ -117,6 +118,18 @@ class Session:
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """:meth:`close`, without blocking the event loop."""
+        await asyncio.to_thread(self.close)
+
     def close(self) -> None:
         """Cancel a turn that is under way, wait until it has stopped, and give the cache back."""
         with self._lock:
@@ -137,11 +150,13 @@ class Session:
         text: TextSampling | None = None,
         profile: str | ChunkProfile = "balanced",
         max_seconds: float | None = None,
+        max_tokens: int | None = None,
     ) -> Turn:
         """Say something; iterate over the returned :class:`Turn` for the answer's events.
 
         ``messages``: a str, a sound or a path as the user's message, or messages as in :meth:`Model.run`.
-        ``max_seconds``: longest sound, in place of the ``max_steps`` of ``audio``.
+        ``max_seconds``: longest sound, in place of the ``max_steps`` of ``audio``; ``max_tokens``: longest text, in
+        place of that of ``text``.
         ``profile``: how large the pieces of a sound are, "first_sound", "balanced", "throughput" or a ChunkProfile.
         Bad input is refused here; the work starts with the iteration.
         """
@@ -149,9 +164,10 @@ class Session:
             self._refuse_if_busy("begin a turn")
         model = self._model
         given: Sequence[Any] = messages if isinstance(messages, (list, tuple)) else [_message(messages)]
-        audio, text = model._options(audio, text, max_seconds)
+        audio, text = model._options(audio, text, max_seconds, max_tokens)
         check_options("fixed", audio, text)
         model._check_modality(modality)
+        given = model._read(given)
         checked = model._checked(given)
         return Turn(self, tuple(given), checked, modality, audio, text, ChunkProfile.named(profile))
 
@@ -164,10 +180,11 @@ class Session:
         text: TextSampling | None = None,
         profile: str | ChunkProfile = "balanced",
         max_seconds: float | None = None,
+        max_tokens: int | None = None,
     ) -> list[Segment]:
         """One whole turn at once, as :meth:`turn` takes it: its segments."""
-        turn = self.turn(messages, modality=modality, audio=audio, text=text, profile=profile, max_seconds=max_seconds)
-        return turn.segments()
+        limits: dict[str, Any] = {"max_seconds": max_seconds, "max_tokens": max_tokens}
+        return self.turn(messages, modality=modality, audio=audio, text=text, profile=profile, **limits).segments()
 
     def truncate(self, turns: int) -> None:
         """Forget all but the first ``turns`` turns."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .events import SoundChunk
+from .finish import FinishReason
 from .generate import Modality
 from .sampling import AudioSampling, TextSampling
 from .segment import Segment
@@ -133,6 +134,12 @@ class ReasoningResult:
         return next((stage.sound for stage in reversed(self.stages) if stage.sound is not None), None)
 
     @property
+    def finish(self) -> FinishReason | None:
+        """How the result ended, as :attr:`Sound.finish`: the last sound, or the last text where there is none."""
+        last = [stage.segment.finish_reason for stage in self.stages if stage.sound is not None or self.sound is None]
+        return last[-1] if last else None
+
+    @property
     def caption(self) -> str | None:
         """The text before the first sound; in a dialogue, the last text."""
         texts = [stage.text for stage in self.stages if stage.kind in ("caption", "answer") and stage.text is not None]
@@ -146,7 +153,8 @@ class ReasoningResult:
         for index, turn in enumerate(self.turns):
             stages = [_stage(stage) for stage in self.stages if stage.turn == index]
             seconds = {name: round(value, 4) for name, value in turn.seconds.items()}
-            turns.append(vars(turn) | {"said": list(turn.said), "seconds": seconds, "stages": stages})
+            ended = {"reason": stages[-1]["finish"]}  # in one vocabulary
+            turns.append(vars(turn) | ended | {"said": list(turn.said), "seconds": seconds, "stages": stages})
         return {
             "format": "ualm-reasoning",
             "version": 1,
@@ -156,6 +164,7 @@ class ReasoningResult:
             "sampling": {"audio": vars(self.audio), "text": vars(self.text_options)},
             "turns": turns,
             "verdicts": [vars(verdict) for verdict in self.verdicts],
+            "finish": self.finish,
             "ended": self.ended,
         }
 
@@ -177,7 +186,7 @@ def _stage(stage: Stage) -> dict[str, Any]:
         "kind": stage.kind,
         "modality": segment.modality,
         "seed": stage.seed,
-        "finish": segment.finish,
+        "finish": segment.finish_reason,
         "rows": len(segment.rows),
         "took_seconds": round(stage.seconds, 4),
     }

@@ -7,11 +7,15 @@ three kinds of places spoil it: the initialisation of a module in C makes an Imp
 library that is missing; a callback from C drops it; what removes half-written files would be cut short. There a signal
 waits until they are left, which is looked for a hundred times a second.
 
-This module is loaded before anything else and imports next to nothing.
+What was printed by then is still handed to whoever reads standard output, for a second at most.
+
+This module is loaded before anything else and imports next to nothing. Windows has no SIGHUP and no timer that
+interrupts: there a thread looks whether a signal may strike.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
@@ -25,10 +29,14 @@ if TYPE_CHECKING:
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Those of them that this system has.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+#: What the timer sends, where there is one.
+_ALARM = getattr(signal, "SIGALRM", None)
 #: Seconds between two looks at whether a signal that waits may strike.
 _LOOK = 0.01
-#: Seconds that a command has for unwinding before the next signal strikes: who presses Ctrl-C twice means it once.
+#: Seconds that a command has for unwinding before the next signal strikes: who presses Ctrl-C twice means it once. As
+#: many has the reader of standard output, to take what is left for it.
 _PATIENCE = 1.0
 #: Modules whose functions C calls back, and what is called that must not be cut short.
 _CALLED_BACK = "soundfile"
@@ -49,7 +57,8 @@ def begin() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _strike)
-    signal.signal(signal.SIGALRM, _strike)
+    if _ALARM is not None:
+        signal.signal(_ALARM, _strike)
     sys.unraisablehook = _unraisable
 
 
@@ -62,12 +71,14 @@ def rest() -> None:
     """The work is done, or was taken back. Does not return where a signal was the reason."""
     _State.working = False
     if _State.number is not None:
+        _look_again(0)
+        _flush()
         _leave()
 
 
 def forget() -> None:
     """The signal that came was a word to the command, not its end."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    _look_again(0)
     _State.number, _State.struck = None, -_PATIENCE
 
 
@@ -92,14 +103,14 @@ def raise_interrupt(error: BaseException) -> None:
 
 
 def _strike(number: int, frame: FrameType | None) -> None:
-    if number != signal.SIGALRM:
+    if number != _ALARM:
         _State.number = number
     if _State.number is None:
         return
     if not _State.working:
         _leave()
     if time.monotonic() < _State.struck + _PATIENCE or _must_wait(frame):
-        signal.setitimer(signal.ITIMER_REAL, _LOOK)
+        _look_again(_LOOK)
         return
     _State.struck = time.monotonic()
     raise KeyboardInterrupt if _State.number == signal.SIGINT else SystemExit(128 + _State.number)
@@ -120,11 +131,36 @@ def _unraisable(dropped: sys.UnraisableHookArgs, /) -> None:
     """Python's word of an exception that nobody can receive: of a destructor, or a callback that is not known here."""
     if _State.number is not None and isinstance(dropped.exc_value, (KeyboardInterrupt, SystemExit)):
         _State.struck = -_PATIENCE
-        signal.setitimer(signal.ITIMER_REAL, _LOOK)
+        _look_again(_LOOK)
     else:
         sys.__unraisablehook__(dropped)
 
 
-def _leave() -> None:
+def _look_again(seconds: float) -> None:
+    """Have :func:`_strike` called after so many seconds; 0: no more."""
+    if _ALARM is not None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    elif seconds:
+        _thread.start_new_thread(_interrupt, (seconds,))
+
+
+def _interrupt(seconds: float) -> None:
+    time.sleep(seconds)
+    if _State.number is not None:
+        _thread.interrupt_main(signal.Signals(_State.number))
+
+
+def _flush() -> None:
+    """Hand over what stands in the buffer of standard output. Not within :func:`_strike`: it may have interrupted the
+    buffer's own work, which cannot be entered twice, and who ends the command before it has worked wants no word."""
+    try:
+        _thread.start_new_thread(_leave, (_PATIENCE,))  # a reader that takes nothing does not keep the command
+        sys.stdout.flush()
+    except (AttributeError, OSError, RuntimeError, ValueError):  # no stream, nobody reads, no thread, closed
+        pass
+
+
+def _leave(seconds: float = 0.0) -> None:
+    time.sleep(seconds)
     assert _State.number is not None
     os._exit(128 + _State.number)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from .chat import Content, as_pair
+from .chat import Kept, as_pair
 from .errors import InputError
 from .finish import FinishReason
 from .reading import first_line, shown
@@ -19,7 +19,7 @@ from .sound import Sound, Speech
 from .sound_limits import DECODED_BYTES
 
 #: A message: its role, and what it carries.
-Said = tuple[str, Content]
+Said = tuple[str, Kept]
 
 
 def said_in_turn(messages: Iterable[Any], segments: Sequence[Segment]) -> tuple[Said, ...]:
@@ -37,7 +37,7 @@ def packed(turns: Sequence[Sequence[Said]]) -> tuple[list[list[dict[str, Any]]],
     sounds: dict[int, str] = {}
     arrays: dict[str, np.ndarray] = {}
 
-    def pack(role: str, content: Content) -> dict[str, Any]:
+    def pack(role: str, content: Kept) -> dict[str, Any]:
         about: dict[str, Any] = {"role": role}
         if isinstance(content, str):
             return about | {"text": content}

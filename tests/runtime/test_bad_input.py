@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,8 @@ def test_codes_that_are_none_are_refused(model, codes, piece):
     ("text", "pieces"),
     [
         ("", ["text is empty", "write what"]),
-        (b"rain", ["not bytes", "decode"]),
+        (b"rain", ["bytes of a sound: not a sound file", "of a text, give a str, not its bytes"]),
+        (io.StringIO("rain"), ["opened as text"]),
         ("rain \udcff", ["not valid UTF-8", "character 5", r"'\udcff'", "decode the bytes"]),
         ("\ud83d", ["not valid UTF-8", "character 0"]),
         (3, ["content is a int", "give a str"]),

@@ -31,6 +31,8 @@ from ualm.runtime.session import Session
 SHORT = ("--threads", "1", "--max-seconds", "0.05", "--max-tokens", "12")
 #: A turn that takes longer than a test does.
 LONG = ("--threads", 1, "--guidance", 1, "--max-seconds", 80, "--max-context", 131072)
+#: The one wording of a notice.
+CUT = "ualm: cut by its limit, not ended by the model; a larger --max-"
 AUDIO, TEXT = AudioSampling(max_steps=80 + 7), TextSampling(max_steps=12)
 
 
@@ -79,7 +81,8 @@ def events(chat: Any) -> Callable[..., list[dict[str, Any]]]:
         status, out, err = chat(*lines, options=(*SHORT, "--json", *options))
         found = [json.loads(line) for line in out.splitlines()]
         failed = kinds(found).count("error")
-        told = f"ualm: {failed} of the lines failed; see the events of the type error\n" if failed else ""
+        lines, events = ("line", "event") if failed == 1 else ("lines", "events")
+        told = f"ualm: {failed} {lines} failed; see the {events} of the type error\n" if failed else ""
         assert (status, err) == (int(failed > 0), told)
         assert found[0]["type"] == "opened"
         return found[1:]
@@ -122,8 +125,8 @@ def test_a_turn_of_sound_is_events_without_samples_and_save_writes_it(events, mo
     assert [event["start"] for event in sounds] == [0, *ends[:-1]] and ends[-1] == len(expected.samples)
     assert found[0] == {"type": "segment_started", "segment": 0, "modality": "audio"}
     ended, over, saved = found[-3:]
-    assert (ended["finish"], ended["seconds"]) == ("max_steps", round(expected.duration, 3))
-    assert over["reason"] == "max_steps" and set(over["seconds"]) == {"hear", "prefill", "first", "total"}
+    assert (ended["finish"], ended["seconds"]) == ("max_seconds", round(expected.duration, 3))
+    assert over["reason"] == "max_seconds" and set(over["seconds"]) == {"hear", "prefill", "first", "total"}
     assert saved["output"] == str(tmp_path / "a.wav")
     assert_same_sound(soundfile.read(tmp_path / "a.wav", dtype="float32")[0], expected.samples)
 
@@ -295,11 +298,11 @@ def test_as_text_answers_are_on_standard_output_and_the_rest_on_standard_error(c
     assert re.fullmatch(
         rf"\[{sound.duration:.2f} s of sound in [\d.]+ s, real-time factor [\d.]+; keep it with /save FILE.wav\]\n", out
     )
-    assert err.splitlines()[:2] == ["cut here by --max-seconds", f"{tmp_path / 'a.wav'}: {sound.duration:.2f} s"]
+    assert err.splitlines()[:2] == [f"{CUT}seconds allows more", f"{tmp_path / 'a.wav'}: {sound.duration:.2f} s"]
     assert err.splitlines()[2].startswith("ualm: /sing: no such command") and err.count("\n") == 3
     status, out, err = chat("rain", options=(*SHORT, "--modality", "text"))
     answer = text_of(model.session().ask("rain", modality="text", text=TEXT))
-    assert (status, out, err) == (0, answer.rstrip("\n") + "\n", "cut here by --max-tokens\n")
+    assert (status, out, err) == (0, answer.rstrip("\n") + "\n", f"{CUT}tokens allows more\n")
 
 
 @pytest.mark.parametrize(
@@ -455,7 +458,7 @@ def test_at_the_prompt_ctrl_c_clears_the_line_and_a_second_one_leaves(terminal, 
     answer = re.sub(
         "[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text_of(model.session().ask("rain", modality="text", text=TEXT))
     )
-    assert answer.replace("\n", "\r\n") in screen.expect("cut here by --max-tokens\r\n")
+    assert answer.replace("\n", "\r\n") in screen.expect(f"{CUT}tokens allows more\r\n")
     screen.expect("> ")
     screen.interrupt()
     screen.expect("Ctrl-C once more leaves")

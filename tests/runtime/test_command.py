@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,11 @@ import ualm.export
 import ualm.runtime
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="descriptors and signals of Linux")
+
+#: The command as pip has installed it.
+INSTALLED = Path(sysconfig.get_path("scripts")) / "ualm"
+#: Standard output is held back until somebody flushes it, whatever whoever runs the tests prefers.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 Shell = Callable[..., "tuple[int, bytes, str]"]
 #: A module that is interrupted while it is imported, and makes of that what modules in C make of it.
@@ -35,10 +41,14 @@ INTERRUPTED = """
 
 @pytest.fixture
 def shell(tiny_bundle: Path, tmp_path: Path) -> Shell:
-    """Runs ``ualm ARGUMENTS REDIRECTIONS`` in a shell; gives status, standard output and standard error."""
+    """Runs ``ualm ARGUMENTS REDIRECTIONS`` in a shell; gives status, standard output and standard error.
 
-    def run(line: str, module: str = "ualm.runtime.cli", **variables: str) -> tuple[int, bytes, str]:
-        line = f"exec {shlex.quote(sys.executable)} -m {module} {line.replace('BUNDLE', shlex.quote(str(tiny_bundle)))}"
+    ``module`` runs instead of the command that is installed.
+    """
+
+    def run(line: str, module: str | None = None, **variables: str) -> tuple[int, bytes, str]:
+        command = [str(INSTALLED)] if module is None else [sys.executable, "-m", module]
+        line = f"exec {shlex.join(command)} {line.replace('BUNDLE', shlex.quote(str(tiny_bundle)))}"
         environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), **variables}
         done = subprocess.run(["sh", "-c", line], capture_output=True, cwd=tmp_path, env=environment, timeout=300)
         return done.returncode, done.stdout, done.stderr.decode()
@@ -57,6 +67,7 @@ def script(tmp_path: Path) -> Callable[[str], tuple[int, str, str]]:
             capture_output=True,
             text=True,
             cwd=tmp_path,
+            env=BUFFERED,
             timeout=300,
         )
         return done.returncode, done.stdout, done.stderr
@@ -113,7 +124,7 @@ def test_notices_that_nobody_can_read_cost_no_answer(shell: Shell) -> None:
 def test_chat_in_json_that_fails_says_so_on_standard_error(shell: Shell) -> None:
     status, out, err = shell("chat -b BUNDLE --threads 1 --json <<'END'\n/sound none.wav\n/dance\n/seed 3\nEND")
     assert (status, out.count(b'"type": "error"')) == (1, 2)
-    assert err == "ualm: 2 of the lines failed; see the events of the type error\n"
+    assert err == "ualm: 2 lines failed; see the events of the type error\n"
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_and_whole_where_that_is_asked_for(
@@ -137,6 +148,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_whole_where_that_is_asked_
         # while the command itself is loaded, from the first foreign module on
         ("SIGINT", "typer", "--version"),
         ("SIGTERM", "numpy", "--version"),
+        ("SIGHUP", "numpy", "--version"),
         # while an engine is: it was told as a library that is missing
         ("SIGINT", "onnxruntime", "generate rain -o a.wav -b BUNDLE"),
         ("SIGTERM", "onnxruntime", "doctor"),
@@ -147,7 +159,9 @@ def test_a_signal_during_an_import_ends_it_in_silence(
 ) -> None:
     (tmp_path / "fakes").mkdir()
     (tmp_path / "fakes" / f"{module}.py").write_text(textwrap.dedent(INTERRUPTED.format(number=number)))
-    assert shell(line, PYTHONPATH=str(tmp_path / "fakes")) == (128 + signal.Signals[number], b"", "")
+    for program in (None, "ualm.runtime.cli"):
+        found = shell(line, program, PYTHONPATH=str(tmp_path / "fakes"))
+        assert found == (128 + signal.Signals[number], b"", "")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["fakes"]
 
 
@@ -231,6 +245,101 @@ def test_the_second_signal_strikes_where_unwinding_takes_long(script: Callable[[
     assert found == (130, "", "")
 
 
+def test_what_was_printed_before_a_signal_reaches_its_reader(script: Callable[[str], tuple[int, str, str]]) -> None:
+    found = script(
+        """
+        print("half of a table")
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except SystemExit:
+            stopping.rest()
+        """
+    )
+    assert found == (143, "half of a table\n", "")
+
+
+def test_a_reader_that_takes_nothing_does_not_keep_a_command_that_a_signal_ends() -> None:
+    code = """
+import os, signal, sys, time
+from ualm.runtime import stopping
+stopping.begin()
+stopping.work()
+os.set_blocking(1, False)
+while sys.stdout.buffer.raw.write(b"x" * 4096) is not None:  # until the pipe is full
+    pass
+os.set_blocking(1, True)
+sys.stdout.write("more")
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+except SystemExit:
+    stopping.rest()
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], env=BUFFERED, **pipes)
+    try:
+        assert process.wait(timeout=30) == 143
+        assert process.stdout is not None and process.stderr is not None
+        assert b"more" not in process.stdout.read() and process.stderr.read() == b""
+    finally:
+        process.kill()
+        process.communicate()
+
+
+#: What the systems that ualm may be installed on lack of what Linux has.
+WINDOWS = """
+import os, signal, sys
+for name in ("SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGKILL", "setitimer", "ITIMER_REAL"):
+    delattr(signal, name)
+for name in ("sched_getaffinity", "sysconf", "getsid", "O_NONBLOCK", "O_NOFOLLOW"):
+    delattr(os, name)
+sys.modules |= dict.fromkeys(("fcntl", "resource", "termios", "pwd", "grp", "readline"))
+"""
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_system_without_hangups_and_timers_has_signals_all_the_same(tmp_path: Path, waits: bool) -> None:
+    code = f"""{WINDOWS}
+import time
+from ualm.runtime import stopping
+stopping.begin()
+stopping.work()
+@stopping.unbroken
+def removing():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.3)
+    print("removed")
+try:
+    removing() if {waits} else os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(6000):
+        time.sleep(0.01)
+except KeyboardInterrupt:
+    print("unwound")
+    stopping.rest()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "removed\n" * waits + "unwound\n", "")
+
+
+def test_a_system_without_hangups_and_timers_loads_a_model_and_the_command(tiny_bundle: Path, tmp_path: Path) -> None:
+    code = f"""{WINDOWS}
+from ualm import Model
+with Model.open({str(tiny_bundle)!r}, threads=1) as model:
+    sound = model.generate("rain", max_seconds=0.05, guidance=1.0)
+    sound.save("rain.wav")
+sys.argv = ["ualm", "inspect", {str(tiny_bundle)!r}, "--json"]
+from ualm.runtime import command
+command.main()
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("{") and (tmp_path / "rain.wav").is_file()
+
+
 # ---- the way in ----
 
 
@@ -240,6 +349,31 @@ def test_the_first_module_of_the_command_loads_next_to_nothing() -> None:
     loaded = set(done.stdout.split())
     assert "ualm.runtime.stopping" in loaded
     assert not loaded & {"typing", "re", "json", "importlib.metadata", "numpy", "typer", "ualm.runtime.errors"}
+
+
+def test_the_installed_command_minds_signals_before_it_loads_anything() -> None:
+    code = f"""
+import os, sys
+before = set(sys.modules)
+
+class First:  # of what the command loads once it minds signals
+    def find_spec(self, name, path, target=None):
+        if name == "ualm.runtime.standard_streams":
+            import signal
+            print(signal.getsignal(signal.SIGINT).__module__, *set(sys.modules) - before, flush=True)
+            os._exit(0)
+
+sys.meta_path.insert(0, First())
+sys.argv = ["ualm", "--version"]
+exec(compile(open({str(INSTALLED)!r}).read(), "ualm", "exec"), {{"__name__": "__main__"}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=300)
+    handler, *loaded = done.stdout.split() or [done.stderr]
+    assert handler == "ualm.runtime.stopping"
+    assert {each for each in loaded if each.startswith("ualm")} == {
+        *("ualm", "ualm.runtime", "ualm.runtime.command", "ualm.runtime.stopping"),
+    }
+    assert not set(loaded) & {"typing", "json", "importlib.metadata", "numpy", "typer"}
 
 
 def test_every_name_of_the_runtime_is_there() -> None:

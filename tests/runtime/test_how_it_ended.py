@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import sys
@@ -92,6 +93,43 @@ def test_the_commands_say_it(
             assert json.loads(out)["finish"] == (option if cut else "stop")
 
 
+def test_every_json_has_the_same_words_and_every_notice_the_same_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ualm(*arguments: object, lines: str = "") -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["ualm", *map(str, arguments), "--threads", "1"])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        return capsys.readouterr()
+
+    notice = "ualm: cut by its limit, not ended by the model; a larger --max-seconds allows more\n"
+    limits = ("--max-seconds", 0.1)
+    trace = tmp_path / "trace.json"
+    told, plain = ualm("reason", PROMPT, *limits, "--trace", trace)
+    assert plain == notice and "limit" not in told and "sound: 0.10 s\n" in told
+    assert ualm("reason", PROMPT, *limits, "-q")[1] == ualm("reason", PROMPT, "-q")[1] == ""
+    whole = json.loads(ualm("reason", PROMPT, "--json")[0])
+    out, err = ualm("reason", PROMPT, *limits, "--json")
+    for about, ended in (
+        (json.loads(out), "max_seconds"),
+        (json.loads(trace.read_text()), "max_seconds"),
+        (whole, "stop"),
+    ):
+        assert about["finish"] == ended and err == ""
+        assert [stage["finish"] for turn in about["turns"] for stage in turn["stages"]] == ["stop", ended]
+        assert about["turns"][-1]["reason"] == ended
+
+    chat = ("chat", "--modality", "audio")
+    assert ualm(*chat, *limits, lines=PROMPT)[1] == notice
+    assert ualm(*chat, *limits, "-q", lines=PROMPT)[1] == ""
+    for options, ended in ((limits, "max_seconds"), ((), "stop")):
+        out, err = ualm(*chat, *options, "--json", lines=PROMPT)
+        *_, segment, turn = map(json.loads, out.splitlines())
+        assert (segment["finish"], turn["reason"], err) == (ended, ended, "")
+
+
 def test_max_seconds_is_taken_wherever_a_sound_is_made(model: Model) -> None:
     messages = [("user", PROMPT)]
     found = [
@@ -117,6 +155,46 @@ def test_max_seconds_is_taken_wherever_a_sound_is_made(model: Model) -> None:
             assert piece in str(caught.value)
     with pytest.raises(InputError, match="give one of them"):
         model.generate(PROMPT, max_seconds=1, max_steps=60)
+
+
+def test_max_tokens_is_taken_wherever_a_text_is_made(model: Model, trumpet: Sound) -> None:
+    messages = [("user", trumpet), ("user", "what is played?")]
+    found = [
+        model.ask(trumpet, "what is played?", max_tokens=2),
+        model.run(messages, modality="text", max_segments=1, max_tokens=2)[0].text,  # type: ignore[arg-type]
+        model.session().ask(messages, modality="text", max_tokens=2)[0].text,
+        model.session().turn(messages, modality="text", max_tokens=2).segments()[0].text,
+    ]
+    assert found == [found[0]] * 4 and "a trumpet plays C5 and E5".startswith(str(found[0]))
+    caption = model.reason(PROMPT, max_tokens=2, max_seconds=0.1).result().stages[0]
+    assert (caption.segment.finish_reason, len(caption.segment.rows)) == ("max_tokens", 2)
+    longer = TextSampling(max_steps=9)
+    assert len(model.session().ask(messages, modality="text", text=longer, max_tokens=3)[0].rows) == 3
+    for value in (0, 2.5, "3", True, 2**31):
+        for call in (
+            lambda: model.run(messages, max_tokens=value),  # type: ignore[arg-type]  # noqa: B023
+            lambda: model.session().turn(messages, max_tokens=value),  # type: ignore[arg-type]  # noqa: B023
+            lambda: model.reason(PROMPT, max_tokens=value),  # type: ignore[arg-type]  # noqa: B023
+        ):
+            with pytest.raises(InputError) as caught:
+                call()
+            assert str(caught.value) == f"max_tokens = {value!r}: give a whole number of at least 1"
+
+
+def test_a_message_carries_bytes_and_open_files_as_ask_does(model: Model, trumpet: Sound, tmp_path: Path) -> None:
+    trumpet.save(tmp_path / "trumpet.wav")
+    held = (tmp_path / "trumpet.wav").read_bytes()
+    for number, form in enumerate((bytes, bytearray, memoryview, io.BytesIO)):
+        with model.session() as session:
+            for content in (form(held), [("user", form(held))], [{"role": "user", "content": form(held)}]):
+                session.ask(content, modality="text", max_tokens=1)
+            answer = session.ask("what is played?", modality="text")[0].text
+            kept = [content for role, content in session.transcript if role == "user"][:3]
+            assert all(isinstance(sound, Sound) and len(sound.samples) == len(trumpet.samples) for sound in kept)
+            session.save(tmp_path / f"{number}.npz")
+            assert len(model.restore(tmp_path / f"{number}.npz").transcript) == 8
+        found = model.run([("user", form(held)), ("user", "what is played?")], modality="text", max_segments=1)[0].text
+        assert found == model.ask(form(held), "what is played?") == "a trumpet plays C5 and E5" and answer
 
 
 def test_a_seed_that_is_drawn_comes_back_and_repeats(model: Model) -> None:

@@ -280,3 +280,30 @@ def test_what_was_read_to_its_end_keeps_counting_when_its_block_is_left(model: M
         assert [type(event) for event in events[-2:]] == [SegmentEnded, TurnEnded]
         assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "yes"
         assert session.turns == 1
+
+
+def test_an_async_block_of_a_session_stops_its_turn_and_gives_the_cache_back(model: Model) -> None:
+    async def read() -> None:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(tick())
+        async with model.session() as session:
+            async for event in session.turn("rain", modality="audio", profile="first_sound"):
+                if isinstance(event, SoundChunk):
+                    break
+            before = ticks
+        assert ticks > before, "the event loop goes on while the turn is waited for"
+        beside.cancel()
+        assert not working()
+        with pytest.raises(SessionError, match="the session is closed"):
+            session.turn("rain")
+        await session.aclose()  # nothing happens
+
+    with scripted(model, LONG):
+        asyncio.run(read())

@@ -78,6 +78,54 @@ def test_importing_it_loads_nothing() -> None:
     assert found.stdout.strip() == "[]", found.stderr
 
 
+def test_rooms_and_modules_are_there_from_the_first_time_on() -> None:
+    code = """
+import ualm
+print(ualm.runtime.Model.__name__, ualm.bench.__name__)
+import ualm.runtime as runtime
+print(runtime.errors.__name__, runtime.cli.__name__, runtime._native.__name__, hasattr(runtime, "modell"))
+print("Model" in vars(runtime), "Model" in vars(ualm), ualm.Model is runtime.Model is vars(ualm)["Model"])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert found.stdout.splitlines() == [
+        "Model ualm.bench",
+        "ualm.runtime.errors ualm.runtime.cli ualm.runtime._native False",
+        "True False True",
+    ], found.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "module"),
+    [
+        ("from ualm import Model", "ualm.runtime.errors"),  # the first of those that are looked through
+        ("from ualm.runtime import Model", "ualm.runtime.errors"),
+        ("from ualm.runtime import sound", "ualm.runtime.sound"),
+        ("from ualm import bench", "ualm.bench"),
+    ],
+)
+def test_an_attribute_that_a_module_lacks_while_it_loads_is_no_name_that_ualm_lacks(line: str, module: str) -> None:
+    code = f"""
+import sys
+from importlib.machinery import PathFinder
+
+class Spoilt:
+    def find_spec(self, name, path, target=None):
+        if name != {module!r}:
+            return None
+        spec = PathFinder.find_spec(name, path) or sys.meta_path[1].find_spec(name, path)
+        spec.loader.exec_module = lambda module: object().gone
+        return spec
+
+sys.meta_path.insert(0, Spoilt())
+{line}
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    last = found.stderr.splitlines()[-1]
+    assert last == (
+        f"ImportError: {module} cannot be loaded (AttributeError: 'object' object has no attribute 'gone')"
+    ), found.stderr
+
+
 def test_it_is_typed(tmp_path: Path) -> None:
     assert (installed(tmp_path, native=False) / "ualm" / "py.typed").is_file()
 

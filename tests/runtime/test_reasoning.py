@@ -302,7 +302,9 @@ def test_the_trace_holds_everything_but_samples(model):
     assert (trace["format"], trace["mode"], trace["prompts"]) == ("ualm-reasoning", "reflect", ["a dog"])
     assert trace["model"] == model.identity and trace["sampling"]["audio"]["seed"] == 4
     caption, sound = trace["turns"][0]["stages"]
-    assert (caption["text"], caption["finish"], caption["seed"]) == (CAPTION, "eot", 4)
+    assert (caption["text"], caption["finish"], caption["seed"]) == (CAPTION, "stop", 4)
+    assert sound["finish"] == trace["finish"] == result.finish == "stop"
+    assert {turn["reason"] for turn in trace["turns"]} == {"stop"}
     assert (sound["frames"], sound["codes"]) == (LONG, 8 * LONG)
     assert sound["seconds"] == pytest.approx(result.stages[1].sound.duration, abs=1e-4)
     assert [stage["seed"] for stage in trace["turns"][1]["stages"]] == [5, 5]

@@ -29,7 +29,7 @@ def shown(event):
     time.sleep(0.3)
 
 def ended(stage, sound=None):
-    shown(StageEnded(stage, SimpleNamespace(sound=sound, segment=SimpleNamespace(finish="eos"))))
+    shown(StageEnded(stage, SimpleNamespace(sound=sound, segment=SimpleNamespace(finish_reason="stop"))))
 
 view = _Shown(quiet=False)
 shown(StageStarted(0, "caption", "text"))

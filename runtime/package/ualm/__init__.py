@@ -9,27 +9,43 @@ The names are those of ``ualm.runtime``, which is loaded when the first of them 
 package ``ualm`` itself: a folder that merely has that name, such as a checkout, never takes its place.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in typing, without importing it: the command is not ready for signals yet
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from ualm.runtime import *  # noqa: F403
     from ualm.runtime import __all__ as __all__
     from ualm.runtime import __version__ as __version__
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("ualm")
-    if name == "__all__" or not name.startswith("_"):
-        from importlib import import_module
-
-        runtime = import_module("ualm.runtime")
-        if name == "__all__" or name in runtime.__all__:
-            return getattr(runtime, name)
-    raise AttributeError(f"module 'ualm' has no attribute {name!r}")
+        found: object = version("ualm")
+    elif name == "__all__":
+        found = _room("runtime").__all__
+    elif name.startswith("_"):
+        raise AttributeError(f"module 'ualm' has no attribute {name!r}")
+    elif name in ("runtime", "export", "bench"):
+        return _room(name)
+    else:
+        runtime = _room("runtime")
+        if name not in runtime.__all__:
+            raise AttributeError(f"module 'ualm' has no attribute {name!r}")
+        found = getattr(runtime, name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    return sorted({*globals(), *_room("runtime").__all__})
+
+
+def _room(name: str) -> "ModuleType":
+    from importlib import import_module
+
+    try:
+        return import_module(f"ualm.{name}")
+    except AttributeError as error:  # Python would take it for a name that is not there
+        raise ImportError(f"ualm.{name} cannot be loaded (AttributeError: {error})") from error
