@@ -19,6 +19,7 @@ from .bundle import GOLDEN, Bundle
 from .bundle_contents import GOLDEN_CONTEXT as GOLDEN_CONTEXT
 from .bundle_contents import GOLDEN_TENSORS
 from .compiled import native_problem
+from .cores import cores
 from .engines.arithmetic import logits_tolerance, part_tolerance
 from .engines.base import Engine
 from .engines.device_check import cuda_facts
@@ -171,13 +172,12 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
 
     "unknown" (None for memory) where the system does not say.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     model, features = _cpu(cpuinfo)
     return {
         "cpu": model,
         "architecture": platform.machine() or "unknown",
         "cpu_features": features,
-        "cores": cores or "unknown",
+        "cores": cores(),
         "memory_bytes": _memory(),
     }
 

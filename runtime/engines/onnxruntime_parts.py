@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import _native
 from ..bundle import Bundle
+from ..cores import cores
 from ..errors import EngineError
 from ..stopping import raise_interrupt
 from ..tensors import widen
@@ -34,7 +35,7 @@ class OnnxRuntimeParts:
 
     def __init__(self, bundle: Bundle, *, threads: int | None, max_context: int) -> None:
         self.bundle, self.max_context = bundle, max_context
-        self._threads = threads
+        self._threads = cores() if threads is None else threads  # the library's own number knows no container's limit
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -70,8 +71,7 @@ class OnnxRuntimeParts:
         if self.bundle.manifest.parts[role].get("precision") == "fp8":
             # its matrices would be widened at every run; so they are once, when they are loaded, as narrow floats are
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = self._threads
         return options
 
     def session(self, role: str) -> Any:
