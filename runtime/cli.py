@@ -106,7 +106,7 @@ def ask(
         about: dict[str, Any] = {"answer": answer, "seed": seed, "finish": answer.finish}
         about |= {"elapsed_seconds": round(elapsed, 3)} | about_model(model) | {"outside": outside.found}
     if not as_json:
-        tell_cut(answer.finish)
+        tell_cut(answer.finish, quiet=quiet)
     report(as_json, about, answer)
 
 

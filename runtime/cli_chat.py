@@ -94,7 +94,7 @@ def chat(
     if modality not in (None, "audio", "text"):
         raise InputError(f"--modality {modality!r}: choose audio or text, or leave it out to let the model choose")
     check_open("your lines come from there")
-    view: View = JsonView() if as_json else TextView()
+    view: View = JsonView() if as_json else TextView(quiet=quiet)
     with open_model(bundle, threads, max_context, engine, quiet=quiet) as model:
         manifest = model.bundle.manifest
         defaults = manifest.sampling

@@ -43,7 +43,9 @@ class View(Protocol):
 class TextView:
     """Answers on standard output as they come; live line, notes and errors on standard error."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        """``quiet``: what a limit cut is not remarked upon."""
+        self._quiet = quiet
         self._live = LiveLine()
         self._terminal = sys.stdout.isatty()
         self._mid_line = False
@@ -74,7 +76,7 @@ class TextView:
         if sound is not None:
             factor = f"real-time factor {elapsed / sound.duration:.2f}"
             print_any(f"[{sound.duration:.2f} s of sound in {elapsed:.2f} s, {factor}; keep it with /save FILE.wav]\n")
-        if event.result.finish == "max_steps":
+        if event.result.finish == "max_steps" and not self._quiet:
             self._tell("cut here by --max-seconds" if sound is not None else "cut here by --max-tokens")
 
     def rest(self) -> None:

@@ -28,6 +28,7 @@ from .errors import BundleError, EngineError, UalmError
 from .hearing import FeatureSpec, Hearing
 from .sampling import AudioSampling, TextSampling
 from .sound import Sound
+from .stopping import raise_interrupt
 
 #: What decides about the speed of matrix products: names as Linux has them in /proc/cpuinfo.
 _CPU_FEATURES = (
@@ -202,7 +203,8 @@ def cuda_build() -> str:
     """What this build of ualm holds CUDA kernels for, e.g. "80-real 90-real 90-virtual"; empty if it holds none."""
     try:
         return str(importlib.import_module("ualm.runtime._native").CUDA_ARCHITECTURES)
-    except ImportError:
+    except ImportError as error:
+        raise_interrupt(error)
         return ""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...runtime.errors import InputError, UalmError
 from ...runtime.files import replacing_file
+from ...runtime.stopping import raise_interrupt
 from ..formats import read_report, write_json
 from ..schema import Check, Comparison, Measurement, Report, Run
 
@@ -46,6 +47,7 @@ class Findings:
         except Skip as reason:
             verdict, said = "skipped", [str(reason)]
         except (AssertionError, UalmError, ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
+            raise_interrupt(error)
             verdict, said = "fail", [_one_line(error)]
         self.checks.append(Check(self.stage, name, verdict, "; ".join(said), time.perf_counter() - began))
 

@@ -49,6 +49,7 @@ def test_as_many_as_there_are_open_one(tiny_bundle: Path) -> None:
         ("chat", "-b", "BUNDLE"),
         *(("bench", verb, "BUNDLE") for verb in ("decode", "prefill", "encode", "codec", "stream", "load")),
         ("bench", "gates", "BUNDLE", "--run", "RUN"),
+        ("compare", "BUNDLE", "BUNDLE"),
     ],
     ids=" ".join,
 )
@@ -61,7 +62,9 @@ def test_every_verb_refuses_them(
     places = {"BUNDLE": tiny_bundle, "SOUND": Path(__file__), "RUN": "run"}
     status, out, err = ualm(*(places.get(word, word) for word in command), "--threads", threads)
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert re.search(rf"threads (= )?{threads}: this process may use \d+ core", err)
+    assert re.search(
+        rf"^ualm: --threads {threads}: this process may use \d+ core.* or leave it out for all cores$", err
+    )
 
 
 def test_the_bench_names_its_option() -> None:

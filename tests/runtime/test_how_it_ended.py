@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import sys
@@ -90,6 +91,25 @@ def test_the_commands_say_it(
         assert len(told) == (cut and form == "plain") and all("--" + option.replace("_", "-") in line for line in told)
         if form == "json":
             assert json.loads(out)["finish"] == (option if cut else "stop")
+
+
+def test_whoever_wants_no_notices_gets_none(
+    trumpet: Sound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trumpet.save(tmp_path / "trumpet.wav")
+    commands = [
+        ["generate", PROMPT, "-o", str(tmp_path / "a.wav"), "--max-seconds", "0.2"],
+        ["ask", str(tmp_path / "trumpet.wav"), "what is played?", "--max-tokens", "2"],
+        ["chat", "--modality", "audio", "--max-seconds", "0.2"],
+    ]
+    for command in commands:
+        for options, notices in (([], 1), (["-q"], 0)):
+            monkeypatch.setattr(sys, "argv", ["ualm", *command, "--threads", "1", *options])
+            monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT + "\n"))
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+            err = capsys.readouterr().err
+            assert (stop.value.code or 0, err.count("\n")) == (0, notices), (command, err)
 
 
 def test_max_seconds_is_taken_wherever_a_sound_is_made(model: Model) -> None:
