@@ -11,6 +11,7 @@ from typing import Protocol
 from .cli_common import LiveLine, print_any, sound_progress
 from .errors import UalmError
 from .events import Event, SegmentEnded, SegmentStarted, SoundChunk, TextDelta
+from .shown import in_a_line
 
 #: Control characters that a model may write and a terminal would obey; line feed and tab stay.
 CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -89,7 +90,7 @@ class TextView:
         self._tell(plain)
 
     def error(self, error: UalmError) -> None:
-        self._tell("ualm: " + " ".join(str(error).splitlines()))
+        self._tell("ualm: " + in_a_line(error))
 
     @staticmethod
     def _tell(text: str) -> None:

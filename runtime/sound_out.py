@@ -13,6 +13,7 @@ import soundfile
 
 from .errors import InputError, OutputError
 from .files import check_place
+from .sound_in import reason_of
 
 #: What can be written: libsndfile's format by suffix, its subtypes, the default first.
 _FORMATS = {
@@ -156,9 +157,8 @@ def _encoded(samples: np.ndarray, rate: int, encoding: Encoding, name: str) -> m
             for start in range(0, len(samples), _BLOCK):
                 file.write(samples[start : start + _BLOCK])
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OverflowError) as error:
-        reason = str(getattr(error, "error_string", None) or error or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
-            f"{name}: {encoding.format} cannot hold {channels} channels at {rate} Hz ({reason}); "
+            f"{name}: {encoding.format} cannot hold {channels} channels at {rate} Hz ({reason_of(error)}); "
             "use .wav, fewer channels or a lower rate"
         ) from error
     return encoded.getbuffer()

@@ -13,10 +13,10 @@ from .. import _native
 from ..bundle import Bundle
 from ..cores import cores
 from ..errors import EngineError
+from ..reading import first_line
 from ..stopping import raise_interrupt
 from ..tensors import widen
 from .arithmetic import Arithmetic, Part, arithmetic_of
-from .checks import in_a_line
 
 try:
     from .onnxruntime_library import ort
@@ -99,7 +99,7 @@ class OnnxRuntimeParts:
             # enable_fallback: a provider that fails is an error, not a line on standard output and another provider
             return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:  # pybind11 raises several unrelated types here
-            raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({in_a_line(error)})") from error
+            raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({first_line(error)})") from error
 
     @functools.cached_property
     def codec_silence(self) -> Mapping[str, np.ndarray]:
@@ -126,7 +126,7 @@ class OnnxRuntimeParts:
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(f"part {role}: ONNX Runtime failed ({in_a_line(error)})") from error
+            raise EngineError(f"part {role}: ONNX Runtime failed ({first_line(error)})") from error
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         return self.run(self.encoder_role, inputs)
