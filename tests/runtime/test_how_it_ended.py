@@ -8,10 +8,12 @@ import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from support.bundles import changed_manifest
 from ualm.runtime import Answer, AudioSampling, InputError, Model, Sound, TextSampling, cli
 from ualm.runtime.generate import Modality
 
@@ -156,3 +158,15 @@ def test_a_seed_that_is_drawn_comes_back_and_repeats(model: Model) -> None:
     result = model.reason(PROMPT, seed=None, max_seconds=0.1).result()
     assert result.stages[0].seed == result.audio.seed == result.text_options.seed != 0
     assert model.reason(PROMPT)._audio.seed == 0, "no seed given: that of the options"
+
+
+def test_a_bundle_whose_own_seed_is_null_draws_one_whenever_it_is_opened(tiny_bundle: Path, tmp_path: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["sampling"]["audio"]["seed"] = None
+
+    bundle = changed_manifest(tiny_bundle, tmp_path / "drawn", change)
+    seeds = []
+    for _ in range(2):
+        with Model.open(bundle, threads=1, max_context=64) as opened:
+            seeds.append(opened._audio_defaults.seed)
+    assert seeds[0] != seeds[1]
