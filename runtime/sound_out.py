@@ -13,6 +13,7 @@ import soundfile
 
 from .errors import InputError, OutputError
 from .files import check_place
+from .reading import shown
 from .sound_in import reason_of
 
 #: What can be written: libsndfile's format by suffix, its subtypes, the default first.
@@ -68,7 +69,7 @@ def encoding_of(file: Path | None, subtype: str | None = None, format: str | Non
     """How a file is to be written, by its suffix, or by ``format`` where it has no name."""
     for option, value in (("subtype", subtype), ("format", format)):
         if value is not None and not isinstance(value, str):
-            raise InputError(f"{option} = {value!r:.80}: give a name, as in format='wav' or subtype='PCM_16'")
+            raise InputError(f"{option} = {shown(value)}: give a name, as in format='wav' or subtype='PCM_16'")
     name, suffix = ("file object", f".{format or 'wav'}") if file is None else (str(file), file.suffix)
     suffix = suffix.lower()
     if suffix not in _FORMATS:
