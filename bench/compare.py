@@ -25,7 +25,7 @@ from ..export.agreement import (
     tally,
 )
 from ..runtime.bundle import TOKENIZER, Bundle
-from ..runtime.cores import check_threads
+from ..runtime.cores import BY_OPTION, check_threads
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.errors import InputError
 from ..runtime.hearing import FeatureSpec, Hearing
@@ -95,14 +95,16 @@ def compare_bundles(
     repeat: int | None = None,
     context: int = 256,
     speed: bool = True,
+    quiet: bool = False,
     progress: Progress = lambda text: None,
 ) -> Compared:
     """Compare the bundle ``second`` with ``first``. ``repeat``, ``context``: frames measured, and rows held meanwhile.
+    ``quiet``: nothing is told of engines on standard error.
 
     Raises :class:`InputError` for bundles that cannot be compared, named by what differs, and what opening a bundle
     raises.
     """
-    check_threads(threads, "--threads", "leave it out for all cores")
+    check_threads(threads, *BY_OPTION)
     check_count("--repeat", repeat)
     a, b = Bundle(first), Bundle(second)
     check_comparable(a, b)
@@ -118,7 +120,7 @@ def compare_bundles(
     measured = None
     if speed:
         # B first: the ratio of a comparison is how many times as fast the first one is
-        request = Request(second, ENGINE, threads, repeat, versus=str(first))
+        request = Request(second, ENGINE, threads, repeat, versus=str(first), quiet=quiet)
         measured = _speed(decode, request, context, progress)
     return Compared(a, b, quality, judged, _sizes(a, b), (_total(a), _total(b)), measured)
 

@@ -20,6 +20,7 @@ from ..runtime.cores import cores
 from ..runtime.errors import ExportError, InputError, OutputError, UalmError
 from ..runtime.extras import install_hint
 from ..runtime.files import replacing_folder
+from ..runtime.stopping import raise_interrupt
 from .blocks import Progress, Samples
 from .environment import current_load
 from .memory import Watcher, cached_fraction
@@ -89,6 +90,7 @@ class ExportedRun:
             from ..export.precision import Precision
             from ..export.run import find_run
         except ImportError as error:
+            raise_interrupt(error)
             raise UalmError(f"export cannot be loaded ({error}); install it with: {install_hint('export')}") from error
         # refused now, not when the machine has been measured
         Precision.of(formats.precision, formats.encoder_precision, formats.codec_precision, formats.prefill)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..export.tiny.examine import against, codes_of, examine, read_gates, table
+from ..runtime.cores import BY_OPTION, check_threads
 from ..runtime.files import replacing_file
 from .blocks import Progress
 
@@ -31,6 +32,7 @@ def judge_bundle(
     ``wide``: what was written of the gates in fp32, for what is lost to them. Raises :class:`InputError` where the run
     has no codes of the domain, ``share`` is none, or ``wide`` was asked otherwise.
     """
+    check_threads(threads, *BY_OPTION)
     codes = codes_of(run)
     reference = None if wide is None else read_gates(wide)
     result = examine(

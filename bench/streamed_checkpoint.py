@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import skip_data
 
 from ..runtime.errors import OutputError
+from ..runtime.reading import first_line
 
 #: Called with a stage's name, the bytes done and the bytes in all.
 Progress = Callable[[str, int, int], None]
@@ -49,7 +50,7 @@ def lay_out(path: Path, layout: Mapping[str, torch.Tensor]) -> None:
         with skip_data(materialize_fake_tensors=True):
             torch.save({"module": states, "global_steps": 0}, path)
     except RuntimeError as error:  # how torch's own writer tells that it could not write
-        raise OutputError(f"{path}: not written ({str(error).splitlines()[0]})") from error
+        raise OutputError(f"{path}: not written ({first_line(error)})") from error
 
 
 class Filling:

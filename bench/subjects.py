@@ -11,12 +11,13 @@ import numpy as np
 
 from ..runtime.bundle import Bundle
 from ..runtime.cli_common import tell_engine
-from ..runtime.cores import check_threads
+from ..runtime.cores import BY_OPTION, check_threads
 from ..runtime.engines.base import Engine
 from ..runtime.engines.selection import choose
 from ..runtime.errors import InputError, UalmError
 from ..runtime.extras import install_hint
 from ..runtime.model import DEFAULT_CONTEXT
+from ..runtime.stopping import raise_interrupt
 from ..runtime.tensors import widen
 from .schema import Subject
 
@@ -30,7 +31,7 @@ PEERS = {"reference-fp32": "float32", "reference-bf16": "bfloat16"}
 @dataclass(frozen=True)
 class Request:
     """What to measure. ``threads`` None: all cores. ``versus``: a bundle or one of :data:`PEERS`; ``run``: whose
-    weights such a rival takes."""
+    weights such a rival takes. ``quiet``: nothing is told of engines on standard error."""
 
     bundle: Path
     engine: str | None = None
@@ -39,9 +40,10 @@ class Request:
     seed: int = 0
     versus: str | None = None
     run: Path | None = None
+    quiet: bool = False
 
     def __post_init__(self) -> None:
-        check_threads(self.threads, "--threads", "leave it out for all cores")
+        check_threads(self.threads, *BY_OPTION)
         check_count("--repeat", self.repeat)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: give a whole number from 0 to {2**32 - 1}")
@@ -95,7 +97,7 @@ class BundleSubject:
     def open(self, max_context: int) -> Engine:
         """The engine that the request names, loaded; the first time, what there is to tell about it is told."""
         choice = choose(self._request.engine, self.bundle, threads=self._request.threads, max_context=max_context)
-        if choice.told() != self.told:
+        if choice.told() != self.told and not self._request.quiet:
             tell_engine(choice)
         self.told = choice.told()
         return choice.engine
@@ -124,6 +126,7 @@ class PeerSubject:
         try:
             from .peers.torch_reference import TorchReference
         except ImportError as error:
+            raise_interrupt(error)
             raise UalmError(
                 f"--versus {name} cannot be loaded ({error}); install it with: {install_hint('export')}"
             ) from error

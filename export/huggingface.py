@@ -9,6 +9,8 @@ weights and arithmetic are float32.
 from __future__ import annotations
 
 import json
+import shlex
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ FACTS = "ualm_text.json"
 def target(order: Order, progress: Progress) -> Made:
     """Write the folder ``order.output``, whole or not at all. ``order.precision``: fp32, bf16 or fp16, what the
     checkpoint has by default. Raises :class:`ExportError`, naming the field or tensor."""
+    began = time.perf_counter()
     refuse_others(order, "huggingface")
     side = read_text_side(order)
     with replacing_folder(order.output) as folder:
@@ -53,11 +56,26 @@ def target(order: Order, progress: Progress) -> Made:
             f"this run's {' and '.join(replaced)} differ from Qwen's, which AutoTokenizer of transformers 5 takes: "
             "load this tokenizer with PreTrainedTokenizerFast",
         )
-    return made(order, side, sizes, "huggingface", notes)
+    code = (
+        "from transformers import pipeline; "
+        f"pipe = pipeline('text-generation', {str(order.output)!r}); "
+        "print(pipe([{'role': 'user', 'content': 'Hello.'}])[0]['generated_text'][-1]['content'])"
+    )
+    return made(order, side, sizes, "huggingface", notes, began, f"python -c {shlex.quote(code)}")
 
 
-def made(order: Order, side: TextSide, sizes: Mapping[str, int], engine: str, notes: tuple[str, ...]) -> Made:
-    """The report on a folder for another engine."""
+def made(
+    order: Order,
+    side: TextSide,
+    sizes: Mapping[str, int],
+    engine: str,
+    notes: tuple[str, ...],
+    began: float,
+    following: str,
+) -> Made:
+    """The report on a folder for another engine. ``began``: ``time.perf_counter()`` when the work did; ``following``:
+    the command to go on with."""
+    size, seconds = sum(sizes.values()), time.perf_counter() - began
     result = {
         "folder": str(order.output),
         "engine": engine,
@@ -67,9 +85,16 @@ def made(order: Order, side: TextSide, sizes: Mapping[str, int], engine: str, no
         "dtype": side.dtype,
         "bytes": dict(sizes),
         "notes": list(notes),
+        "total_bytes": size,
+        "total_seconds": round(seconds, 3),
+        "next": following,
     }
     lines = [f"{name:<34}{in_bytes(size):>16}" for name, size in sizes.items()]
-    return Made(result, (*lines, *notes, f"{order.output}: no sound comes out of it; {side.dtype}, for {engine}"))
+    summary = (
+        f"{order.output}: exported for {engine} in {side.dtype}, no sound comes out of it; {in_bytes(size).strip()} in "
+        f"{seconds:.1f} s; next: {following}"
+    )
+    return Made(result, (*lines, *notes, summary))
 
 
 def model_config(side: TextSide) -> dict[str, Any]:

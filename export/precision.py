@@ -41,7 +41,7 @@ TEXT_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def check_text_precision(precision: str | None) -> None:
-    """:class:`ExportError` for a format that the text side has not; None stands for the checkpoint's own."""
+    """:class:`ExportError` for a format that the text side is not stored in; None stands for the checkpoint's own."""
     if precision is not None and precision not in TEXT_PRECISIONS:
         raise ExportError(f"precision = {precision!r}: choose {', '.join(TEXT_PRECISIONS)}")
 

@@ -14,6 +14,8 @@ Names: ``transformer.layers.N.`` has ``attention.qkv`` (queries, keys, values on
 from __future__ import annotations
 
 import json
+import shlex
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ UNVERIFIED = "unverified: no TensorRT-LLM has read this; names and shapes were c
 def target(order: Order, progress: Progress) -> Made:
     """Write the folder ``order.output``, whole or not at all. ``order.precision``: fp32, bf16 or fp16, what the
     checkpoint has by default. Raises :class:`ExportError`, naming the field or tensor."""
+    began = time.perf_counter()
     refuse_others(order, "tensorrt-llm")
     side = read_text_side(order)
     tensors = stacked_tensors(side)
@@ -54,7 +57,9 @@ def target(order: Order, progress: Progress) -> Made:
         check_checkpoint(folder)
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
-    return made(order, side, sizes, "tensorrt-llm", (UNVERIFIED,))
+    place = str(order.output)
+    following = f"trtllm-build --checkpoint_dir {shlex.quote(place)} --output_dir {shlex.quote(f'{place}_engine')}"
+    return made(order, side, sizes, "tensorrt-llm", (UNVERIFIED,), began, following)
 
 
 def stacked_tensors(side: TextSide) -> list[Stacked]:

@@ -72,6 +72,9 @@ def _make(order: Order, progress: Progress, library: Library, sms: tuple[int, ..
     lines: list[str] = []
     with _bundle(order, progress, lines) as bundle:
         reports = add_engines(bundle, library, sms, max_context=order.max_context, progress=progress)
+    size = sum(report.size_bytes for report in reports.values())
+    seconds = sum(report.seconds for report in reports.values())
+    following = f"ualm doctor {shlex.quote(str(order.output))} --engine {library.name}"
     result = {
         "bundle": str(order.output),
         "engine": library.name,
@@ -82,6 +85,9 @@ def _make(order: Order, progress: Progress, library: Library, sms: tuple[int, ..
         "parts": {
             role: {"bytes": report.size_bytes, "seconds": round(report.seconds, 3)} for role, report in reports.items()
         },
+        "total_bytes": size,
+        "total_seconds": round(seconds, 3),
+        "next": following,
     }
     lines += [f"{role:<26}{in_bytes(r.size_bytes):>16}{r.seconds:>12.1f} s" for role, r in reports.items()]
     if library.cache == "appended":
@@ -89,11 +95,9 @@ def _make(order: Order, progress: Progress, library: Library, sms: tuple[int, ..
             f"{library.title} cannot write a cache in place: a kernel of ualm's appends to it, and attention and int8 "
             "weights are written in primitives (docs/tensorrt.md)"
         )
-    size, seconds = (sum(getattr(r, name) for r in reports.values()) for name in ("size_bytes", "seconds"))
     built = (
         f"{order.output}: engines of {library.title} for {', '.join(map(sm_name, sms))}; built, not run; "
-        f"{in_bytes(size).strip()} in {seconds:.1f} s; next, where they are to run: ualm doctor "
-        f"{shlex.quote(str(order.output))} --engine {library.name}"
+        f"{in_bytes(size).strip()} in {seconds:.1f} s; next, where they are to run: {following}"
     )
     return Made(result, (*lines, built))
 

@@ -188,14 +188,14 @@ def as_pair(message: Any) -> tuple[Any, Any]:
             raise InputError(f"a message has the keys 'role' and 'content', not {keys:.80}")
         return message["role"], message["content"]
     if not isinstance(message, (tuple, list)) or len(message) != 2:
-        raise InputError(f"a (role, content) pair is expected, not {message!r:.80}")
+        raise InputError(f"a (role, content) pair is expected, not {shown(message)}")
     return message[0], message[1]
 
 
 def _check_message(message: Any, text: TextCodec, longest: float | None) -> CheckedMessage:
     role, content = as_pair(message)
     if not isinstance(role, str) or role not in ROLES:
-        raise InputError(f"role {role!r:.80} is unknown; choose {', '.join(ROLES)}")
+        raise InputError(f"role {shown(role)} is unknown; choose {', '.join(ROLES)}")
     if isinstance(content, str):
         return role, "text", text.encode(content)
     modality = "audio"

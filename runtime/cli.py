@@ -52,6 +52,7 @@ from .compiled import check_native
 from .errors import InputError, UalmError
 from .extras import install_hint
 from .post_codec import Resampler
+from .shown import in_a_line
 from .stopping import caught, raise_interrupt
 
 app = typer.Typer(
@@ -106,7 +107,7 @@ def ask(
         about: dict[str, Any] = {"answer": answer, "seed": seed, "finish": answer.finish}
         about |= {"elapsed_seconds": round(elapsed, 3)} | about_model(model) | {"outside": outside.found}
     if not as_json:
-        tell_cut(answer.finish)
+        tell_cut(answer.finish, quiet=quiet)
     report(as_json, about, answer)
 
 
@@ -215,7 +216,7 @@ def main() -> None:
     try:
         app(prog_name="ualm")
     except UalmError as error:
-        # the messages of other libraries may run over several lines; what a signal made fail is no news
+        # what a signal made fail is no news
         if not caught():
-            print("ualm:", " ".join(str(error).splitlines()), file=sys.stderr)
+            print("ualm:", in_a_line(error), file=sys.stderr)
         sys.exit(1)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from .cli_common import LiveLine, named_or_packaged, print_any
+from .cli_common import LiveLine, QuietOption, ThreadsOption, named_or_packaged, print_any
 from .cli_help import WholeSentences
 from .cli_tables import terminal_columns
 from .compiled import check_native
@@ -38,9 +38,6 @@ BundleArgument = Annotated[
 ]
 EngineOption = Annotated[
     str | None, typer.Option(help="Engine; by default what UALM_ENGINE says, else the best that can run here.")
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option(help="CPU threads; all cores by default, and at most. Not for TensorRT.")
 ]
 RepeatOption = Annotated[int | None, typer.Option(help="Repetitions that are measured.")]
 SeedOption = Annotated[int, typer.Option(help="Of the draws and of the noise that is heard or held.")]
@@ -72,6 +69,7 @@ def decode(
     run: RunOption = None,
     form: FormatOption = None,
     output: OutputOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Milliseconds a frame: body, head and sampler, with rows held."""
     contexts = _numbers("--context", context, int)
@@ -80,6 +78,7 @@ def decode(
         (bundle, engine, threads, repeat, seed, versus, run),
         form,
         output,
+        quiet,
     )
 
 
@@ -98,6 +97,7 @@ def prefill(
     run: RunOption = None,
     form: FormatOption = None,
     output: OutputOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Milliseconds to take in a prompt, and to begin a segment behind it."""
     counts, contexts = _numbers("--rows", rows, int), _numbers("--context", context, int)
@@ -106,6 +106,7 @@ def prefill(
         (bundle, engine, threads, repeat, seed, versus, run),
         form,
         output,
+        quiet,
     )
 
 
@@ -120,6 +121,7 @@ def encode(
     versus: VersusOption = None,
     form: FormatOption = None,
     output: OutputOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Time to hear a sound: features, then the encoder."""
     lengths = _numbers("--seconds", seconds, float)
@@ -128,6 +130,7 @@ def encode(
         (bundle, engine, threads, repeat, seed, versus, None),
         form,
         output,
+        quiet,
     )
 
 
@@ -142,6 +145,7 @@ def codec(
     versus: VersusOption = None,
     form: FormatOption = None,
     output: OutputOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Time to turn codec frames into samples."""
     lengths = _numbers("--seconds", seconds, float)
@@ -150,6 +154,7 @@ def codec(
         (bundle, engine, threads, repeat, seed, versus, None),
         form,
         output,
+        quiet,
     )
 
 
@@ -167,6 +172,7 @@ def stream(
     versus: VersusOption = None,
     form: FormatOption = None,
     output: OutputOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """What a listener waits for: first row, first sample, first playable chunk, gaps, underruns."""
     lengths = _numbers("--seconds", seconds, float)
@@ -175,6 +181,7 @@ def stream(
         (bundle, engine, threads, repeat, seed, versus, None),
         form,
         output,
+        quiet,
     )
 
 
@@ -189,6 +196,7 @@ def load(
     versus: VersusOption = None,
     form: FormatOption = None,
     output: OutputOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """From a fresh process to the first row, and the memory that it holds."""
     _measure(
@@ -196,6 +204,7 @@ def load(
         (bundle, engine, threads, repeat, seed, versus, None),
         form,
         output,
+        quiet,
     )
 
 
@@ -264,13 +273,14 @@ def plan(
     guidance: GuidanceOption = None,
     form: FormatOption = None,
     output: OutputOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """What a device could do at best: bytes a frame, time, memory, precisions that fit. Computed, not measured."""
     chosen = _bench("formats").choose_format(form, output)
     _check_writable(output)
     target = _bench("devices").find_device(device, bandwidth, memory)
     contexts = _numbers("--context", context, int)
-    made = _bench("plan").make_plan(named_or_packaged(bundle), target, contexts, guidance)
+    made = _bench("plan").make_plan(named_or_packaged(bundle, quiet=quiet), target, contexts, guidance)
     _write(lambda *form: _bench("plan_report").render_plan(made, *form), chosen, output)
 
 
@@ -286,13 +296,15 @@ def show(
     _deliver([report for path in results for report in formats.read_report(path)], chosen, output)
 
 
-def _measure(scenario: Callable[[], Any], request: tuple[Any, ...], form: str | None, output: Path | None) -> None:
+def _measure(
+    scenario: Callable[[], Any], request: tuple[Any, ...], form: str | None, output: Path | None, quiet: bool
+) -> None:
     """A scenario of a bundle: of the one that ``request`` begins with, None for the one that comes with ualm."""
 
     def measure(progress: Callable[[str], None]) -> Any:
         what, (bundle, *others) = scenario(), request
         return _bench("scenario").run_scenario(
-            what, _bench("subjects").Request(named_or_packaged(bundle), *others), progress
+            what, _bench("subjects").Request(named_or_packaged(bundle, quiet=quiet), *others, quiet=quiet), progress
         )
 
     _measured(measure, form, output)

@@ -12,6 +12,7 @@ from .cli_common import LiveLine, print_any, sound_progress, tell_cut
 from .errors import UalmError
 from .events import Event, SegmentEnded, SegmentStarted, SoundChunk, TextDelta
 from .finish import FinishReason
+from .shown import in_a_line
 
 #: Control characters that a model may write and a terminal would obey; line feed and tab stay.
 CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -92,7 +93,7 @@ class TextView:
         self._tell(plain)
 
     def error(self, error: UalmError) -> None:
-        self._tell("ualm: " + " ".join(str(error).splitlines()))
+        self._tell("ualm: " + in_a_line(error))
 
     @staticmethod
     def _tell(text: str) -> None:

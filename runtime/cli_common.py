@@ -20,6 +20,7 @@ from .bundle import CodecIdentity
 from .cli_once import first_in_this_shell
 from .cli_tables import table as table
 from .cli_tables import terminal_columns
+from .cores import BY_OPTION, check_threads
 from .engines.selection import Choice
 from .errors import InputError
 from .finish import FinishReason
@@ -62,7 +63,7 @@ EngineOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(help="CPU threads; all cores by default, and at most. Not for TensorRT.")
+    int | None, typer.Option(help="CPU threads, at most one a core; all cores by default. Not for TensorRT.")
 ]
 ContextOption = Annotated[int | None, typer.Option("--max-context", help="Rows that prompt and answer may take.")]
 
@@ -81,9 +82,14 @@ def named_or_packaged(bundle: Path | None, *, quiet: bool = False) -> Path:
     if bundle is not None:
         return bundle
     found = default_bundle()
+    tell_packaged(quiet=quiet)
+    return found
+
+
+def tell_packaged(*, quiet: bool) -> None:
+    """Once a shell, where the result is on a terminal: that no bundle was named."""
     if not quiet and terminal_columns() is not None and first_in_this_shell():
         print("ualm: no bundle named, so the model that comes with ualm is used", file=sys.stderr, flush=True)
-    return found
 
 
 def open_model(
@@ -94,6 +100,7 @@ def open_model(
     Where there is a GPU, or the bundle holds engines for one, a line on standard error tells which engine runs, and why
     no other does.
     """
+    check_threads(threads, *BY_OPTION)
     folder = named_or_packaged(bundle, quiet=quiet)
     model = Model.open(folder, engine=engine, threads=threads, max_context=max_context)
     if not quiet:
@@ -124,9 +131,9 @@ def steps_of(max_seconds: float | None, codec: CodecIdentity) -> int | None:
     return rows_of_sound(max_seconds, codec, "--max-seconds ")
 
 
-def tell_cut(finish: FinishReason | None) -> None:
-    """One line on standard error where a limit, not the model, ended a sound or an answer."""
-    if finish in ("max_seconds", "max_tokens"):
+def tell_cut(finish: FinishReason | None, *, quiet: bool = False) -> None:
+    """One line on standard error where a limit, not the model, ended a sound or an answer; none where ``quiet``."""
+    if not quiet and finish in ("max_seconds", "max_tokens"):
         option = "--" + finish.replace("_", "-")
         told = f"ualm: cut by its limit, not ended by the model; a larger {option} allows more"
         print(told, file=sys.stderr, flush=True)

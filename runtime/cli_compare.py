@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_common import JsonOption, LiveLine, ThreadsOption, in_bytes, report, table
+from .cli_common import JsonOption, LiveLine, QuietOption, ThreadsOption, in_bytes, report, table
+from .compiled import check_native
 from .errors import UalmError
 from .extras import install_hint
+from .stopping import raise_interrupt
 
 if TYPE_CHECKING:
     from ualm.bench.compare import Compared, Speed
@@ -22,19 +24,24 @@ def compare(
     repeat: Annotated[int | None, typer.Option(help="Frames that are measured.")] = None,
     context: Annotated[int, typer.Option(help="Rows held while they are.")] = 256,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure the speed too.")] = True,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare bundle B with bundle A: agreement, size, speed.
 
     Agreement is beside the gates of B's formats, which an export holds it to against fp32. Runs on the CPU engine.
     """
+    check_native()
     try:
         from ualm.bench.compare import compare_bundles
     except ImportError as error:
+        raise_interrupt(error)
         raise UalmError(f"compare cannot be loaded ({error}); install ualm again: {install_hint()}") from error
     line = LiveLine()
     try:
-        found = compare_bundles(a, b, threads=threads, repeat=repeat, context=context, speed=speed, progress=line.show)
+        found = compare_bundles(
+            a, b, threads=threads, repeat=repeat, context=context, speed=speed, quiet=quiet, progress=line.show
+        )
     finally:
         line.hide()
     report(as_json, found.to_json(), _plain(found))

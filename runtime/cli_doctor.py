@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .bundle import Bundle
-from .cli_common import EngineOption, JsonOption, LiveLine, in_bytes, report, table
+from .cli_common import EngineOption, JsonOption, LiveLine, QuietOption, in_bytes, report, table, tell_packaged
 from .doctor import GOLDEN_CONTEXT, Check, check_golden, cuda_build, engines, gpus, machine, native_module, versions
 from .engines.selection import choose
 from .errors import UalmError
@@ -24,6 +24,7 @@ def doctor(
         ),
     ] = None,
     engine: EngineOption = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show versions, the CPU, and which engines can run here; check a bundle's hashes and golden vector.
@@ -41,7 +42,8 @@ def doctor(
     problems = [] if native is None else [f"the native module cannot be loaded: {native}"]
     if not any(engine["runs"] for engine in about["engines"].values()):
         problems.append("no engine can run here")
-    bundle = packaged_bundle() if bundle is None else bundle
+    if bundle is None and (bundle := packaged_bundle()) is not None:
+        tell_packaged(quiet=quiet)
     if bundle is not None:
         about["bundle"] = _examine(bundle, engine)
         problems += about["bundle"]["problems"]

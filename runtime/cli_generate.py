@@ -147,7 +147,7 @@ def generate(
         "real_time_factor": round(elapsed / sound.duration, 3),
     } | about
     if not as_json:
-        tell_cut(sound.finish)
+        tell_cut(sound.finish, quiet=quiet)
     where = "standard output" if piped else "played" if output is None else str(output)
     plain = f"{where}: {sound.duration:.2f} s in {elapsed:.2f} s{_remarks(result)}"
     if piped:

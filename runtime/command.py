@@ -55,10 +55,12 @@ def _told(error: Exception) -> str:
     if os.environ.get(TRACEBACK):
         raise error
     from .errors import UalmError
+    from .reading import first_line
+    from .shown import in_a_line
 
-    said = " ".join(str(error).split())
     if isinstance(error, UalmError):
-        return f"ualm: {said}"
+        return f"ualm: {in_a_line(error)}"
+    said = first_line(error) if str(error) else ""
     if isinstance(error, MemoryError):
         return f"ualm: the memory is full{said and f' ({said})'}"
     if isinstance(error, OSError) and error.strerror:

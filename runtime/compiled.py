@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import EngineError
 from .extras import install_hint
+from .stopping import raise_interrupt
 
 MODULE = f"{__package__}._native"
 
@@ -17,6 +18,7 @@ def native_problem() -> str | None:
     try:
         importlib.import_module(MODULE)
     except ImportError as error:
+        raise_interrupt(error)
         if find_spec(MODULE) is None:
             folder = Path(__file__).parent
             return f"{folder} has none for this Python: these are ualm's sources, or it was installed for another one"

@@ -21,6 +21,10 @@ def cores() -> int:
     return max(1, min([allowed, *shares]))
 
 
+#: How the options of a command give a number of threads, and how none: for :func:`check_threads`.
+BY_OPTION = ("--threads", "leave it out for all cores")
+
+
 def check_threads(threads: object, name: str = "threads =", default: str = "None for all cores") -> None:
     """:class:`InputError` for a number of threads that is none, or above :func:`cores`; None stands for a default.
 

@@ -19,6 +19,7 @@ from .bundle import GOLDEN, Bundle
 from .bundle_contents import GOLDEN_CONTEXT as GOLDEN_CONTEXT
 from .bundle_contents import GOLDEN_TENSORS
 from .compiled import native_problem
+from .cores import cores
 from .engines.arithmetic import logits_tolerance, part_tolerance
 from .engines.base import Engine
 from .engines.device_check import cuda_facts
@@ -27,6 +28,7 @@ from .errors import BundleError, EngineError, UalmError
 from .hearing import FeatureSpec, Hearing
 from .sampling import AudioSampling, TextSampling
 from .sound import Sound
+from .stopping import raise_interrupt
 
 #: What decides about the speed of matrix products: names as Linux has them in /proc/cpuinfo.
 _CPU_FEATURES = (
@@ -171,13 +173,12 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
 
     "unknown" (None for memory) where the system does not say.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     model, features = _cpu(cpuinfo)
     return {
         "cpu": model,
         "architecture": platform.machine() or "unknown",
         "cpu_features": features,
-        "cores": cores or "unknown",
+        "cores": cores(),
         "memory_bytes": _memory(),
     }
 
@@ -202,7 +203,8 @@ def cuda_build() -> str:
     """What this build of ualm holds CUDA kernels for, e.g. "80-real 90-real 90-virtual"; empty if it holds none."""
     try:
         return str(importlib.import_module("ualm.runtime._native").CUDA_ARCHITECTURES)
-    except ImportError:
+    except ImportError as error:
+        raise_interrupt(error)
         return ""
 
 

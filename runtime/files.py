@@ -16,7 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
-from .stopping import unbroken
+from .stopping import raise_interrupt, unbroken
+
+try:
+    import fcntl
+except ImportError as error:  # Windows
+    raise_interrupt(error)
+    fcntl = None  # type: ignore[assignment]
 
 #: Bytes of a name on the file systems that are in use.
 _LONGEST_NAME = 255
@@ -36,12 +42,6 @@ def check_place(target: Path) -> None:
     except OSError as error:
         raise _not_writable(target, error) from error
     _refuse_device(target)
-
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from .reading import shown
 from .shown import shortened
 
 #: Most characters of :attr:`Knowledge.about` and of a word, and most words.
@@ -66,7 +67,7 @@ class Knowledge:
     def from_json(cls, values: object) -> Knowledge:
         """The inverse of :meth:`to_json`. ValueError names what is wrong."""
         if not isinstance(values, Mapping):
-            raise ValueError(f"{values!r:.80} is not an object")
+            raise ValueError(f"{shown(values)} is not an object")
         if unknown := sorted(set(values) - {"about", "words"}, key=str):
             raise ValueError(f"{unknown[0]}: unknown; known: about, words")
         if missing := {"about", "words"} - set(values):
@@ -96,22 +97,22 @@ def _forms(word: str) -> frozenset[str]:
 
 def _about(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"about = {value!r:.80} is not a text")
+        raise ValueError(f"about = {shown(value)} is not a text")
     if len(value) > MOST_ABOUT:
         raise ValueError(f"about has {len(value)} characters, and {MOST_ABOUT} are allowed")
     if not value.isprintable():  # it is printed at terminals, in a line
-        raise ValueError(f"about = {value!r:.80} has line breaks or control characters")
+        raise ValueError(f"about = {shown(value)} has line breaks or control characters")
     return value.strip()
 
 
 def _words(value: object) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f"words = {value!r:.80} is not a list of words")
+        raise ValueError(f"words = {shown(value)} is not a list of words")
     if len(value) > MOST_WORDS:
         raise ValueError(f"words: {len(value)} of them, and {MOST_WORDS} are allowed")
     for index, word in enumerate(value):
         if not isinstance(word, str) or not _WORD.fullmatch(word):
-            raise ValueError(f"words[{index}] = {word!r:.80} is not a single word")
+            raise ValueError(f"words[{index}] = {shown(word)} is not a single word")
         if len(word) > MOST_LETTERS:
-            raise ValueError(f"words[{index}] = {word!r:.80} has {len(word)} letters, and {MOST_LETTERS} are allowed")
+            raise ValueError(f"words[{index}] = {shown(word)} has {len(word)} letters, and {MOST_LETTERS} are allowed")
     return tuple(value)

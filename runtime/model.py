@@ -27,6 +27,7 @@ from .listening import Listener
 from .options import AudioOptions, TextOptions, changed
 from .packaged import default_bundle
 from .post_codec import open_post_codec
+from .reading import shown
 from .reasoning import Reasoning
 from .sampling import SHORTEST_SOUND_ROWS, AudioSampling, Mode, TextSampling, check_kind, check_options
 from .segment import Segment, SegmentBuilder
@@ -136,7 +137,7 @@ class Model:
         if isinstance(max_segments, bool) or not isinstance(max_segments, Integral) or max_segments < 1:
             raise InputError(f"max_segments = {max_segments!r}: give a whole number of at least 1")
         if on_rows is not None and not callable(on_rows):
-            raise InputError(f"on_rows = {on_rows!r:.80}: give a function of a modality and a number of rows")
+            raise InputError(f"on_rows = {shown(on_rows)}: give a function of a modality and a number of rows")
         prompt = prompt_parts(self._checked(self._read(messages)), self._vocabulary, self._listener.features)
         steps = turn(
             self._engine.open_sequence(),
@@ -356,7 +357,7 @@ class Model:
         False where the bundle does not say what the model knows, and for a prompt of stop words alone.
         """
         if not isinstance(prompt, str):
-            raise InputError(f"prompt = {prompt!r:.80}: give a text")
+            raise InputError(f"prompt = {shown(prompt)}: give a text")
         return self.knows is not None and self.knows.outside(prompt)
 
     @property

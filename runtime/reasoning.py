@@ -30,6 +30,7 @@ from .closing import Closing
 from .errors import InputError, SessionError, UalmError
 from .events import SegmentEnded, SegmentStarted, SoundChunk, TextDelta
 from .generate import Modality
+from .reading import shown
 from .sampling import AudioSampling, TextSampling
 from .sound import Sound
 from .stages import (
@@ -292,7 +293,7 @@ class Reasoning(Closing):
 
     def _check_prompt(self, prompt: object) -> None:
         if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(f"prompt = {prompt!r:.80}: give a text that is not empty")
+            raise InputError(f"prompt = {shown(prompt)}: give a text that is not empty")
         self.session._model._checked([("user", prompt)])
 
 

@@ -6,6 +6,11 @@ from __future__ import annotations
 _LETTERS = 40
 
 
+def in_a_line(error: BaseException) -> str:
+    """All that an error of ours says: what it quotes of other libraries may run over several lines."""
+    return " ".join(str(error).splitlines())
+
+
 def shortened(text: str, letters: int = _LETTERS) -> str:
     """A text, or as much of it as fits, and then an ellipsis."""
     return text if len(text) <= letters else text[: letters - 3] + "..."

@@ -15,6 +15,7 @@ import soxr
 from .errors import InputError
 from .files import replacing_file
 from .finish import FinishReason
+from .reading import shown
 from .sound_in import Source, read
 from .sound_limits import Limit
 from .sound_out import check_writable, encode, encoding_of, named_target, write_all
@@ -82,7 +83,7 @@ class Sound:
         Raises :class:`InputError`, naming the file.
         """
         if longest is not None and (isinstance(longest, bool) or not isinstance(longest, Real) or not longest > 0):
-            raise InputError(f"longest = {longest!r:.80}: give a positive number of seconds, or None")
+            raise InputError(f"longest = {shown(longest)}: give a positive number of seconds, or None")
         found = read(source, Limit(longest))
         samples = found.samples[:, 0] if found.samples.shape[1] == 1 else found.samples
         try:

@@ -16,6 +16,7 @@ import soundfile
 from . import sound_av
 from .errors import InputError
 from .extras import install_hint
+from .reading import first_line
 from .sound_headers import Header, look
 from .sound_limits import STREAM_BYTES, Limit
 
@@ -54,9 +55,11 @@ def read(source: Source, limit: Limit) -> Read:
                 samples, rate, notes = _other(file, limit, str(error))
                 notes += [f"damaged or cut off ({error}); {len(samples) / rate:.2f} s could be read"]
             except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-                samples, rate, notes = _other(file, limit, _reason(error))
-                if "malformed" in _reason(error) and not notes:
-                    notes = [f"may be damaged or cut off ({_reason(error)}); {len(samples) / rate:.2f} s could be read"]
+                samples, rate, notes = _other(file, limit, reason_of(error))
+                if "malformed" in reason_of(error) and not notes:
+                    notes = [
+                        f"may be damaged or cut off ({reason_of(error)}); {len(samples) / rate:.2f} s could be read"
+                    ]
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except OSError as error:
@@ -165,7 +168,7 @@ def _libsndfile(file: BinaryIO, limit: Limit) -> tuple[np.ndarray, int, list[str
             try:
                 part = stream.read(max(_BLOCK // channels, 1), dtype="float32", always_2d=True)
             except (soundfile.SoundFileError, RuntimeError) as error:
-                raise _DamagedError(_reason(error)) from error
+                raise _DamagedError(reason_of(error)) from error
             if not len(part):
                 break
             held += len(part)
@@ -205,6 +208,7 @@ def _other(file: BinaryIO, limit: Limit, reason: str) -> tuple[np.ndarray, int, 
         raise InputError(f"not a sound file that can be read ({reason}; FFmpeg: {error}); {_MEND}") from error
 
 
-def _reason(error: Exception) -> str:
-    text = getattr(error, "error_string", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0].rstrip(".")
+def reason_of(error: Exception) -> str:
+    """What libsndfile says, without the name of the file that soundfile puts before it."""
+    text = getattr(error, "error_string", None)
+    return first_line(ValueError(text) if text else error).rstrip(".")

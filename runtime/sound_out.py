@@ -13,6 +13,8 @@ import soundfile
 
 from .errors import InputError, OutputError
 from .files import check_place
+from .reading import shown
+from .sound_in import reason_of
 
 #: What can be written: libsndfile's format by suffix, its subtypes, the default first.
 _FORMATS = {
@@ -67,7 +69,7 @@ def encoding_of(file: Path | None, subtype: str | None = None, format: str | Non
     """How a file is to be written, by its suffix, or by ``format`` where it has no name."""
     for option, value in (("subtype", subtype), ("format", format)):
         if value is not None and not isinstance(value, str):
-            raise InputError(f"{option} = {value!r:.80}: give a name, as in format='wav' or subtype='PCM_16'")
+            raise InputError(f"{option} = {shown(value)}: give a name, as in format='wav' or subtype='PCM_16'")
     name, suffix = ("file object", f".{format or 'wav'}") if file is None else (str(file), file.suffix)
     suffix = suffix.lower()
     if suffix not in _FORMATS:
@@ -156,9 +158,8 @@ def _encoded(samples: np.ndarray, rate: int, encoding: Encoding, name: str) -> m
             for start in range(0, len(samples), _BLOCK):
                 file.write(samples[start : start + _BLOCK])
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OverflowError) as error:
-        reason = str(getattr(error, "error_string", None) or error or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
-            f"{name}: {encoding.format} cannot hold {channels} channels at {rate} Hz ({reason}); "
+            f"{name}: {encoding.format} cannot hold {channels} channels at {rate} Hz ({reason_of(error)}); "
             "use .wav, fewer channels or a lower rate"
         ) from error
     return encoded.getbuffer()

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
+from .reading import shown
+
 _PLACE = re.compile(r"\{(\w*)\}")
 
 
@@ -27,7 +29,7 @@ class _Section:
     def from_json(cls, name: str, values: object) -> Any:
         """The section called ``name``; ValueError names a field that is unknown or wrong."""
         if not isinstance(values, Mapping):
-            raise ValueError(f"{name} = {values!r:.80} is not an object")
+            raise ValueError(f"{name} = {shown(values)} is not an object")
         known = {each.name for each in fields(cls)}
         if unknown := sorted(set(values) - known, key=str):
             raise ValueError(f"{name}.{unknown[0]}: unknown; known: {', '.join(sorted(known))}")
@@ -38,12 +40,12 @@ def _checked(section: type[_Section], name: str, key: str, value: object) -> obj
     default = next(each.default for each in fields(section) if each.name == key)
     if isinstance(default, tuple):
         if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) and each.strip() for each in value):
-            raise ValueError(f"{name}.{key} = {value!r:.80} is not a list of texts")
+            raise ValueError(f"{name}.{key} = {shown(value)} is not a list of texts")
         return tuple(value)
     if value is None and key in section.optional:
         return None
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name}.{key} = {value!r:.80} is not a text")
+        raise ValueError(f"{name}.{key} = {shown(value)} is not a text")
     allowed = section.places.get(key, frozenset())
     if unknown := [place for place in _PLACE.findall(value) if place not in allowed]:
         known = ", ".join(f"{{{place}}}" for place in sorted(allowed)) or "none"
@@ -113,7 +115,7 @@ class Templates:
     def from_json(cls, values: object) -> Templates:
         """The inverse of :meth:`to_json`; what is missing takes its default. ValueError names what is wrong."""
         if not isinstance(values, Mapping):
-            raise ValueError(f"{values!r:.80} is not an object")
+            raise ValueError(f"{shown(values)} is not an object")
         kinds: dict[str, type[_Section]] = {
             "enrich": EnrichTemplate,
             "dialogue": DialogueTemplate,

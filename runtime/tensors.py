@@ -82,7 +82,7 @@ class MappedTensors(Mapping[str, np.ndarray]):
                 self[name]
                 begin, length = self.place(name)
                 if begin != at:
-                    raise ValueError(f"{name!r:.80} begins at byte {begin}, what is before it ends at {at}")
+                    raise ValueError(f"{shown(name)} begins at byte {begin}, what is before it ends at {at}")
                 at += length
             if at != len(self._map):
                 raise ValueError(f"{len(self._map) - at} bytes behind its last tensor")

@@ -10,6 +10,7 @@ from ...runtime.engines.selection import why_not
 from ...runtime.engines.tensorrt_library import load_library, local_sm, sm_name
 from ...runtime.errors import EngineError
 from ...runtime.extras import install_hint
+from ...runtime.stopping import raise_interrupt
 from .findings import Findings, Skip
 from .loop import check_bundle, measure_bundle
 
@@ -51,6 +52,7 @@ def _build(ground: Ground, name: LibraryName, folder: Path) -> str:
         from ...export.tensorrt_build import known_sms
         from ...export.tensorrt_target import TARGETS
     except ImportError as error:
+        raise_interrupt(error)
         raise Skip(f"needs onnx ({error}); install it with: {install_hint(name)}") from error
     if library.compiles_for_others and sm not in known_sms(library):
         raise Skip(f"{library.title} does not build for {sm_name(sm)}")

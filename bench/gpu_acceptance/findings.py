@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ...runtime.errors import InputError, UalmError
 from ...runtime.files import replacing_file
+from ...runtime.reading import first_line
+from ...runtime.stopping import raise_interrupt
 from ..formats import read_report, write_json
 from ..schema import Check, Comparison, Measurement, Report, Run
 
@@ -46,7 +48,8 @@ class Findings:
         except Skip as reason:
             verdict, said = "skipped", [str(reason)]
         except (AssertionError, UalmError, ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
-            verdict, said = "fail", [_one_line(error)]
+            raise_interrupt(error)
+            verdict, said = "fail", [first_line(error)]
         self.checks.append(Check(self.stage, name, verdict, "; ".join(said), time.perf_counter() - began))
 
     def take(self, report: Report) -> None:
@@ -59,11 +62,6 @@ class Findings:
         return Report(
             run, tuple(self.measurements), tuple(self.comparisons), tuple(self.notes), checks=tuple(self.checks)
         )
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 400 else f"{text[:400]} ..."
 
 
 def keep(folder: Path, name: str, report: Report) -> Path:

@@ -18,6 +18,7 @@ from ...runtime.engines.onnxruntime_cuda import NAME, OnnxRuntimeCudaEngine
 from ...runtime.engines.selection import CPU, ENGINES, choose, why_not
 from ...runtime.errors import EngineError, InputError
 from ...runtime.packaged import default_bundle
+from ...runtime.stopping import raise_interrupt
 from ..bandwidth import BandwidthMeter, Meter
 from ..gpu import CopyMeter, describe_gpu
 from ..schema import Gpu, Subject
@@ -68,6 +69,7 @@ class Ground:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         except ImportError as error:
+            raise_interrupt(error)
             raise InputError(f"--shim {self.shim}: {error}; docs/gpu.md says how to build one") from error
         return module
 

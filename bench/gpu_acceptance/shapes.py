@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ...runtime.bundle import Bundle
 from ...runtime.errors import UalmError
 from ...runtime.extras import install_hint
+from ...runtime.stopping import raise_interrupt
 from ..decode import Decode
 from ..subjects import AnySubject, PeerSubject
 from .findings import Findings, Skip
@@ -31,6 +32,7 @@ def make_shape(ground: Ground, shape: str) -> Findings:
         from ..random_run import SHAPES as RUNS
         from ..random_run import write_random_run
     except ImportError as error:
+        raise_interrupt(error)
         raise Skip(f"needs the extra export ({error}); install it with: {install_hint('export')}") from error
     kind = "tiny" if ground.dry_run else shape
     run = _run(ground, kind)

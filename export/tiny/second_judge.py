@@ -20,6 +20,7 @@ import numpy as np
 
 from ...runtime.errors import ExportError
 from ...runtime.extras import install_hint
+from ...runtime.stopping import raise_interrupt
 from .detect import Heard
 from .domain import HIT, HOP, MAX_EVENTS, NOTES, SAMPLE_RATE, SLOTS, Clip
 
@@ -88,6 +89,7 @@ class SecondJudge:
         try:
             import librosa
         except ImportError as error:
+            raise_interrupt(error)
             raise ExportError(
                 f"the second judge needs librosa ({error}); install it with: {install_hint('judge')}"
             ) from error

@@ -4,15 +4,6 @@ from __future__ import annotations
 
 from ..errors import ContextError, EngineError
 
-#: Characters of a library's own words in a message.
-_WORDS = 300
-
-
-def in_a_line(error: Exception) -> str:
-    """What a library says, in one line: ONNX Runtime may name every tensor of a graph, each in a line of its own."""
-    words = " ".join(str(error).split())
-    return words if len(words) <= _WORDS else f"{words[:_WORDS]} ..."
-
 
 def check_room(held: int, new: int, limit: int) -> None:
     """:class:`ContextError` where ``new`` rows do not fit behind the ``held`` ones."""

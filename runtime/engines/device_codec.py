@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError
-from .checks import in_a_line
+from ..reading import first_line
 from .onnxruntime_codec import NO, ROLE, YES
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class DeviceCodecStream:
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except Exception as error:
-            raise EngineError(f"part {ROLE}: ONNX Runtime failed ({in_a_line(error)})") from error
+            raise EngineError(f"part {ROLE}: ONNX Runtime failed ({first_line(error)})") from error
         first, *rest = binding.get_outputs()
         self._states = None if last else dict(zip(self._shapes, rest, strict=True))
         samples: np.ndarray = first.numpy()[0]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineError
+from ..reading import first_line
 from ..vocabulary import CHOOSABLE
-from .checks import in_a_line
 from .device import Buffer, Device, Grown, Number
 from .device_body import DeviceStep, Modality
 from .device_cache import CacheShape, DeviceCache
@@ -51,7 +51,7 @@ class DeviceBinding:
         try:
             self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # pybind11 raises several unrelated types here
-            raise EngineError(f"part {self._role}: ONNX Runtime failed ({in_a_line(error)})") from error
+            raise EngineError(f"part {self._role}: ONNX Runtime failed ({first_line(error)})") from error
 
 
 class PositionTables:

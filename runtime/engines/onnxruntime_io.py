@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError
+from ..reading import first_line
 from ..vocabulary import STREAMS
-from .checks import in_a_line
 from .clock import Clock
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Binding:
             with self._clock:
                 self._session.run_with_iobinding(self._binding)
         except Exception as error:
-            raise EngineError(f"part {self._role}: ONNX Runtime failed ({in_a_line(error)})") from error
+            raise EngineError(f"part {self._role}: ONNX Runtime failed ({first_line(error)})") from error
 
 
 class BodyCall:

@@ -11,11 +11,12 @@ import numpy as np
 
 from .. import _native
 from ..bundle import Bundle
+from ..cores import cores
 from ..errors import EngineError
+from ..reading import first_line
 from ..stopping import raise_interrupt
 from ..tensors import widen
 from .arithmetic import Arithmetic, Part, arithmetic_of
-from .checks import in_a_line
 
 try:
     from .onnxruntime_library import ort
@@ -34,7 +35,7 @@ class OnnxRuntimeParts:
 
     def __init__(self, bundle: Bundle, *, threads: int | None, max_context: int) -> None:
         self.bundle, self.max_context = bundle, max_context
-        self._threads = threads
+        self._threads = cores() if threads is None else threads  # the library's own number knows no container's limit
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -70,8 +71,7 @@ class OnnxRuntimeParts:
         if self.bundle.manifest.parts[role].get("precision") == "fp8":
             # its matrices would be widened at every run; so they are once, when they are loaded, as narrow floats are
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = self._threads
         return options
 
     def session(self, role: str) -> Any:
@@ -99,7 +99,7 @@ class OnnxRuntimeParts:
             # enable_fallback: a provider that fails is an error, not a line on standard output and another provider
             return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:  # pybind11 raises several unrelated types here
-            raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({in_a_line(error)})") from error
+            raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({first_line(error)})") from error
 
     @functools.cached_property
     def codec_silence(self) -> Mapping[str, np.ndarray]:
@@ -126,7 +126,7 @@ class OnnxRuntimeParts:
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(f"part {role}: ONNX Runtime failed ({in_a_line(error)})") from error
+            raise EngineError(f"part {role}: ONNX Runtime failed ({first_line(error)})") from error
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         return self.run(self.encoder_role, inputs)

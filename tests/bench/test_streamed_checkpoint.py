@@ -9,6 +9,7 @@ import torch
 
 from ualm.bench.random_run import CHECKPOINT
 from ualm.bench.streamed_checkpoint import Filling, lay_out
+from ualm.runtime.errors import OutputError
 
 
 def test_values_that_do_not_fit_their_place_are_refused(tmp_path: Path) -> None:
@@ -28,3 +29,12 @@ def test_values_that_do_not_fit_their_place_are_refused(tmp_path: Path) -> None:
         filling.finish()
     loaded = torch.load(path, weights_only=True)["module"]
     assert torch.equal(loaded["a"], -values) and torch.equal(loaded["b"], values)
+
+
+def test_a_writer_that_fails_without_a_word_is_an_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OutputError, match=r"states\.pt: not written \(RuntimeError\)$"):
+        lay_out(tmp_path / "states.pt", {"weight": torch.zeros(2)})

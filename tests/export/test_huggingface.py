@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -351,6 +353,17 @@ def test_what_does_not_apply_is_refused(tiny_run: Run, tmp_path: Path) -> None:
         export(tiny_run.folder, tmp_path / "hf")
 
 
+def test_the_last_line_tells_size_time_and_a_command_that_works(
+    tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = export(tiny_run.folder, tmp_path / "the hf").lines[-1]
+    found = re.search(r"; [\d.]+ (bytes|KiB|MiB) in [\d.]+ s; next: (python -c .*)$", last)
+    assert found is not None, last
+    *_, code = shlex.split(found[2])
+    exec(code, {})
+    assert capsys.readouterr().out.strip()
+
+
 def test_the_command_knows_its_engines(
     ualm: Callable[..., tuple[int, str, str]], tiny_run: Run, tmp_path: Path
 ) -> None:
@@ -358,7 +371,10 @@ def test_the_command_knows_its_engines(
         "export", tiny_run.folder, "--engine", "huggingface", "-o", tmp_path / "hf", "--precision", "fp32", "--json"
     )
     assert status == 0
-    assert json.loads(out)["folder"] == str(tmp_path / "hf")
+    told = json.loads(out)
+    assert told["folder"] == str(tmp_path / "hf")
+    assert told["total_bytes"] == sum(file.stat().st_size for file in (tmp_path / "hf").rglob("*") if file.is_file())
+    assert told["total_seconds"] > 0 and told["next"].startswith("python -c ")
     status, _, err = ualm("export", tiny_run.folder, "--engine", "vllm", "-o", tmp_path / "other")
     assert status == 1
     assert "--engine vllm: choose onnxruntime, huggingface" in err

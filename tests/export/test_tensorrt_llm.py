@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,8 @@ def folder(run: Run) -> Path:
     made = target(Order(run=run.folder, output=run.folder.parent / "llm", precision="fp32"), _silent)
     assert made.result["notes"] == [UNVERIFIED]
     assert any(UNVERIFIED in line for line in made.lines)
+    assert made.result["next"].startswith(f"trtllm-build --checkpoint_dir {run.folder.parent / 'llm'} ")
+    assert re.search(rf"; [\d.]+ (bytes|KiB|MiB) in [\d.]+ s; next: {re.escape(made.result['next'])}$", made.lines[-1])
     return run.folder.parent / "llm"
 
 

@@ -13,6 +13,8 @@ import pytest
 from ualm.bench.subjects import Request
 from ualm.export.tiny import __main__ as tiny
 from ualm.runtime import InputError, Model, cores
+from ualm.runtime.doctor import machine
+from ualm.runtime.engines.onnxruntime_parts import OnnxRuntimeParts
 
 Command = Callable[..., tuple[int, str, str]]
 #: One more than any machine has, a number that took gigabytes, and one that no int of the library holds.
@@ -47,6 +49,7 @@ def test_as_many_as_there_are_open_one(tiny_bundle: Path) -> None:
         ("chat", "-b", "BUNDLE"),
         *(("bench", verb, "BUNDLE") for verb in ("decode", "prefill", "encode", "codec", "stream", "load")),
         ("bench", "gates", "BUNDLE", "--run", "RUN"),
+        ("compare", "BUNDLE", "BUNDLE"),
     ],
     ids=" ".join,
 )
@@ -59,7 +62,9 @@ def test_every_verb_refuses_them(
     places = {"BUNDLE": tiny_bundle, "SOUND": Path(__file__), "RUN": "run"}
     status, out, err = ualm(*(places.get(word, word) for word in command), "--threads", threads)
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert re.search(rf"threads (= )?{threads}: this process may use \d+ core", err)
+    assert re.search(
+        rf"^ualm: --threads {threads}: this process may use \d+ core.* or leave it out for all cores$", err
+    )
 
 
 def test_the_bench_names_its_option() -> None:
@@ -109,6 +114,24 @@ def test_a_containers_share_counts_as_cores(
     for name, place in zip(("_OWN_GROUPS", "_GROUPS"), groups(tmp_path, own, limits), strict=True):
         monkeypatch.setattr(cores, name, place)
     assert cores.cores() == most
+
+
+def test_a_model_and_doctor_keep_to_that_share(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    for name, place in zip(
+        ("_OWN_GROUPS", "_GROUPS"), groups(tmp_path, "0::/\n", {"cpu.max": "250000 100000\n"}), strict=True
+    ):
+        monkeypatch.setattr(cores, name, place)
+    assert machine()["cores"] == 3
+    for threads, taken in ((None, 3), (2, 2)):
+        with Model.open(tiny_bundle, engine="onnxruntime", threads=threads, max_context=64) as model:
+            engine = model._engine
+            assert isinstance(engine, OnnxRuntimeParts)
+            assert {engine.session_options(role).intra_op_num_threads for role in model.bundle.manifest.parts} == {
+                taken
+            }
 
 
 def test_where_no_group_is_told_the_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,17 +57,25 @@ def test_every_verb_takes_it_and_says_so_at_a_terminal(ualm: Command, within, ab
         "chat": (*SHORT, "--max-tokens", 4),
         "reason": ("rain", "--max-tokens", 4, *SHORT),
         "inspect": (),
+        "bench plan": ("--device", "orin-nano"),
+        "bench codec": ("--seconds", 0.1, "--repeat", 2, "--threads", 1),
     }
     monkeypatch.setattr("ualm.runtime.cli_common.first_in_this_shell", lambda: True)
     for verb, arguments in verbs.items():
-        status, _, err = ualm(verb, *arguments)
+        status, _, err = ualm(*verb.split(), *arguments)
         assert (status, err.count("no bundle named")) == (0, 0), (verb, err)
         for options, said in (((), 1), (("-q",), 0)):
             with monkeypatch.context() as patch:
                 patch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
                 patch.setattr("sys.stdin", io.StringIO("hello\n"))
-                status, _, err = ualm(verb, *arguments, *options)
+                status, _, err = ualm(*verb.split(), *arguments, *options)
             assert (status, err.count(NOTICE)) == (0, said), (verb, err)
+
+
+def test_doctor_says_so_too(ualm: Command, within, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("ualm.runtime.cli_common.first_in_this_shell", lambda: True)
+    assert [ualm("doctor", *options)[::2] for options in ((), ("-q",))] == [(0, NOTICE), (0, "")]
 
 
 def test_a_shell_hears_it_once(ualm: Command, within, tmp_path, monkeypatch):

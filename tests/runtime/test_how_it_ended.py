@@ -8,10 +8,12 @@ import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from support.bundles import changed_manifest
 from ualm.runtime import Answer, AudioSampling, InputError, Model, Sound, TextSampling, cli
 from ualm.runtime.generate import Modality
 
@@ -130,6 +132,25 @@ def test_every_json_has_the_same_words_and_every_notice_the_same_line(
         assert (segment["finish"], turn["reason"], err) == (ended, ended, "")
 
 
+def test_whoever_wants_no_notices_gets_none(
+    trumpet: Sound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trumpet.save(tmp_path / "trumpet.wav")
+    commands = [
+        ["generate", PROMPT, "-o", str(tmp_path / "a.wav"), "--max-seconds", "0.2"],
+        ["ask", str(tmp_path / "trumpet.wav"), "what is played?", "--max-tokens", "2"],
+        ["chat", "--modality", "audio", "--max-seconds", "0.2"],
+    ]
+    for command in commands:
+        for options, notices in (([], 1), (["-q"], 0)):
+            monkeypatch.setattr(sys, "argv", ["ualm", *command, "--threads", "1", *options])
+            monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT + "\n"))
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+            err = capsys.readouterr().err
+            assert (stop.value.code or 0, err.count("\n")) == (0, notices), (command, err)
+
+
 def test_max_seconds_is_taken_wherever_a_sound_is_made(model: Model) -> None:
     messages = [("user", PROMPT)]
     found = [
@@ -214,3 +235,15 @@ def test_a_seed_that_is_drawn_comes_back_and_repeats(model: Model) -> None:
     result = model.reason(PROMPT, seed=None, max_seconds=0.1).result()
     assert result.stages[0].seed == result.audio.seed == result.text_options.seed != 0
     assert model.reason(PROMPT)._audio.seed == 0, "no seed given: that of the options"
+
+
+def test_a_bundle_whose_own_seed_is_null_draws_one_whenever_it_is_opened(tiny_bundle: Path, tmp_path: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["sampling"]["audio"]["seed"] = None
+
+    bundle = changed_manifest(tiny_bundle, tmp_path / "drawn", change)
+    seeds = []
+    for _ in range(2):
+        with Model.open(bundle, threads=1, max_context=64) as opened:
+            seeds.append(opened._audio_defaults.seed)
+    assert seeds[0] != seeds[1]

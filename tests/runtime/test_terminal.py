@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +85,31 @@ def test_the_labels_of_a_reasoning_stay(columns, environment):
         assert "\x1b" not in sent and screen(sent, columns)[: len(said)] == said, "no empty lines either"
     else:
         assert "\x1b[2K" in sent and "thinking" in sent and "listening" in sent, "there were live lines"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals of POSIX")
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["plain", "no colour", "dumb"])
+def test_the_verb_leaves_at_a_terminal_what_it_writes_into_a_file(environment):
+    from support.screen import on_terminal, screen
+
+    columns = 60
+    command = [sys.executable, "-m", "ualm.runtime.cli", "reason", "a trumpet plays C5 and E5", "--mode", "reflect"]
+    command += ["--threads", "1", "-q"]
+    known = {name: value for name, value in os.environ.items() if name != "UALM_BUNDLE"}
+    *said, last = subprocess.run(command, text=True, capture_output=True, check=True, env=known).stdout.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["caption", "sound", "review", "verdict 1"]
+    assert "a trumpet plays C5 and E5" in said[0] and len(said[0]) > 2 * columns
+    wrapped = [line[start : start + columns].rstrip() for line in said for start in range(0, len(line), columns)]
+    sent = on_terminal(command, columns, environment={"UALM_BUNDLE": "", **environment})
+    *shown, end = [line for line in screen(sent, columns) if line]
+    assert shown == wrapped
+    assert re.sub(r"in [\d.]+ s", "", end) == re.sub(r"in [\d.]+ s", "", last)
+    if environment.get("TERM") == "dumb":
+        assert "\x1b" not in sent
+    else:
+        assert "\x1b[2K" in sent and "caption: thinking" in sent and "review: listening" in sent
+    if "NO_COLOR" in environment:
+        assert not re.search(r"\x1b\[[\d;]*m", sent)
 
 
 # ---- help ----
