@@ -26,6 +26,8 @@ MOST_HEADER = 16 << 20
 MOST_HEADER_VALUES = 1_000_000
 #: Levels of lists and objects within each other.
 MOST_DEPTH = 64
+#: A size in a configuration: of a table, a sound, a frame.
+MOST_SIZE = 2**31 - 1
 #: Characters of a value in a message.
 MOST_SHOWN = 120
 
