@@ -28,7 +28,7 @@ pytestmark = [
 
 #: Environment variable that tells the processes of the harness where things lie and how long commands take.
 FACTS = "UALM_FUZZ_SIGNALS"
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PACKAGE = str(Path(ualm.runtime.__file__ or "").parents[1])
 #: Module, arguments and lines of standard input.
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
@@ -53,6 +53,11 @@ def facts() -> dict[str, Any]:
     return json.loads(os.environ[FACTS])
 
 
+def heed_signals() -> None:
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(name: str, folder: Path, places: dict[str, str]) -> subprocess.Popen[str]:
     module, arguments, lines = COMMANDS[name]
     module = {"cli": "ualm.runtime.cli", "export": "ualm.export"}[module]
@@ -68,8 +73,8 @@ def start(name: str, folder: Path, places: dict[str, str]) -> subprocess.Popen[s
             env=environment,
             text=True,
             errors="replace",
-            # a shell that starts the tests in the background has them ignore SIGINT, and children inherit that
-            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            # a shell that starts the tests in the background, or nohup, has them ignore some, and children inherit that
+            preexec_fn=heed_signals,
         )
 
 
