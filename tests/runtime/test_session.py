@@ -290,6 +290,37 @@ def test_a_restored_session_goes_on_in_another_model(model: Model, tmp_path: Pat
         assert_same(ask(restored, SAYINGS[3]), conversation(model, [SAYINGS[0], SAYINGS[3]])[-1])
 
 
+@pytest.mark.parametrize("text", [", " * 250_000, '"[{' * 100_000], ids=["commas", "brackets"])
+def test_a_text_of_many_marks_is_saved_and_restored(model: Model, tmp_path: Path, text: str) -> None:
+    session = model.session()
+    session.ask("rain", modality="text", text=TextSampling(max_steps=2))
+    session._said = [(("user", text), ("assistant", "rain"))]
+    session.save(tmp_path / "saved.npz")
+    assert model.restore(tmp_path / "saved.npz").transcript == session.transcript
+
+
+@pytest.mark.parametrize(
+    ("limit", "least", "said"),
+    [
+        ("ualm.runtime.session.MOST_ABOUT", 100, "what was said takes [0-9]+ bytes, and at most 100 are restored"),
+        ("ualm.runtime.session.DECODED_BYTES", 1000, "sound_0 takes 32000 bytes, and at most 1000 are restored"),
+        ("ualm.runtime.reading.check_values.__defaults__", (5,), "values, and at most 5 are read"),
+    ],
+    ids=["texts", "sounds", "values"],
+)
+def test_what_would_not_be_restored_is_not_saved(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, least: Any, said: str
+) -> None:
+    session = model.session()
+    session.ask(Sound(make_sound(0.5)[0], 16000), modality="text", text=TextSampling(max_steps=2))
+    session.save(tmp_path / "saved.npz")
+    before = (tmp_path / "saved.npz").read_bytes()
+    monkeypatch.setattr(limit, least)
+    with pytest.raises(SessionError, match=rf"saved\.npz: .*{said}; truncate the session"):
+        session.save(tmp_path / "saved.npz")
+    assert (tmp_path / "saved.npz").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
 def test_an_empty_session_can_be_saved(model: Model, tmp_path: Path) -> None:
     model.session().save(tmp_path / "empty.npz")
     restored = model.restore(tmp_path / "empty.npz", max_segments=50)
