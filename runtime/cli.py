@@ -48,6 +48,7 @@ from .cli_help import WholeSentences
 from .cli_inspect import inspect
 from .cli_knows import KnowingCommand, Outside
 from .cli_reason import reason
+from .cli_tables import CONTROLS
 from .compiled import check_native
 from .errors import InputError, UalmError
 from .extras import install_hint
@@ -217,5 +218,5 @@ def main() -> None:
     except UalmError as error:
         # the messages of other libraries may run over several lines; what a signal made fail is no news
         if not caught():
-            print("ualm:", " ".join(str(error).splitlines()), file=sys.stderr)
+            print("ualm:", " ".join(str(error).splitlines()).translate(CONTROLS), file=sys.stderr)
         sys.exit(1)
