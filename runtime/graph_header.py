@@ -15,8 +15,8 @@ from .reading import first_line
 
 #: Bytes of the largest graph that is read: its weights lie elsewhere, and those of 100 layers are below a megabyte.
 MOST_BYTES = 64 << 20
-#: Fields of all graphs of a bundle together: a layer of a body takes some 300, and one field is a microsecond or more.
-MOST_FIELDS = 1_000_000
+#: Fields of all graphs of a bundle together, a microsecond or more each; a layer of a body takes some 300.
+MOST_FIELDS = 700_000
 
 #: Names of element types, as numpy and ml_dtypes have them.
 _TYPES = {
@@ -34,6 +34,8 @@ _TYPES = {
 }
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 _EXTERNAL = 1
+#: The highest number of a field that protobuf knows.
+_MOST_NUMBER = (1 << 29) - 1
 
 _Value = int | memoryview
 
@@ -146,9 +148,12 @@ class _Message:
         at = 0
         while at < len(message):
             self._count()
-            key, at = _varint(message, at)
+            if (key := message[at]) < 0x80:  # one byte, as nearly always
+                at += 1
+            else:
+                key, at = _varint(message, at)
             number, kind = key >> 3, key & 7
-            if number == 0:
+            if not 0 < number <= _MOST_NUMBER:
                 raise ValueError("a field without a number")
             if kind == _VARINT:
                 value, at = _varint(message, at)
@@ -183,16 +188,14 @@ class _Message:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for place in range(10):
-        if at >= len(message):
-            raise ValueError("it is cut off")
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << 7 * place
+    value, shift, end = 0, 0, min(len(message), at + 10)
+    for place in range(at, end):
+        byte = message[place]
         if byte < 0x80:
-            return value, at
-    raise ValueError("a number of more than 64 bits")
+            return value | byte << shift, place + 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+    raise ValueError("it is cut off" if end < at + 10 else "a number of more than 64 bits")
 
 
 def _bytes(value: _Value | None) -> memoryview:
