@@ -8,7 +8,7 @@ from pathlib import Path
 
 import soundfile
 
-from ..runtime.chat import Message
+from ..runtime.chat import Message, as_pair
 from ..runtime.errors import ExportError, InputError
 from ..runtime.reading import first_line, read_text
 from ..runtime.sound import Sound
@@ -57,7 +57,7 @@ class CalibrationSet:
 
     def to_json(self) -> dict[str, object]:
         """What the manifest keeps of it: how much there was, and of a path only the name, for a bundle travels."""
-        sounds = sum(isinstance(messages[0][1], Sound) for messages in self.conversations)
+        sounds = sum(isinstance(as_pair(messages[0])[1], Sound) for messages in self.conversations)
         return {"source": self.source, "prompts": len(self.conversations) - sounds, "sounds": sounds}
 
 

@@ -51,7 +51,7 @@ class FeatureSpec:
             expected = {"kind": str, "normalize": bool}.get(field.name, int)
             if type(value) is not expected:
                 raise ValueError(f"{field.name}: {value!r} is not of type {expected.__name__}")
-            if expected is int and abs(value) > MOST_SIZE:
+            if isinstance(value, int) and abs(value) > MOST_SIZE:
                 raise ValueError(f"{field.name}: {shown(value)}: at most {MOST_SIZE} is supported")
         if self.kind not in (OMNI, AF_WHISPER):
             raise ValueError(f"kind: {self.kind!r} is unknown; {OMNI!r} or {AF_WHISPER!r} is expected")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -319,6 +321,40 @@ def test_what_would_not_be_restored_is_not_saved(
     with pytest.raises(SessionError, match=rf"saved\.npz: .*{said}; truncate the session"):
         session.save(tmp_path / "saved.npz")
     assert (tmp_path / "saved.npz").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_sound_that_was_said_is_held_once_and_let_go_of(model: Model) -> None:
+    session = model.session()
+    heard = Sound(make_sound(0.5)[0], 16000)
+    for _ in range(2):
+        session.ask(heard, modality="text", text=TextSampling(max_steps=2))
+    made = session.ask("rain", modality="audio", audio=AudioSampling(max_steps=12, seed=1))[0].sound
+    assert made is not None and made.codes is not None
+    forks = [session.fork() for _ in range(2)]
+    for each in (session, *forks):
+        sounds = [content for _, content in each.transcript if isinstance(content, Sound)]
+        assert [id(sound) for sound in sounds[:3]] == [id(heard), id(heard), id(made)]
+    assert (made.samples.itemsize, made.codes.nbytes) == (4, 16 * len(made.codes))
+    left = weakref.ref(made)
+    del made, sounds, forks, each
+    session.truncate(2)
+    gc.collect()
+    assert left() is None
+
+
+def test_a_path_that_a_restored_session_tells_is_a_path_and_not_opened(model: Model, tmp_path: Path) -> None:
+    file = tmp_path / "heard.wav"
+    Sound(make_sound(0.5)[0], 16000).save(file)
+    session = model.session()
+    session.ask([("user", file), ("user", Speech(file))], modality="text", text=TextSampling(max_steps=2))
+    session.save(tmp_path / "saved.npz")
+    file.unlink()
+    restored = model.restore(tmp_path / "saved.npz")
+    (_, plain), (_, speech), _ = restored.transcript
+    assert plain == file and isinstance(plain, Path)
+    assert isinstance(speech, Speech) and speech.content == file
+    with pytest.raises(InputError, match=r"heard\.wav: no such file"):
+        model.run(restored.transcript)
 
 
 def test_an_empty_session_can_be_saved(model: Model, tmp_path: Path) -> None:
