@@ -32,9 +32,9 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PACKAGE = str(Path(ualm.runtime.__file__ or "").parents[1])
 #: Module, arguments and lines of standard input.
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
-    "generate": ("cli", ["generate", "rain", "-o", "new.wav", "-b", "BUNDLE", "--max-seconds", "0.3"], ""),
-    "pipe": ("cli", ["generate", "rain", "-o", "-", "-b", "BUNDLE", "--max-seconds", "0.3"], ""),
-    "ask": ("cli", ["ask", "SOUND", "What?", "-b", "BUNDLE", "--max-tokens", "20"], ""),
+    "generate": ("cli", ["generate", "rain", "-o", "new.wav", "-b", "BUNDLE", "--max-seconds", "0.3", "-q"], ""),
+    "pipe": ("cli", ["generate", "rain", "-o", "-", "-b", "BUNDLE", "--max-seconds", "0.3", "-q"], ""),
+    "ask": ("cli", ["ask", "SOUND", "What?", "-b", "BUNDLE", "--max-tokens", "20", "-q"], ""),
     "chat": (
         "cli",
         ["chat", "-b", "BUNDLE", "--json", "--modality", "audio", "--max-seconds", "0.2"],
