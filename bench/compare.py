@@ -29,7 +29,7 @@ from ..runtime.cores import BY_OPTION, check_threads
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.errors import InputError
 from ..runtime.hearing import FeatureSpec, Hearing
-from ..runtime.quality import Verdict, verdicts
+from ..runtime.quality import Verdict, ungated, verdicts
 from .blocks import Progress
 from .decode import Decode
 from .scenario import run_scenario
@@ -108,6 +108,8 @@ def compare_bundles(
     check_count("--repeat", repeat)
     a, b = Bundle(first), Bundle(second)
     check_comparable(a, b)
+    if (why := ungated(b.manifest.precision)) is not None:
+        raise InputError(f"{second}: {why}; export the run again in one of these")
     decode = Decode((context,))
     if speed:
         for bundle in (a, b):

@@ -8,15 +8,20 @@ from pathlib import Path
 
 import soundfile
 
-from ..runtime.chat import Message
+from ..runtime.chat import Message, as_pair
 from ..runtime.errors import ExportError, InputError
 from ..runtime.reading import first_line, read_text
 from ..runtime.sound import Sound
+from ..runtime.sound_limits import Limit
 
 #: Formats of the backbone that can be calibrated.
 CALIBRATED = ("int8", "int4", "fp8")
 #: Bytes of a file of prompts.
 MOST_PROMPTS = 4 << 20
+#: Prompts and sounds of a set: methods like this one take some hundred.
+MOST_EXAMPLES = 10_000
+#: Bytes of the samples (float32) of all its sounds, held until the body is fitted to them: two hours of 16 kHz.
+MOST_SOUND_BYTES = 448 << 20
 #: What is asked about a sound that is only there to be heard.
 QUESTION = "What do you hear?"
 _TEXT_SUFFIXES = (".txt", ".text")
@@ -34,21 +39,25 @@ class CalibrationSet:
     def read(cls, path: Path) -> CalibrationSet:
         """``path``: a text file with a prompt a line, a sound, or a folder of both. ExportError names a misfit."""
         conversations: list[list[Message]] = []
+        held = 0
         for file in calibration_files(path):
             if file.suffix.lower() in _TEXT_SUFFIXES:
                 conversations += [[("user", line)] for line in _lines(file)]
-                continue
-            try:
-                conversations.append([("user", Sound.from_file(file)), ("user", QUESTION)])
-            except InputError as error:
-                raise ExportError(f"--calibrate {path}: {error}") from error
+            else:
+                sound = _heard(path, file, held)
+                held += sound.samples.nbytes
+                conversations.append([("user", sound), ("user", QUESTION)])
+            if len(conversations) > MOST_EXAMPLES:
+                raise ExportError(
+                    f"--calibrate {path}: more than {MOST_EXAMPLES} prompts and sounds; some hundred are enough"
+                )
         if not conversations:
             raise _nothing(path)
         return cls(conversations, path.name)
 
     def to_json(self) -> dict[str, object]:
         """What the manifest keeps of it: how much there was, and of a path only the name, for a bundle travels."""
-        sounds = sum(isinstance(messages[0][1], Sound) for messages in self.conversations)
+        sounds = sum(isinstance(as_pair(messages[0])[1], Sound) for messages in self.conversations)
         return {"source": self.source, "prompts": len(self.conversations) - sounds, "sounds": sounds}
 
 
@@ -73,6 +82,16 @@ def calibration_files(path: Path) -> list[Path]:
     if not files:
         raise _nothing(path)
     return files
+
+
+def _heard(path: Path, file: Path, held: int) -> Sound:
+    """The channel of a sound that is heard. ``held``: bytes of those before it."""
+    try:
+        sound = Sound._read(file, Limit(most_bytes=MOST_SOUND_BYTES - held))
+    except InputError as error:
+        others = f" (all sounds together may take {MOST_SOUND_BYTES >> 20} MiB)" if held else ""
+        raise ExportError(f"--calibrate {path}: {error}{others}") from error
+    return sound if sound.samples.ndim == 1 else Sound(sound.samples[:, 0], sound.sample_rate)
 
 
 def _nothing(path: Path) -> ExportError:

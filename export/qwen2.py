@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..runtime.bundle_contents import MOST_LAYERS
 from .fields import Fields
-
-#: The most layers that a backbone may ask for; the largest dense models have some 130.
-MOST_LAYERS = 1024
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .bundle_contents import check_contents
 from .engine_files import EngineFile
 from .errors import BundleError, InputError
 from .knowledge import Knowledge
-from .reading import check_file, first_line, read_json, shown
+from .reading import MOST_SIZE, check_file, first_line, read_json, shown
 from .sampling import AudioSampling, TextSampling, check_options
 from .templates import Templates
 from .tensors import MappedTensors
@@ -317,6 +317,10 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
         for role, part in document["parts"].items():
             if part["file"] not in document["files"]:
                 raise ValueError(f"parts.{role}.file = {part['file']!r} is not among the files")
+        if not isinstance(document["created_by"], str):
+            raise ValueError(f"created_by = {document['created_by']!r:.80}")
+        _check_quality(document["quality"])
+        _check_told("source", document["source"])
         files = {name: BundleFile(**values) for name, values in document["files"].items()}
         manifest = Manifest(
             model=ModelIdentity(**document["model"]),
@@ -331,7 +335,7 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
             golden=MappingProxyType(document["golden"]),
             source=MappingProxyType(document["source"]),
             files=MappingProxyType(files),
-            created_by=str(document["created_by"]),
+            created_by=document["created_by"],
             templates=_templates(document.get("templates", {})),  # bundles before them have the default's
             knows=_knows(document.get("knows")),
             engines=tuple(EngineFile.from_json(entry) for entry in document.get("engines", ())),
@@ -361,7 +365,36 @@ def _calibration(values: object) -> Mapping[str, Any] | None:
         return None
     if not isinstance(values, Mapping) or not {"source", "prompts", "sounds"} <= set(values):
         raise ValueError(f"calibration = {values!r:.80}")
+    if not (values["source"] is None or isinstance(values["source"], str)):
+        raise ValueError(f"calibration.source = {values['source']!r:.80}")
+    for name in ("prompts", "sounds"):
+        if type(values[name]) is not int or not 0 <= values[name] <= MOST_SIZE:
+            raise ValueError(f"calibration.{name} = {values[name]!r:.80}")
     return MappingProxyType(values)
+
+
+def _check_quality(quality: Mapping[str, Any]) -> None:
+    """ValueError unless each part has figures: numbers, or lists of them. NaN is a number that reaches no gate."""
+    for part, figures in quality.items():
+        if not isinstance(figures, Mapping):
+            raise ValueError(f"quality.{part} = {figures!r:.80}")
+        for name, value in figures.items():
+            if not all(map(_is_figure, value if isinstance(value, list) else [value])):
+                raise ValueError(f"quality.{part}.{name} = {value!r:.80}")
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) <= MOST_SIZE)
+
+
+def _check_told(name: str, value: object) -> None:
+    """ValueError unless it is words and numbers for people, in objects and lists."""
+    if isinstance(value, (Mapping, list)):
+        inner = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, each in inner:
+            _check_told(f"{name}.{key}", each)
+    elif not (value is None or isinstance(value, (str, bool)) or _is_figure(value)):
+        raise ValueError(f"{name} = {value!r:.80}")
 
 
 def _knows(values: object) -> Knowledge | None:

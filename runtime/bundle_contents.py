@@ -8,6 +8,7 @@ milliseconds, and a bundle that cannot work is one :class:`BundleError` before a
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from .errors import BundleError
-from .graph_header import Declared, GraphHeader, read_graph_header
+from .graph_header import MOST_FIELDS, Declared, GraphHeader, read_graph_header
 from .hearing import AF_WHISPER, FeatureSpec, feature_rows
+from .reading import MOST_SIZE, shown
 from .sound_limits import HIGHEST_RATE, LOWEST_RATE
 from .tensors import MappedTensors
 from .vocabulary import CHOOSABLE, SPECIALS, STREAMS
@@ -54,6 +56,10 @@ _AS_DECLARED = {
 _AS_STORED = {"int4": "uint8"}
 #: Rows of cache that the check of the golden vector needs: its prompt, a modality row and a drawn row, and to spare.
 GOLDEN_CONTEXT = 64
+#: Layers of a body, each of which has tables and inputs that are looked at; the largest dense models have some 130.
+MOST_LAYERS = 1024
+#: Graphs that a manifest may list; ten are in use.
+MOST_PARTS = 64
 #: Angles are computed in float32, which counts that far.
 MOST_POSITIONS = 1 << 24
 #: A turn of a conversation never holds as much sound.
@@ -62,6 +68,9 @@ MOST_HEARD_SECONDS = 3600
 MOST_CHANNELS = 64
 #: How far the sum of a mel filter, which is 1 but for the few bins that it is sampled at, is off in Whisper's banks.
 _FILTER_SUM = 0.05
+
+#: Sizes of a graph's input that a message shows.
+_MOST_SHOWN = 8
 
 _Shape = tuple[int, ...]
 _Sides = dict[str, Declared]
@@ -85,29 +94,50 @@ def check_contents(
 class _Contents:
     def __init__(self, manifest: Manifest, where: Path, part: Callable[[str], Path], tables: MappedTensors) -> None:
         self._manifest, self._where, self._part, self._tables = manifest, where, part, tables
-        self._features = FeatureSpec.from_json(manifest.features)
+        try:
+            self._features = FeatureSpec.from_json(manifest.features)
+        except BundleError as error:
+            raise BundleError(f"{where}: {error}") from error
 
     def check(self) -> None:
         self._check_sizes()
         self._tables.check_whole()
         self._check_formats()
         self._check_tables()
-        graphs = {role: read_graph_header(self._part(role)) for role in self._manifest.parts}
+        graphs = self._read_graphs()
         self._check_graphs(graphs)
         for role, graph in graphs.items():
             self._check_weights(role, graph)
         self._check_codec(graphs["codec.stream"])
+
+    def _read_graphs(self) -> dict[str, GraphHeader]:
+        """The header of each part's graph. A file that plays several parts is read once."""
+        read: dict[Path, GraphHeader] = {}
+        for path in map(self._part, self._manifest.parts):
+            if path not in read:
+                left = MOST_FIELDS - sum(graph.fields for graph in read.values())
+                read[path] = read_graph_header(path, left)
+        return {role: read[self._part(role)] for role in self._manifest.parts}
 
     # ---- the manifest in itself ----
 
     def _check_sizes(self) -> None:
         manifest = self._manifest
         model, vocabulary, codec = manifest.model, manifest.vocabulary, manifest.codec
-        for section, values in (("model", model), ("vocabulary", vocabulary), ("codec", codec)):
-            may_be_zero = ("context_left", "context_right", "lookahead")
+        sections: dict[str, object] = {"model": model, "vocabulary": vocabulary, "codec": codec}
+        if (stage := manifest.post_codec) is not None:
+            sections["post_codec"] = stage
+        for section, values in sections.items():
+            may_be_zero = ("context_left", "context_right", "lookahead", "delay")
             for name, value in vars(values).items():
+                if type(value) is not int:
+                    continue
                 if value < 1 and name not in may_be_zero:
                     self._refuse(f"{section}.{name} = {value} must be positive")
+                if value > (most := MOST_LAYERS if name == "layers" else MOST_SIZE):
+                    self._refuse(f"{section}.{name} = {shown(value)}: at most {most} is supported")
+        if (parts := len(manifest.parts)) > MOST_PARTS:
+            self._refuse(f"parts: {parts} of them, and {MOST_PARTS} are the most")
         if model.heads % model.kv_heads:
             self._refuse(f"model.heads = {model.heads} is no multiple of model.kv_heads = {model.kv_heads}")
         if model.head_dim % 2:
@@ -125,13 +155,13 @@ class _Contents:
             self._refuse(f"codec.sample_rate = {codec.sample_rate} is no sound's ({LOWEST_RATE} to {HIGHEST_RATE} Hz)")
         if (longest := self._features.max_samples / self._features.sample_rate) > MOST_HEARD_SECONDS:
             self._refuse(f"features.max_samples = {self._features.max_samples} are {longest:.0f} s of sound")
-        if (stage := manifest.post_codec) is not None:
-            most = {"sample_rate": HIGHEST_RATE, "channels": MOST_CHANNELS, "delay": codec.sample_rate}
-            for name, high in most.items():
+        if stage is not None:
+            limits = {"sample_rate": HIGHEST_RATE, "channels": MOST_CHANNELS, "delay": codec.sample_rate}
+            for name, high in limits.items():
                 if (value := getattr(stage, name)) > high:
                     self._refuse(f"post_codec.{name} = {value}, and {high} is the most")
         for name, value in manifest.golden.items():
-            if not _is_number(value) or not 0 < value < math.inf:
+            if not _is_number(value) or not 0 < value <= sys.float_info.max:
                 self._refuse(f"golden.{name} = {value!r:.80} is no tolerance")
 
     def _check_formats(self) -> None:
@@ -172,11 +202,11 @@ class _Contents:
             "codec.rvq_bias": ("F32", (codec.latent_size,)),
             "encoder.mel_filters": ("F32", (self._features.n_fft // 2 + 1, self._features.n_mels)),
         }
-        for layer in range(model.layers):
-            expected[f"backbone.{layer}.input_norm"] = ("F32", (model.hidden_size,))
-            expected[f"backbone.{layer}.qkv_bias"] = ("F32", (heads * model.head_dim,))
         for name, (dtypes, shape) in expected.items():
             self._check_tensor(self._tables, name, dtypes, shape)
+        for layer in range(model.layers):  # so many have a place in null.keys
+            self._check_tensor(self._tables, f"backbone.{layer}.input_norm", "F32", (model.hidden_size,))
+            self._check_tensor(self._tables, f"backbone.{layer}.qkv_bias", "F32", (heads * model.head_dim,))
         if f"backbone.{model.layers}.input_norm" in self._tables:
             self._refuse(f"model.layers = {model.layers}, but {self._tables.path.name} holds more")
         # a filter's area is 1 Hz times 2: its sum, times the Hz of a bin, does not depend on the rate
@@ -201,8 +231,8 @@ class _Contents:
         stored = tensors.stored_as(name)
         if stored not in dtypes.split() or found.shape != shape:
             self._refuse(
-                f"{name} is {stored} {list(found.shape)}, and the manifest asks for {' or '.join(dtypes.split())} "
-                f"{list(shape)}",
+                f"{name} is {stored} {shown(list(found.shape))}, and the manifest asks for "
+                f"{' or '.join(dtypes.split())} {list(shape)}",
                 tensors.path,
             )
 
@@ -220,11 +250,11 @@ class _Contents:
             if (weight.offset, weight.length) != self._tables.place(name):
                 self._refuse(f"weight {name!r:.80} is not where {self._tables.path.name} has it", path)
             packed = 2 if weight.dtype == "int4" else 1  # two numbers of a row in a byte
-            shape = (*tensor.shape[:-1], tensor.shape[-1] * packed) if packed > 1 else tensor.shape
+            shape = (*tensor.shape[:-1], tensor.shape[-1] * packed) if packed > 1 and tensor.shape else tensor.shape
             if weight.shape != shape or _AS_DECLARED.get(stored) != _AS_STORED.get(weight.dtype, weight.dtype):
                 self._refuse(
-                    f"weight {name!r:.80} is {weight.dtype} {list(weight.shape)}, but {stored} {list(shape)} in "
-                    f"{self._tables.path.name}",
+                    f"weight {name!r:.80} is {weight.dtype} {shown(list(weight.shape))}, but "
+                    f"{stored} {shown(list(shape))} in {self._tables.path.name}",
                     path,
                 )
             total += weight.length
@@ -340,7 +370,9 @@ class _Contents:
                 continue
             if f"codec.{layer}.weight" not in self._tables:
                 self._refuse(f"state {name!r:.80} belongs to no layer of the codec", self._part("codec.stream"))
-            kernel = self._tables[f"codec.{layer}.weight"].shape[-1]
+            kernel = (self._tables[f"codec.{layer}.weight"].shape or (0,))[-1]
+            if not 1 < kernel + (not layer.endswith(".conv_t1")) <= MOST_SIZE:
+                self._refuse(f"codec.{layer}.weight has a kernel of {kernel}", self._tables.path)
             if layer.endswith(".conv_t1"):  # kernel 2r, stride r, padding ceil(r / 2)
                 stride = kernel // 2
                 first = first * stride - math.ceil(stride / 2)
@@ -414,7 +446,8 @@ def _floats(*shape: int | None) -> Declared:
 
 
 def _shown(declared: Declared) -> str:
-    return f"{declared.dtype} [{', '.join('?' if size is None else str(size) for size in declared.shape)}]"
+    sizes = ", ".join("?" if size is None else str(size) for size in declared.shape[:_MOST_SHOWN])
+    return f"{declared.dtype} [{sizes}{', ...' if len(declared.shape) > _MOST_SHOWN else ''}]"
 
 
 def _is_number(value: object) -> bool:

@@ -48,6 +48,7 @@ from .cli_help import WholeSentences
 from .cli_inspect import inspect
 from .cli_knows import KnowingCommand, Outside
 from .cli_reason import reason
+from .cli_tables import CONTROLS
 from .compiled import check_native
 from .errors import InputError, UalmError
 from .extras import install_hint
@@ -218,5 +219,5 @@ def main() -> None:
     except UalmError as error:
         # what a signal made fail is no news
         if not caught():
-            print("ualm:", in_a_line(error), file=sys.stderr)
+            print("ualm:", in_a_line(error).translate(CONTROLS), file=sys.stderr)
         sys.exit(1)

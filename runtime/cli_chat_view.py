@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from .cli_common import LiveLine, print_any, sound_progress, tell_cut
+from .cli_tables import CONTROLS as CONTROLS
 from .errors import UalmError
 from .events import Event, SegmentEnded, SegmentStarted, SoundChunk, TextDelta
 from .finish import FinishReason
 from .shown import in_a_line
-
-#: Control characters that a model may write and a terminal would obey; line feed and tab stay.
-CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class View(Protocol):
@@ -97,7 +95,7 @@ class TextView:
 
     @staticmethod
     def _tell(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(text.translate(CONTROLS), file=sys.stderr, flush=True)
 
 
 class JsonView:

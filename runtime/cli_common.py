@@ -18,8 +18,8 @@ from rich.text import Text
 
 from .bundle import CodecIdentity
 from .cli_once import first_in_this_shell
+from .cli_tables import CONTROLS, terminal_columns
 from .cli_tables import table as table
-from .cli_tables import terminal_columns
 from .cores import BY_OPTION, check_threads
 from .engines.selection import Choice
 from .errors import InputError
@@ -116,7 +116,7 @@ def about_model(model: Model) -> dict[str, object]:
 def tell_engine(choice: Choice) -> None:
     """One line on standard error about the engine that was chosen, where there is anything to choose."""
     if (told := choice.told()) is not None:
-        print(f"ualm: {told}", file=sys.stderr, flush=True)
+        print(f"ualm: {told.translate(CONTROLS)}", file=sys.stderr, flush=True)
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def print_any(text: str) -> None:
 
 def report(as_json: bool, result: Mapping[str, object], plain: str) -> None:
     """The one result of a verb, as a JSON object or as lines for people."""
-    print_any((json.dumps(result) if as_json else plain) + "\n")
+    print_any((json.dumps(result) if as_json else plain.translate(CONTROLS)) + "\n")
 
 
 def in_bytes(size: int) -> str:

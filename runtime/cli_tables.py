@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+#: Control characters that a model, or a bundle's maker, may write and a terminal would obey; line feed and tab stay.
+CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 #: Columns before a row, and between two cells.
 _INDENT, _GAP = 2, 2
 
@@ -24,7 +26,7 @@ def terminal_columns() -> int | None:
 
 def table(title: str, rows: Sequence[Sequence[object]]) -> str:
     """A title over rows whose cells are aligned; cells that a terminal has no room for are wrapped in their column."""
-    texts = [[Text(str(cell), overflow="fold") for cell in row] for row in rows]
+    texts = [[Text(str(cell).translate(CONTROLS), overflow="fold") for cell in row] for row in rows]
     widths = [max(cells) for cells in _by_column([[cell.cell_len for cell in row] for row in texts])]
     grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, _GAP, 0, 0))
     for _ in widths:
@@ -37,7 +39,7 @@ def table(title: str, rows: Sequence[Sequence[object]]) -> str:
     out = io.StringIO()
     Console(file=out, width=max(width, least, 1), color_system=None, force_terminal=False).print(grid)
     lines = [(" " * _INDENT + line).rstrip() for line in out.getvalue().splitlines()] if widths else []
-    return "\n".join([title, *lines])
+    return "\n".join([title.translate(CONTROLS), *lines])
 
 
 def _by_column(rows: Sequence[Sequence[int]]) -> list[list[int]]:

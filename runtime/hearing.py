@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from .errors import BundleError, InputError
+from .reading import MOST_SIZE, shown
 from .sound import Sound, resampled_length, to_mono
 
 OMNI = "qwen2.5-omni"
@@ -50,6 +51,8 @@ class FeatureSpec:
             expected = {"kind": str, "normalize": bool}.get(field.name, int)
             if type(value) is not expected:
                 raise ValueError(f"{field.name}: {value!r} is not of type {expected.__name__}")
+            if isinstance(value, int) and abs(value) > MOST_SIZE:
+                raise ValueError(f"{field.name}: {shown(value)}: at most {MOST_SIZE} is supported")
         if self.kind not in (OMNI, AF_WHISPER):
             raise ValueError(f"kind: {self.kind!r} is unknown; {OMNI!r} or {AF_WHISPER!r} is expected")
         used = "window_frames" if self.kind == OMNI else "fixed_frames"

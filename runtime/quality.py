@@ -118,6 +118,14 @@ def verdicts(
     ]
 
 
+def ungated(precision: Mapping[str, str]) -> str | None:
+    """The first of a bundle's formats that has no gate, as a clause of a message; None where each has one."""
+    for part, gates in (("backbone", GATES), ("encoder", COSINE_GATES), ("codec", SNR_GATES)):
+        if (stored := precision[part]) not in gates:
+            return f"precision.{part} = {stored!r} has no gate (those that have: {', '.join(gates)})"
+    return None
+
+
 def misses(
     quality: Mapping[str, Mapping[str, Any]], precision: Mapping[str, str], layers: int = MEASURED_LAYERS
 ) -> list[str]:

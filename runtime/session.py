@@ -34,10 +34,11 @@ from .errors import (
 )
 from .files import replacing_file
 from .generate import Modality
-from .reading import check_file, first_line, parse_json
+from .reading import check_file, check_values, first_line, parse_json
 from .sampling import AudioSampling, TextSampling, check_options
 from .saved_arrays import SavedArrays
 from .segment import Segment
+from .sound_limits import DECODED_BYTES
 from .transcript import Said, packed, unpacked
 from .turn import Turn
 
@@ -202,12 +203,17 @@ class Session:
         return other
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the session to a file (a NumPy ``.npz``), for :meth:`Model.restore`."""
+        """Write the session to a file (a NumPy ``.npz``), for :meth:`Model.restore`.
+
+        :class:`SessionError` for what :meth:`Model.restore` would refuse: texts of more than :data:`MOST_ABOUT` bytes,
+        or a sound of more than ``sound_limits.DECODED_BYTES``.
+        """
         target = _path(path)
         self._settle("save")
         said, sounds = packed(self._said)
         about = {"format": "ualm-session", "version": 1, "model": self._model.identity, "ends": self._ends}
         written = np.frombuffer(json.dumps(about | {"said": said}).encode(), np.uint8)
+        _check_saved(target, written, sounds)
         with replacing_file(target) as temporary, open(temporary, "wb") as file:
             arrays: dict[str, Any] = {"about": written, "cache": self._sequence.save(), **sounds}
             np.savez(file, **arrays)
@@ -291,6 +297,19 @@ def _about(stored: SavedArrays) -> tuple[object, list[int], list[object]]:
     if not isinstance(turns, list) or len(turns) != len(ends) - 1:
         raise ValueError(f"it does not tell of the {len(ends) - 1} turns that it holds")
     return about.get("model"), ends, turns
+
+
+def _check_saved(target: Path, about: np.ndarray, sounds: Mapping[str, np.ndarray]) -> None:
+    """Nothing is saved that would not be restored."""
+    try:
+        if about.nbytes > MOST_ABOUT:
+            raise ValueError(f"what was said takes {about.nbytes} bytes, and at most {MOST_ABOUT} are restored")
+        check_values(about.tobytes())
+        for name, values in sounds.items():
+            if values.nbytes > DECODED_BYTES:
+                raise ValueError(f"{name} takes {values.nbytes} bytes, and at most {DECODED_BYTES} are restored")
+    except ValueError as error:
+        raise SessionError(f"{target}: {error}; truncate the session, and save it again") from error
 
 
 def _path(path: object) -> Path:

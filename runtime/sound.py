@@ -78,13 +78,18 @@ class Sound:
 
         What libsndfile knows (WAV, FLAC, OGG, MP3, AIFF and others); with the extra ``av`` also m4a, mp4, 3gp, webm and
         others. Mono comes as ``[n]``. A file object that cannot go back, such as a pipe, is read to its end, at most
-        ``sound_limits.STREAM_BYTES``. ``longest``: seconds; what is longer is refused before it is held. What is odd
-        but can be read, such as a file that ends before its header says, is logged as a warning and kept in ``notes``.
-        Raises :class:`InputError`, naming the file.
+        ``sound_limits.STREAM_BYTES``; the samples of any sound may take ``sound_limits.DECODED_BYTES``. ``longest``:
+        seconds; what is longer is refused before it is held. What is odd but can be read, such as a file that ends
+        before its header says, is logged as a warning and kept in ``notes``. Raises :class:`InputError`, naming the
+        file.
         """
         if longest is not None and (isinstance(longest, bool) or not isinstance(longest, Real) or not longest > 0):
             raise InputError(f"longest = {shown(longest)}: give a positive number of seconds, or None")
-        found = read(source, Limit(longest))
+        return cls._read(source, Limit(longest))
+
+    @classmethod
+    def _read(cls, source: Source, limit: Limit) -> Sound:
+        found = read(source, limit)
         samples = found.samples[:, 0] if found.samples.shape[1] == 1 else found.samples
         try:
             sound = cls(samples, found.rate, notes=found.notes)

@@ -8,7 +8,7 @@ from .errors import InputError
 
 #: Bytes held of a sound that cannot be read twice, such as a pipe: 300 s of 96 kHz stereo in 32 bits are 220 MiB.
 STREAM_BYTES = 256 << 20
-#: Bytes of samples (float32, all channels) that a sound with a longest length may take: 300 s of 48 kHz in 8 channels.
+#: Bytes of samples (float32, all channels) that a sound may take which is read: 300 s of 48 kHz in 8 channels.
 #: They are held twice while they are put together, and that stays below a gigabyte.
 DECODED_BYTES = 448 << 20
 #: Rates in Hz that a file may claim. What lies outside is a damaged header.
@@ -17,9 +17,11 @@ LOWEST_RATE, HIGHEST_RATE = 100, 10_000_000
 
 @dataclass(frozen=True)
 class Limit:
-    """``seconds``: the longest sound that is of use; None: any length, as far as memory goes."""
+    """``seconds``: the longest sound that is of use; None: any length. ``most_bytes``: of its samples, None:
+    :data:`DECODED_BYTES`."""
 
     seconds: float | None = None
+    most_bytes: int | None = None
 
     def check_form(self, rate: int, channels: int) -> None:
         """Refuse a rate or a number of channels that no sound has."""
@@ -30,16 +32,19 @@ class Limit:
 
     def check(self, frames: int, rate: int, channels: int) -> None:
         """Refuse so many frames (samples of one channel), read or claimed."""
-        if self.seconds is None:
-            return
         # a frame more than fits: the encoder counts after resampling, and says it exactly
-        if frames > self.seconds * rate + 1:
+        if self.seconds is not None and frames > self.seconds * rate + 1:
             raise InputError(
                 f"holds {frames / rate:.3f} s or more, longer than the {self.seconds:g} s that are heard; cut it, or "
                 "ask about its parts"
             )
-        if frames * channels * 4 > DECODED_BYTES:
+        most = DECODED_BYTES if self.most_bytes is None else self.most_bytes
+        if frames * channels * 4 > most:
             raise InputError(
-                f"{channels} channels at {rate} Hz take more than {DECODED_BYTES >> 20} MiB; give one channel, or a "
-                "lower rate"
+                f"{channels} channels at {rate} Hz take more than {_in_mebibytes(most)}; give one channel, a lower "
+                "rate, or a shorter sound"
             )
+
+
+def _in_mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.3g} MiB"

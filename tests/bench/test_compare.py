@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -20,10 +21,11 @@ from support.runs import make_run
 from ualm.bench import compare
 from ualm.export.agreement import hold_rows
 from ualm.export.exporter import export_run
+from ualm.export.precision import BACKBONE, CODEC, ENCODER
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ualm.runtime.errors import EngineError, InputError
-from ualm.runtime.quality import COSINE_GATES, GATES, SNR_GATES, misses, verdicts
+from ualm.runtime.quality import COSINE_GATES, GATES, SNR_GATES, misses, ungated, verdicts
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -180,6 +182,24 @@ def test_another_model_is_refused_in_one_line(ualm: Command, tiny_bundle: Path, 
     assert (status, out, err.count("\n")) == (1, "", 1) and "their templates differ" in err
     status, out, err = ualm("compare", tiny_bundle, tmp_path)
     assert (status, out) == (1, "") and f"{tmp_path}: no bundle here" in err
+
+
+def test_a_format_without_a_gate_is_refused_before_anything_runs(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def codec_in_bf16(bundle: Bundle) -> Bundle:
+        object.__setattr__(bundle.manifest, "precision", dict(bundle.manifest.precision) | {"codec": "bf16"})
+        return bundle
+
+    monkeypatch.setattr(compare, "Bundle", lambda path: codec_in_bf16(Bundle(path)))
+    with pytest.raises(InputError, match=r"precision.codec = 'bf16' has no gate \(those that have: fp32, fp16\)"):
+        compare.compare_bundles(tiny_bundle, tiny_bundle)
+
+
+def test_every_format_of_an_export_has_a_gate() -> None:
+    for backbone, encoder, codec in itertools.product(BACKBONE, ENCODER, CODEC):
+        assert ungated({"backbone": backbone, "encoder": encoder, "codec": codec}) is None
+    assert ungated({"backbone": "fp32", "encoder": "bf16", "codec": "fp32"}) is not None
 
 
 @pytest.mark.parametrize(

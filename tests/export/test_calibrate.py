@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from ualm.bench.random_run import SHAPES, write_random_run
+from ualm.export import calibration_set
 from ualm.export.calibrate import gptq
 from ualm.export.calibration_set import QUESTION, CalibrationSet
 from ualm.export.exporter import export_run
@@ -108,6 +111,44 @@ def test_a_set_is_a_text_a_sound_or_a_folder(tmp_path: Path) -> None:
     (heard,) = CalibrationSet.read(sound).conversations
     assert heard[1] == ("user", QUESTION) and isinstance(heard[0][1], Sound)
     assert len(CalibrationSet.read(tmp_path).conversations) == 3
+
+
+def zeros(path: Path, frames: int, channels: int) -> Path:
+    with soundfile.SoundFile(path, "w", 16000, channels, format="FLAC", subtype="PCM_16") as out:
+        for _ in range(frames // 100_000):
+            out.write(np.zeros((100_000, channels), np.int16))
+    return path
+
+
+def test_a_small_file_that_unfolds_to_much_calibrates_nothing(tmp_path: Path) -> None:
+    """Zeros that take 700 MB as floats."""
+    file = zeros(tmp_path / "zeros.flac", 22_000_000, 8)
+    assert file.stat().st_size < 1 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(ExportError, match=r"zeros\.flac: 8 channels at 16000 Hz take more than 448 MiB"):
+            CalibrationSet.read(file)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_all_sounds_of_a_set_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration_set, "MOST_SOUND_BYTES", 2 << 20)
+    for name in "abcd":  # 0.8 MB as floats, half of it heard
+        zeros(tmp_path / f"{name}.flac", 100_000, 2)
+    found = CalibrationSet.read(tmp_path)
+    assert [sound.samples.shape for sound in (messages[0][1] for messages in found.conversations)] == [(100_000,)] * 4
+    for name in "ef":
+        zeros(tmp_path / f"{name}.flac", 100_000, 2)
+    with pytest.raises(ExportError, match=r"e.flac: 2 channels .* take more than .*all sounds together may take 2 MiB"):
+        CalibrationSet.read(tmp_path)
+
+
+def test_more_prompts_than_calibration_takes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("rain\n" * (calibration_set.MOST_EXAMPLES + 1))
+    with pytest.raises(ExportError, match="more than 10000 prompts and sounds"):
+        CalibrationSet.read(tmp_path / "a.txt")
 
 
 def test_bad_sets_are_refused_by_name(run: Path, tmp_path: Path) -> None:

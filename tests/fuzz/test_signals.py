@@ -30,15 +30,15 @@ pytestmark = [
 
 #: Environment variable that tells the processes of the harness where things lie and how long commands take.
 FACTS = "UALM_FUZZ_SIGNALS"
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PACKAGE = str(Path(ualm.runtime.__file__ or "").parents[1])
 #: The command as pip has installed it.
 INSTALLED = Path(sysconfig.get_path("scripts")) / "ualm"
 #: Program, arguments and lines of standard input.
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
-    "generate": ("cli", ["generate", "rain", "-o", "new.wav", "-b", "BUNDLE", "--max-seconds", "0.3"], ""),
-    "pipe": ("installed", ["generate", "rain", "-o", "-", "-b", "BUNDLE", "--max-seconds", "0.3"], ""),
-    "ask": ("cli", ["ask", "SOUND", "What?", "-b", "BUNDLE", "--max-tokens", "20"], ""),
+    "generate": ("cli", ["generate", "rain", "-o", "new.wav", "-b", "BUNDLE", "--max-seconds", "0.3", "-q"], ""),
+    "pipe": ("installed", ["generate", "rain", "-o", "-", "-b", "BUNDLE", "--max-seconds", "0.3", "-q"], ""),
+    "ask": ("cli", ["ask", "SOUND", "What?", "-b", "BUNDLE", "--max-tokens", "20", "-q"], ""),
     "chat": (
         "cli",
         ["chat", "-b", "BUNDLE", "--json", "--modality", "audio", "--max-seconds", "0.2"],
@@ -57,6 +57,11 @@ def facts() -> dict[str, Any]:
     return json.loads(os.environ[FACTS])
 
 
+def heed_signals() -> None:
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(name: str, folder: Path, places: dict[str, str]) -> subprocess.Popen[str]:
     program, arguments, lines = COMMANDS[name]
     modules = {"cli": "ualm.runtime.cli", "export": "ualm.export"}
@@ -73,8 +78,8 @@ def start(name: str, folder: Path, places: dict[str, str]) -> subprocess.Popen[s
             env=environment,
             text=True,
             errors="replace",
-            # a shell that starts the tests in the background has them ignore SIGINT, and children inherit that
-            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            # a shell that starts the tests in the background, or nohup, has them ignore some, and children inherit that
+            preexec_fn=heed_signals,
         )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pytest
 import safetensors.numpy
 
 from support.bundles import changed_manifest, changed_part
-from ualm.runtime import BundleError, EngineError, Model
+from ualm.export import qwen2
+from ualm.runtime import BundleError, EngineError, Model, bundle_contents
 from ualm.runtime.bundle import GOLDEN, MANIFEST, WEIGHTS, Bundle, describe_file
-from ualm.runtime.bundle_contents import ROLES
-from ualm.runtime.graph_header import read_graph_header
+from ualm.runtime.bundle_contents import MOST_LAYERS, MOST_PARTS, ROLES
+from ualm.runtime.graph_header import MOST_FIELDS, GraphHeader, read_graph_header
 from ualm.runtime.tensors import MappedTensors
 
 Document = dict[str, Any]
@@ -27,7 +29,8 @@ def refusal(folder: Path) -> str:
     with pytest.raises(BundleError) as caught:
         Bundle(folder, verify="always")
     message = str(caught.value)
-    assert "\n" not in message and "export the run again" in message
+    assert "\n" not in message and ("export the run again" in message or "export the bundle again" in message)
+    assert str(folder) in message
     return message
 
 
@@ -60,6 +63,57 @@ def test_every_size_is_held_against_the_tables_and_the_graphs(tiny_bundle, tmp_p
         assert str(folder) in refusal(folder), (section, name)
         checked += 1
     assert checked >= 12
+
+
+HUGE = (10**8, 2**31, 10**18, 10**400)
+
+
+@pytest.fixture
+def a_moment() -> Iterator[None]:
+    """What is refused is refused at once. A loop over a size of the manifest would never end."""
+
+    def late(*about: object) -> None:
+        pytest.fail("still at work after 20 s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("value", HUGE, ids=["1e8", "2^31", "1e18", "1e400"])
+def test_no_size_however_large_takes_time_or_memory(tiny_bundle, tmp_path, value, a_moment):
+    document = json.loads((tiny_bundle / MANIFEST).read_text())
+    features = [("features", name) for name, found in document["features"].items() if type(found) is int]
+    golden = [("golden", name) for name in document["golden"]] if value == 10**400 else []
+    names = [*numbers_of(document), *features, *golden]
+    for section, name in names:
+        if (section, name) in {("features", "max_samples"), ("model", "max_positions")} and value == 10**8:
+            continue  # they have limits of their own
+
+        def edit(copy: Document, section: str = section, name: str = name) -> None:
+            copy[section][name] = value
+
+        message = refusal(changed_manifest(tiny_bundle, tmp_path / f"{section}.{name}", edit))
+        assert len(message) < 600 + len(str(tmp_path)), (section, name)
+    assert len(names) >= 20
+
+
+def test_a_body_has_no_more_layers_than_an_export_makes(tiny_bundle, tmp_path, a_moment):
+    def change(document: Document) -> None:
+        document["model"]["layers"] = MOST_LAYERS + 1
+
+    folder = changed_manifest(tiny_bundle, tmp_path / "bundle", change)
+    assert f"model.layers = {MOST_LAYERS + 1}: at most {MOST_LAYERS} is supported" in refusal(folder)
+    assert qwen2.MOST_LAYERS == MOST_LAYERS
+
+
+def test_more_parts_than_a_bundle_has_are_refused(tiny_bundle, tmp_path):
+    def change(document: Document) -> None:
+        document["parts"] |= {f"more.{number}": document["parts"]["codec"] for number in range(MOST_PARTS)}
+
+    assert f"and {MOST_PARTS} are the most" in refusal(changed_manifest(tiny_bundle, tmp_path / "bundle", change))
 
 
 @pytest.mark.parametrize("name", ["sample_rate", "n_fft", "hop_length", "n_mels", "window_frames", "max_samples"])
@@ -100,6 +154,15 @@ def _set(*path: Any) -> Callable[[Document], None]:
         (_set("precision", "prefill", "int8"), "there is no part backbone.prefill"),
         (_set("precision", None), "precision = None"),
         (_set("quality", []), r"quality = \[\]"),
+        (_set("quality", "audio", "top1", "abc"), r"quality.audio.top1 = 'abc'"),
+        (_set("quality", "audio", "top1_by_stream", [1.0, None]), "quality.audio.top1_by_stream = "),
+        (_set("quality", "audio", "draws", 10**400), "quality.audio.draws = 1000"),
+        (_set("quality", "pcm", 3.0), r"quality.pcm = 3.0"),
+        (_set("calibration", {"source": {}, "prompts": 1, "sounds": 0}), "calibration.source = {}"),
+        (_set("calibration", {"source": "a", "prompts": "1", "sounds": 0}), "calibration.prompts = '1'"),
+        (_set("calibration", {"source": "a", "prompts": 1, "sounds": -1}), "calibration.sounds = -1"),
+        (_set("source", "step", 10**400), "source.step = 1000"),
+        (_set("created_by", ["ualm"]), r"created_by = \['ualm'\]"),
         (_set("golden", "pcm", "much"), "golden.pcm = 'much' is no tolerance"),
         (_set("golden", "pcm", float("nan")), "golden.pcm = nan is no tolerance"),
         (_set("sampling", "audio", "max_steps", 3), "max_steps = 3 cannot hold one frame"),
@@ -289,6 +352,81 @@ def test_what_is_read_of_a_graph_is_what_the_onnx_package_reads(tiny_bundle):
 def test_a_file_that_is_no_graph_is_named(tiny_bundle, tmp_path, content):
     folder = changed_part(Bundle(tiny_bundle, verify="never"), tmp_path / "bundle", "codec", content)
     assert f"{folder / 'codec.onnx'}: " in refusal(folder)
+
+
+def small_fields(count: int) -> bytes:
+    """A graph of so many fields of two bytes each, after the least that makes it one."""
+    body = b"\x08\x01" * count
+    length = bytearray()
+    left = len(body)
+    while left > 0x7F:
+        length.append(left & 0x7F | 0x80)
+        left >>= 7
+    return b"\x3a" + bytes([*length, left]) + body
+
+
+def test_fields_of_a_graph_are_counted(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(small_fields(1000))
+    assert read_graph_header(tmp_path / "a.onnx").fields == 1001
+    assert read_graph_header(tmp_path / "a.onnx", 1001).fields == 1001
+    with pytest.raises(BundleError, match=f"a.onnx: .*more than the {MOST_FIELDS} fields"):
+        read_graph_header(tmp_path / "a.onnx", 1000)
+
+
+def test_a_graph_of_nothing_but_small_fields_is_refused_at_once(tmp_path, a_moment):
+    (tmp_path / "a.onnx").write_bytes(small_fields(31 << 20))
+    with pytest.raises(BundleError, match="more than the"):
+        read_graph_header(tmp_path / "a.onnx")
+
+
+def test_the_fields_of_all_graphs_are_counted_together_and_each_file_once(tiny_bundle, tmp_path, monkeypatch):
+    read: list[Path] = []
+
+    def counting(path: Path, most: int) -> GraphHeader:
+        read.append(path)
+        return read_graph_header(path, most)
+
+    monkeypatch.setattr(bundle_contents, "read_graph_header", counting)
+    needed = sum(read_graph_header(path).fields for path in tiny_bundle.glob("*.onnx"))
+
+    def change(document: Document) -> None:
+        document["parts"] |= {f"codec.{number}": document["parts"]["codec"] for number in range(20)}
+
+    folder = changed_manifest(tiny_bundle, tmp_path / "bundle", change)
+    monkeypatch.setattr(bundle_contents, "MOST_FIELDS", needed)
+    Bundle(folder)
+    assert sorted(read) == sorted(folder.glob("*.onnx"))
+    monkeypatch.setattr(bundle_contents, "MOST_FIELDS", needed - 1)
+    assert "fields that the graphs of a bundle may have" in refusal(folder)
+
+
+@pytest.mark.parametrize("shape", [[], [1], [0, 1 << 40]], ids=str)
+def test_a_codec_layer_without_a_kernel_is_refused(tiny_bundle, tmp_path, shape):
+    name = next(name for name in MappedTensors(tiny_bundle / WEIGHTS) if name.endswith("conv_t1.weight"))
+
+    def change(header: Document, data: bytes) -> bytes:
+        size = int(np.prod(shape)) * 4
+        begin, end = header[name]["data_offsets"]
+        header["_padding.of_the_test"] = {"dtype": "U8", "shape": [end - begin - size]} | {
+            "data_offsets": [begin + size, end]
+        }
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, begin + size]}
+        return data
+
+    blob = with_blob(tiny_bundle, tmp_path / "blob", WEIGHTS, change)
+
+    def without_it(document: Document) -> None:
+        for role in ("codec", "codec.stream"):
+            part = document["parts"][role]
+            graph = onnx.load(blob / part["file"], load_external_data=False)
+            kept = [weight for weight in graph.graph.initializer if weight.name != name]
+            del graph.graph.initializer[:], part["weight_bytes"]
+            graph.graph.initializer.extend(kept)
+            (tmp_path / "bundle" / part["file"]).unlink()
+            (tmp_path / "bundle" / part["file"]).write_bytes(graph.SerializeToString())
+            document["files"][part["file"]] = vars(describe_file(tmp_path / "bundle" / part["file"]))
+
+    assert f"{name} has a kernel of" in refusal(changed_manifest(blob, tmp_path / "bundle", without_it))
 
 
 # ---- the golden vector ----

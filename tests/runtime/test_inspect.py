@@ -28,6 +28,24 @@ def run(ualm: Command) -> Command:
     return functools.partial(ualm, "inspect")
 
 
+def test_no_text_of_a_bundle_is_obeyed_by_a_terminal(ualm, tiny_bundle, tmp_path):
+    evil = "\x1b]0;title\x07\x1b[2J\x9b31m\r"
+    texts = {"created_by": f"ualm{evil}", "source": {f"by{evil}": f"me{evil}"}}
+    texts["calibration"] = {"source": evil, "prompts": 1, "sounds": 0}
+
+    def change(document):
+        document.update(texts)
+        document["sampling"][f"more{evil}"] = {f"seed{evil}": 1}
+
+    folder = changed_manifest(tiny_bundle, tmp_path / f"bundle{evil.replace('/', '')}", change)
+    for line in (["inspect", folder], ["doctor", folder], ["inspect", folder / "none"]):
+        _, out, err = ualm(*line)
+        told = (out + err).replace("\n", "").replace("\t", "")
+        assert told and not [letter for letter in told if not letter.isprintable()], line
+    status, out, _ = ualm("inspect", folder, "--json")
+    assert status == 0 and json.loads(out)["created_by"] == f"ualm{evil}"
+
+
 def test_json_says_what_the_bundle_is(run, tiny_bundle, tiny_run):
     status, out, err = run(tiny_bundle, "--json")
     assert (status, err, out.count("\n")) == (0, "", 1)

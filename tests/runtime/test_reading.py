@@ -74,6 +74,18 @@ def test_json_has_limits_for_values_and_levels():
         parse_json(b"[1,2,3,4]", 3)
 
 
+@pytest.mark.parametrize("text", [",,,,,,", '",[{",[{', "\\", "\\,[{", '\\",[{', "a\n,[{", "\u00fc,[{"], ids=ascii)
+@pytest.mark.parametrize("plain", [True, False])
+def test_values_are_counted_and_not_what_is_within_texts(text: str, plain: bool) -> None:
+    values = [text, {text: text}, text]
+    content = json.dumps(values, ensure_ascii=plain).encode()
+    assert parse_json(content, 4) == values
+    with pytest.raises(ValueError, match="some 4 values, and at most 3"):
+        parse_json(content, 3)
+    with pytest.raises(ValueError, match="values, and at most 4"):
+        parse_json(content + b"," * 5, 4)
+
+
 def test_what_is_shown_of_a_value_is_short_whatever_it_holds():
     laugh: Any = "ha"
     for _ in range(60):

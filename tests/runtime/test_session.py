@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -288,6 +290,71 @@ def test_a_restored_session_goes_on_in_another_model(model: Model, tmp_path: Pat
             assert_same(ask(restored, said), segments)
         restored.truncate(1)
         assert_same(ask(restored, SAYINGS[3]), conversation(model, [SAYINGS[0], SAYINGS[3]])[-1])
+
+
+@pytest.mark.parametrize("text", [", " * 250_000, '"[{' * 100_000], ids=["commas", "brackets"])
+def test_a_text_of_many_marks_is_saved_and_restored(model: Model, tmp_path: Path, text: str) -> None:
+    session = model.session()
+    session.ask("rain", modality="text", text=TextSampling(max_steps=2))
+    session._said = [(("user", text), ("assistant", "rain"))]
+    session.save(tmp_path / "saved.npz")
+    assert model.restore(tmp_path / "saved.npz").transcript == session.transcript
+
+
+@pytest.mark.parametrize(
+    ("limit", "least", "said"),
+    [
+        ("ualm.runtime.session.MOST_ABOUT", 100, "what was said takes [0-9]+ bytes, and at most 100 are restored"),
+        ("ualm.runtime.session.DECODED_BYTES", 1000, "sound_0 takes 32000 bytes, and at most 1000 are restored"),
+        ("ualm.runtime.reading.check_values.__defaults__", (5,), "values, and at most 5 are read"),
+    ],
+    ids=["texts", "sounds", "values"],
+)
+def test_what_would_not_be_restored_is_not_saved(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, least: Any, said: str
+) -> None:
+    session = model.session()
+    session.ask(Sound(make_sound(0.5)[0], 16000), modality="text", text=TextSampling(max_steps=2))
+    session.save(tmp_path / "saved.npz")
+    before = (tmp_path / "saved.npz").read_bytes()
+    monkeypatch.setattr(limit, least)
+    with pytest.raises(SessionError, match=rf"saved\.npz: .*{said}; truncate the session"):
+        session.save(tmp_path / "saved.npz")
+    assert (tmp_path / "saved.npz").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_sound_that_was_said_is_held_once_and_let_go_of(model: Model) -> None:
+    session = model.session()
+    heard = Sound(make_sound(0.5)[0], 16000)
+    for _ in range(2):
+        session.ask(heard, modality="text", text=TextSampling(max_steps=2))
+    made = session.ask("rain", modality="audio", audio=AudioSampling(max_steps=12, seed=1))[0].sound
+    assert made is not None and made.codes is not None
+    forks = [session.fork() for _ in range(2)]
+    for each in (session, *forks):
+        sounds = [content for _, content in each.transcript if isinstance(content, Sound)]
+        assert [id(sound) for sound in sounds[:3]] == [id(heard), id(heard), id(made)]
+    assert (made.samples.itemsize, made.codes.nbytes) == (4, 16 * len(made.codes))
+    left = weakref.ref(made)
+    del made, sounds, forks, each
+    session.truncate(2)
+    gc.collect()
+    assert left() is None
+
+
+def test_a_path_that_a_restored_session_tells_is_a_path_and_not_opened(model: Model, tmp_path: Path) -> None:
+    file = tmp_path / "heard.wav"
+    Sound(make_sound(0.5)[0], 16000).save(file)
+    session = model.session()
+    session.ask([("user", file), ("user", Speech(file))], modality="text", text=TextSampling(max_steps=2))
+    session.save(tmp_path / "saved.npz")
+    file.unlink()
+    restored = model.restore(tmp_path / "saved.npz")
+    (_, plain), (_, speech), _ = restored.transcript
+    assert plain == file and isinstance(plain, Path)
+    assert isinstance(speech, Speech) and speech.content == file
+    with pytest.raises(InputError, match=r"heard\.wav: no such file"):
+        model.run(restored.transcript)
 
 
 def test_an_empty_session_can_be_saved(model: Model, tmp_path: Path) -> None:

@@ -4,7 +4,12 @@ A case is a function of a random generator and an empty folder: it makes its inp
 came of it. It may raise `UalmError` with a message of one line (a refusal); anything else that it raises, in callbacks
 and threads too, more than `MOST_SECONDS`, more than `MOST_BYTES` of memory and a process that dies are violations. Case
 ``i`` of seed ``s`` is the same input wherever it runs: ``run_case(case, s, i, folder)`` repeats it alone.
+
+Memory is what the kernel counts as the most that a case ever held, however shortly: each process asks for it after each
+case and tells it with the outcome. What is seen from outside meanwhile only ends a case before it takes the machine.
 """
+
+from __future__ import annotations
 
 import collections
 import contextlib
@@ -14,6 +19,7 @@ import io
 import json
 import os
 import random
+import resource
 import selectors
 import shutil
 import signal
@@ -26,12 +32,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from ualm.bench.memory import memory_of
+from ualm.bench.memory import memory_of, peak_rss
 from ualm.runtime.errors import UalmError
 
 MOST_SECONDS = 10.0
 MOST_BYTES = 1 << 30
-"""Of memory that no file backs, in the process that runs a case."""
+"""Of memory that the process of a case holds at most, libraries and mapped files included, and each that it starts."""
 LONGEST_MESSAGE = 600
 """Characters of a refusal: a line that a person reads."""
 
@@ -40,16 +46,43 @@ Case = Callable[[random.Random, Path], str]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of case ``number``: ``kind`` is what it returned, 'refused' or 'violation'; ``text`` says more."""
+    """What came of case ``number``: ``kind`` is what it returned, 'refused' or 'violation'; ``text`` says more.
+
+    ``peak``: bytes of memory that its process held at most, or one that it started and waited for.
+    """
 
     number: int
     kind: str
     text: str
+    peak: int = 0
+
+    def judged(self) -> Outcome:
+        """This, or the violation that it is by its memory."""
+        if self.kind == "violation" or self.peak <= MOST_BYTES:
+            return self
+        return dataclasses.replace(self, kind="violation", text=f"held {self.peak >> 20} MiB: {self.kind} {self.text}")
+
+
+class _Peak:
+    """The most memory of this process since the last :meth:`reset`, and of its children since :meth:`__init__`."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """From here on. Where the kernel does not forget, a process counts from its start, and none outlives a peak."""
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def bytes(self) -> int:
+        own = peak_rss() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 
 
 def run_case(case: Case, seed: int, number: int, folder: Path) -> Outcome:
     """Case ``number`` of ``seed``, here and now, in ``folder`` (made, and empty)."""
     folder.mkdir(parents=True)
+    memory = _Peak()
     unheard: list[str] = []
     sys.unraisablehook = lambda about: unheard.append(f"{about.err_msg}: {about.exc_value!r} in {about.object!r}")
     threading.excepthook = lambda about: unheard.append(f"a thread ended with {about.exc_value!r}")
@@ -72,7 +105,7 @@ def run_case(case: Case, seed: int, number: int, folder: Path) -> Outcome:
         kind, text = "violation", f"{unheard[0]}; {text}"
     if kind != "violation" and time.monotonic() - started > MOST_SECONDS:
         kind, text = "violation", f"took {time.monotonic() - started:.1f} s: {text}"
-    return Outcome(number, kind, text)
+    return Outcome(number, kind, text, memory.bytes())
 
 
 def run_cases(case: Case, count: int, seed: int, *, workers: int = 2) -> collections.Counter[str]:
@@ -83,8 +116,13 @@ def run_cases(case: Case, count: int, seed: int, *, workers: int = 2) -> collect
     with tempfile.TemporaryDirectory(prefix="ualm-fuzz-") as folder:
         outcomes = _Pool(case, count, seed, Path(folder)).drain(workers)
     counted = collections.Counter(outcome.kind for outcome in outcomes)
+    most = max(outcome.peak for outcome in outcomes)
     name = f"{case.__module__.rpartition('.')[2]}.{case.__name__}"
-    print(f"{name}, seed {seed}, {count} cases: " + ", ".join(f"{k} {n}" for k, n in sorted(counted.items())))
+    print(
+        f"{name}, seed {seed}, {count} cases: "
+        + ", ".join(f"{k} {n}" for k, n in sorted(counted.items()))
+        + f"; at most {most >> 20} MiB"
+    )
     bad = [outcome for outcome in outcomes if outcome.kind == "violation"]
     shown = "\n\n".join(f"case {outcome.number} of seed {seed}: {outcome.text}" for outcome in bad[:5])
     assert not bad, f"{name}: {len(bad)} of {count} cases violate the limits\n\n{shown}"
@@ -109,27 +147,26 @@ class _Pool:
         while selector.get_map():
             ready = {key.data for key, _ in selector.select(timeout=0.2)}
             for child in [key.data for key in selector.get_map().values()]:
-                ended = False
-                if child in ready:
-                    line = child.process.stdout.readline()
-                    if line:
-                        outcomes.append(child.heard(line))
+                line = child.process.stdout.readline() if child in ready else None
+                if line:
+                    outcomes.append(child.heard(line))
+                    if outcomes[-1].peak <= MOST_BYTES:
                         continue
-                    ended = True
-                violation = child.violation(ended)
-                if violation is None and not ended:
-                    continue
+                else:
+                    violation = child.violation(ended=line is not None)
+                    if violation is None and line is None:
+                        continue
+                    if violation is not None:
+                        outcomes.append(Outcome(child.number, "violation", violation))
+                        child.number += child.step
                 selector.unregister(child.out)
                 child.end()
-                if violation is not None:
-                    outcomes.append(Outcome(child.number, "violation", violation))
-                    child.number += child.step
                 if child.number < self._count:
                     again = _Child(self._start(child.number, child.step), child.number, child.step)
                     selector.register(again.out, selectors.EVENT_READ, again)
         return sorted(outcomes, key=lambda outcome: outcome.number)
 
-    def _start(self, first: int, step: int) -> "subprocess.Popen[bytes]":
+    def _start(self, first: int, step: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, __file__, str(self._file), *self._arguments, str(first), str(step)]
         return subprocess.Popen(
             [*command, tempfile.mkdtemp(dir=self._folder)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0
@@ -137,7 +174,7 @@ class _Pool:
 
 
 class _Child:
-    def __init__(self, process: "subprocess.Popen[bytes]", first: int, step: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], first: int, step: int) -> None:
         self.process = process
         self.number = first
         self.step = step
@@ -146,7 +183,7 @@ class _Child:
         self.out = process.stdout
 
     def heard(self, line: bytes) -> Outcome:
-        outcome = Outcome(**json.loads(line))
+        outcome = Outcome(**json.loads(line)).judged()
         assert outcome.number == self.number
         self.number += self.step
         self.since = time.monotonic()
@@ -161,7 +198,8 @@ class _Child:
         if time.monotonic() - self.since > 2 * MOST_SECONDS:
             return f"no answer after {2 * MOST_SECONDS:.0f} s"
         memory = memory_of(self.process.pid)
-        if memory is None or memory.anonymous <= MOST_BYTES:
+        # the process itself tells what it held; only what may never end is ended from here
+        if memory is None or memory.anonymous <= 2 * MOST_BYTES:
             return None
         return f"holds {memory.anonymous >> 20} MiB"
 
