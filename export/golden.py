@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ..runtime.bundle import GOLDEN, Manifest
-from ..runtime.cores import cores
+from ..runtime.cores import library_threads
 from ..runtime.engines.arithmetic import Arithmetic, logits_tolerance, part_tolerance
 from ..runtime.errors import ExportError
 from ..runtime.hearing import FeatureSpec, Hearing
@@ -138,7 +138,7 @@ def run_as_written(path: Path, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = cores()
+    options.intra_op_num_threads = library_threads()
     options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.disable_prepacking", "1")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

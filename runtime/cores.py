@@ -21,6 +21,12 @@ def cores() -> int:
     return max(1, min([allowed, *shares]))
 
 
+def library_threads() -> int:
+    """Threads for ONNX Runtime where nobody gave a number: 0, its own choice, a thread on each physical core, unless
+    this process may use fewer than there are; then :func:`cores`, for the library knows no container's limit."""
+    return 0 if cores() == os.cpu_count() else cores()
+
+
 #: How the options of a command give a number of threads, and how none: for :func:`check_threads`.
 BY_OPTION = ("--threads", "leave it out for all cores")
 

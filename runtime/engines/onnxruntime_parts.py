@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _native
 from ..bundle import Bundle
-from ..cores import cores
+from ..cores import library_threads
 from ..errors import EngineError
 from ..reading import first_line
 from ..stopping import raise_interrupt
@@ -35,7 +35,7 @@ class OnnxRuntimeParts:
 
     def __init__(self, bundle: Bundle, *, threads: int | None, max_context: int) -> None:
         self.bundle, self.max_context = bundle, max_context
-        self._threads = cores() if threads is None else threads  # the library's own number knows no container's limit
+        self._threads = library_threads() if threads is None else threads
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._closed = False

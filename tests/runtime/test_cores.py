@@ -134,6 +134,14 @@ def test_a_model_and_doctor_keep_to_that_share(
             }
 
 
+def test_where_nothing_narrows_it_the_library_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "_OWN_GROUPS", tmp_path / "none")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for allowed, taken in ((8, 0), (7, 7), (1, 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, n=allowed: set(range(n)), raising=False)
+        assert cores.library_threads() == taken
+
+
 def test_where_no_group_is_told_the_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "_OWN_GROUPS", tmp_path / "none")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
