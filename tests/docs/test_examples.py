@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -207,41 +205,6 @@ def test_the_table_of_limits_has_the_defaults(tiny_bundle: Path) -> None:
         spec = FeatureSpec.from_json(model.bundle.manifest.features)
     assert defaults["shortest sound heard"].startswith(f"{1000 * spec.min_samples / spec.sample_rate:g} ms")
     assert f"{spec.max_samples / spec.sample_rate:g} s" in defaults["longest sound heard"]
-
-
-#: A number as the table writes it.
-NUMBER = re.compile(r"(\d[\d,]*)(?:\^(\d+) - (\d+))?(?: ([KM])iB)?")
-#: Not a limit of what is read: frames of a call that an engine is compiled for.
-COMPILED_FOR = {"export.tensorrt_parts.MOST_FRAMES"}
-
-
-def test_the_table_of_limits_has_the_constants() -> None:
-    named: set[str] = set()
-    for limit, written, constants in table(page_text("limits.md"), "limit", "value"):
-        module, values = "", []
-        for name in constants.replace("`", "").split(", "):
-            module, _, constant = name.rpartition(".") if "." in name else (module, "", name)
-            value = getattr(importlib.import_module(f"ualm.{module}"), constant)
-            values += value.values() if isinstance(value, dict) else [value]
-            named.add(f"{module}.{constant}")
-        found = []
-        for digits, power, less, unit in NUMBER.findall(written):
-            number = int(digits.replace(",", "")) ** int(power or 1) - int(less or 0)
-            found.append(number << {"": 0, "K": 10, "M": 20}[unit])
-        assert found == values, f"{limit}: {written} is written, {values} holds"
-    assert named == limits_in_code() - COMPILED_FOR
-
-
-def limits_in_code() -> set[str]:
-    found = set()
-    for room in ("runtime", "export"):
-        for path in (ROOT / room).rglob("*.py"):
-            for node in ast.parse(path.read_text(encoding="utf-8")).body:
-                targets = node.targets if isinstance(node, ast.Assign) else []
-                names = {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
-                module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-                found |= {f"{module}.{name}" for name in names if name.startswith("MOST_")}
-    return found
 
 
 def test_the_least_number_of_rows_of_a_sound_is_told() -> None:
