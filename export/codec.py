@@ -97,6 +97,8 @@ def plan_codec(
 
 def _read_config(config: Mapping[str, Any]) -> tuple[Any, list[int]]:
     """An XcodecConfig with defaults filled in; and the upsampling ratios, which transformers does not check."""
+    if config.get("model_type", "xcodec") != "xcodec":
+        raise ExportError(f"codec config: model_type = {shown(config['model_type'])}, only 'xcodec' is supported")
     try:
         full: Any = XcodecConfig.from_dict(dict(config))
         acoustic, hop, _ = full.acoustic_model_config, full.hop_length, full.num_quantizers

@@ -39,7 +39,8 @@ _LAYER_NORM_EPS = 1e-5
 _MEL_MAX_HZ = 8000
 #: What transformers' WhisperFeatureExtractor takes for a field that preprocessor_config.json leaves out.
 _EXTRACTOR_DEFAULTS = {
-    "feature_size": 80, "sampling_rate": 16000, "hop_length": 160, "chunk_length": 30, "n_fft": 400, "dither": 0.0
+    "feature_size": 80, "sampling_rate": 16000, "hop_length": 160, "chunk_length": 30, "n_fft": 400, "dither": 0.0,
+    "padding_value": 0.0,
 }  # fmt: skip
 
 
@@ -136,6 +137,8 @@ class FeatureSettings:
                 raise _feature_error(name, given[name], f"at most {most}")
         if given["dither"] != 0:
             raise _feature_error("dither", given["dither"], "0: features must not depend on chance")
+        if given["padding_value"] != 0:
+            raise _feature_error("padding_value", given["padding_value"], "0: what is added to a sound is silence")
         if given["feature_size"] != shape.n_mels:
             raise _feature_error("feature_size", given["feature_size"], f"{shape.n_mels}, the encoder's num_mel_bins")
         if given["sampling_rate"] < 2 * _MEL_MAX_HZ:

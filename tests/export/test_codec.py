@@ -262,6 +262,7 @@ def changed(**acoustic: Any) -> dict[str, Any]:
         (changed(upsampling_ratios=[6, 1]), r"upsampling_ratios is \[6, 1\]; a list of whole numbers from 2 up"),
         (changed(upsampling_ratios="32"), r"upsampling_ratios is '32'"),
         (changed(decoder_hidden_size=3), r"decoder_hidden_size is 3.*at least 4"),
+        ({**CONFIGS["3-2"], "model_type": "dac"}, r"model_type = 'dac', only 'xcodec'"),
         (changed(hidden_size=0), r"acoustic_model_config.hidden_size is 0"),
         (tiny_config([3, 2], width=12, target_bandwidths=[1]), r"target_bandwidths ending in 1 .* 5 quantizers"),
         (tiny_config([3, 2], width=12, codebook_size=1), r"not a configuration that XcodecModel takes"),

@@ -151,6 +151,8 @@ def test_scale_embedding_changes_nothing_as_in_the_reference():
         ({"d_model": "24"}, {}, "d_model = '24'"),
         ({"num_hidden_layers": 3}, {}, "encoder_layers = 2, num_hidden_layers = 3"),
         ({}, {"dither": 0.1}, "dither = 0.1"),
+        ({}, {"padding_value": -1.0}, "padding_value = -1.0"),
+        ({}, {"padding_value": None}, "padding_value = None"),
         ({}, {"feature_size": 80}, "feature_size = 80, expected 9"),
         ({}, {"sampling_rate": 8000}, "sampling_rate = 8000"),
         ({}, {"hop_length": 401}, "hop_length = 401"),
