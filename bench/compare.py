@@ -30,6 +30,7 @@ from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.errors import InputError
 from ..runtime.hearing import FeatureSpec, Hearing
 from ..runtime.quality import Verdict, ungated, verdicts
+from ..runtime.reading import shown
 from .blocks import Progress
 from .decode import Decode
 from .scenario import run_scenario
@@ -144,7 +145,7 @@ def check_comparable(a: Bundle, b: Bundle) -> None:
         where = ""
         if isinstance(ours, Mapping):
             name = next(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
-            where = f" ({name} = {ours.get(name)!r:.60} and {theirs.get(name)!r:.60})"
+            where = f" ({name} = {shown(ours.get(name))} and {shown(theirs.get(name))})"
         raise InputError(
             f"{a.folder} and {b.folder}: their {what} differ{'' if what.endswith('s') else 's'}{where}, so they are "
             "not two forms of one model; give two exports of runs that differ in weights or precision alone"

@@ -113,6 +113,8 @@ _HOMES = (
 
 
 def __getattr__(name: str) -> object:
+    if not name.isidentifier():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "__version__":
         from importlib.metadata import version
 

@@ -201,7 +201,7 @@ class Bundle:
         if verify not in ("first", "always", "never"):
             raise InputError(f'verify = {verify!r}: choose "first", "always" or "never"')
         if not isinstance(folder, (str, os.PathLike)):
-            raise InputError(f"bundle = {folder!r:.80}: give the path of a folder, or None for the model within ualm")
+            raise InputError(f"bundle = {shown(folder)}: give the path of a folder, or None for the model within ualm")
         self.folder = Path(folder)
         document = _read_manifest(self.folder)
         self.manifest = _parse(self.folder / MANIFEST, document)
@@ -313,12 +313,12 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Manifest:
         )
         for name in ("features", "sampling", "parts", "precision", "quality", "golden", "source", "files"):
             if not isinstance(document[name], dict):
-                raise ValueError(f"{name} = {document[name]!r:.80}")
+                raise ValueError(f"{name} = {shown(document[name])}")
         for role, part in document["parts"].items():
             if part["file"] not in document["files"]:
                 raise ValueError(f"parts.{role}.file = {part['file']!r} is not among the files")
         if not isinstance(document["created_by"], str):
-            raise ValueError(f"created_by = {document['created_by']!r:.80}")
+            raise ValueError(f"created_by = {shown(document['created_by'])}")
         _check_quality(document["quality"])
         _check_told("source", document["source"])
         files = {name: BundleFile(**values) for name, values in document["files"].items()}
@@ -364,23 +364,24 @@ def _calibration(values: object) -> Mapping[str, Any] | None:
     if values is None:
         return None
     if not isinstance(values, Mapping) or not {"source", "prompts", "sounds"} <= set(values):
-        raise ValueError(f"calibration = {values!r:.80}")
+        raise ValueError(f"calibration = {shown(values)}")
     if not (values["source"] is None or isinstance(values["source"], str)):
-        raise ValueError(f"calibration.source = {values['source']!r:.80}")
+        raise ValueError(f"calibration.source = {shown(values['source'])}")
     for name in ("prompts", "sounds"):
         if type(values[name]) is not int or not 0 <= values[name] <= MOST_SIZE:
-            raise ValueError(f"calibration.{name} = {values[name]!r:.80}")
+            raise ValueError(f"calibration.{name} = {shown(values[name])}")
     return MappingProxyType(values)
 
 
 def _check_quality(quality: Mapping[str, Any]) -> None:
-    """ValueError unless each part has figures: numbers, or lists of them. NaN is a number that reaches no gate."""
+    """ValueError unless each part has figures: numbers, or a list of them, one a stream. NaN reaches no gate."""
     for part, figures in quality.items():
         if not isinstance(figures, Mapping):
-            raise ValueError(f"quality.{part} = {figures!r:.80}")
+            raise ValueError(f"quality.{part} = {shown(figures)}")
         for name, value in figures.items():
-            if not all(map(_is_figure, value if isinstance(value, list) else [value])):
-                raise ValueError(f"quality.{part}.{name} = {value!r:.80}")
+            streams = name.endswith("_by_stream") and isinstance(value, list)
+            if not all(map(_is_figure, value if streams else [value])):
+                raise ValueError(f"quality.{part}.{name} = {shown(value)}")
 
 
 def _is_figure(value: object) -> bool:
@@ -394,7 +395,7 @@ def _check_told(name: str, value: object) -> None:
         for key, each in inner:
             _check_told(f"{name}.{key}", each)
     elif not (value is None or isinstance(value, (str, bool)) or _is_figure(value)):
-        raise ValueError(f"{name} = {value!r:.80}")
+        raise ValueError(f"{name} = {shown(value)}")
 
 
 def _knows(values: object) -> Knowledge | None:

@@ -162,7 +162,7 @@ class _Contents:
                     self._refuse(f"post_codec.{name} = {value}, and {high} is the most")
         for name, value in manifest.golden.items():
             if not _is_number(value) or not 0 < value <= sys.float_info.max:
-                self._refuse(f"golden.{name} = {value!r:.80} is no tolerance")
+                self._refuse(f"golden.{name} = {shown(value)} is no tolerance")
 
     def _check_formats(self) -> None:
         parts, precision = self._manifest.parts, self._manifest.precision
@@ -171,16 +171,16 @@ class _Contents:
         for role, part in parts.items():
             stored, field = part["precision"], _precision_field(role)
             if not isinstance(stored, str) or stored not in STORED:
-                self._refuse(f"parts.{role}.precision = {stored!r:.80} is none of {', '.join(STORED)}")
+                self._refuse(f"parts.{role}.precision = {shown(stored)} is none of {', '.join(STORED)}")
             if field is not None and precision.get(field) != stored:
                 said = precision.get(field)
-                self._refuse(f"parts.{role}.precision = {stored!r}, but precision.{field} = {said!r:.80}")
+                self._refuse(f"parts.{role}.precision = {stored!r}, but precision.{field} = {shown(said)}")
             if role in _MATRICES:
                 name = _MATRICES[role]
                 if (found := self._stored_as(name)) != STORED[stored]:
                     self._refuse(f"parts.{role}.precision = {stored!r}, but {name} is stored as {found}")
         if precision.get("prefill", "none") != "none" and "backbone.prefill" not in parts:
-            self._refuse(f"precision.prefill = {precision['prefill']!r:.80}, but there is no part backbone.prefill")
+            self._refuse(f"precision.prefill = {shown(precision['prefill'])}, but there is no part backbone.prefill")
 
     # ---- the blob ----
 
@@ -243,24 +243,24 @@ class _Contents:
         path, total = self._part(role), 0
         for name, weight in graph.weights.items():
             if weight.location != self._tables.path.name:
-                self._refuse(f"weight {name!r:.80} lies in {weight.location!r:.80}, no file of weights", path)
+                self._refuse(f"weight {shown(name)} lies in {shown(weight.location)}, no file of weights", path)
             if name not in self._tables:
-                self._refuse(f"weight {name!r:.80} is none of {self._tables.path.name}", path)
+                self._refuse(f"weight {shown(name)} is none of {self._tables.path.name}", path)
             tensor, stored = self._tables[name], self._tables.stored_as(name)
             if (weight.offset, weight.length) != self._tables.place(name):
-                self._refuse(f"weight {name!r:.80} is not where {self._tables.path.name} has it", path)
+                self._refuse(f"weight {shown(name)} is not where {self._tables.path.name} has it", path)
             packed = 2 if weight.dtype == "int4" else 1  # two numbers of a row in a byte
             shape = (*tensor.shape[:-1], tensor.shape[-1] * packed) if packed > 1 and tensor.shape else tensor.shape
             if weight.shape != shape or _AS_DECLARED.get(stored) != _AS_STORED.get(weight.dtype, weight.dtype):
                 self._refuse(
-                    f"weight {name!r:.80} is {weight.dtype} {shown(list(weight.shape))}, but "
+                    f"weight {shown(name)} is {weight.dtype} {shown(list(weight.shape))}, but "
                     f"{stored} {shown(list(shape))} in {self._tables.path.name}",
                     path,
                 )
             total += weight.length
         said = self._manifest.parts[role].get("weight_bytes", total)
         if said != total or type(said) is not int:
-            self._refuse(f"parts.{role}.weight_bytes = {said!r:.80}, but its graph reads {total} bytes of weights")
+            self._refuse(f"parts.{role}.weight_bytes = {shown(said)}, but its graph reads {total} bytes of weights")
 
     def _check_graphs(self, graphs: Mapping[str, GraphHeader]) -> None:
         hidden, vocabulary = self._manifest.model.hidden_size, self._manifest.vocabulary
@@ -289,7 +289,7 @@ class _Contents:
             self._check_side(role, "input", inputs, graph.inputs)
             self._check_side(role, "output", outputs, graph.outputs)
             if compute != wanted:
-                self._refuse(f"parts.{role}.compute = {compute!r:.80}, but its graph computes in {wanted}")
+                self._refuse(f"parts.{role}.compute = {shown(compute)}, but its graph computes in {wanted}")
 
     def _check_side(self, role: str, side: str, expected: _Sides, found: Mapping[str, Declared]) -> None:
         path = self._part(role)
@@ -302,7 +302,7 @@ class _Contents:
                     path,
                 )
         if extra := [name for name in found if name not in expected]:
-            self._refuse(f"{side} {extra[0]!r:.80} is none that the manifest asks for", path)
+            self._refuse(f"{side} {shown(extra[0])} is none that the manifest asks for", path)
 
     def _body(self, role: str, graph: GraphHeader) -> tuple[_Sides, _Sides, str]:
         """Inputs, outputs, and what the cache is stored in."""
@@ -352,7 +352,7 @@ class _Contents:
         states = {name: found for name, found in graph.inputs.items() if name.startswith("left.")}
         for name, found in states.items():
             if len(found.shape) != 3 or None in found.shape or found.dtype != "float32" or found.shape[0] != 1:
-                self._refuse(f"input {name!r:.80} is {_shown(found)}, no state", self._part("codec.stream"))
+                self._refuse(f"input {shown(name)} is {_shown(found)}, no state", self._part("codec.stream"))
         nexts = {f"next.{name.removeprefix('left.')}": found for name, found in states.items()}
         if list(graph.outputs) != ["pcm", *nexts]:  # they are handed on by their order
             self._refuse("its states come in another order than they go", self._part("codec.stream"))
@@ -369,7 +369,7 @@ class _Contents:
             if layer == name:
                 continue
             if f"codec.{layer}.weight" not in self._tables:
-                self._refuse(f"state {name!r:.80} belongs to no layer of the codec", self._part("codec.stream"))
+                self._refuse(f"state {shown(name)} belongs to no layer of the codec", self._part("codec.stream"))
             kernel = (self._tables[f"codec.{layer}.weight"].shape or (0,))[-1]
             if not 1 < kernel + (not layer.endswith(".conv_t1")) <= MOST_SIZE:
                 self._refuse(f"codec.{layer}.weight has a kernel of {kernel}", self._tables.path)

@@ -109,7 +109,7 @@ def ask(
         about |= {"elapsed_seconds": round(elapsed, 3)} | about_model(model) | {"outside": outside.found}
     if not as_json:
         tell_cut(answer.finish, quiet=quiet)
-    report(as_json, about, answer)
+    report(as_json, about, answer, said=True)
 
 
 @app.command(epilog=f"Needs the extra `export`: {install_hint('export')}.")

@@ -168,9 +168,12 @@ def print_any(text: str) -> None:
         raise not_printed(error) from error
 
 
-def report(as_json: bool, result: Mapping[str, object], plain: str) -> None:
-    """The one result of a verb, as a JSON object or as lines for people."""
-    print_any((json.dumps(result) if as_json else plain.translate(CONTROLS)) + "\n")
+def report(as_json: bool, result: Mapping[str, object], plain: str, *, said: bool = False) -> None:
+    """The one result of a verb, as a JSON object or as lines for people. ``said``: the model's own words, which only a
+    terminal, that would obey some of them, is not given as they are."""
+    if not said or sys.stdout.isatty():
+        plain = plain.translate(CONTROLS)
+    print_any((json.dumps(result) if as_json else plain) + "\n")
 
 
 def in_bytes(size: int) -> str:

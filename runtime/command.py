@@ -29,25 +29,33 @@ def run(module: str) -> None:
     What a module does at ``if __name__ == "__main__"``, before it imports anything.
     """
     stopping.begin()
-    from importlib import import_module
-
     from . import standard_streams
 
     standard_streams.guard()
-    status: str | int | None = 0
+    status: str | int | None = 130
+    try:  # noqa: SIM105  # a function of Python's that leaves the block would be one more place to strike at
+        status = _done(module)
+    except (KeyboardInterrupt, SystemExit):  # a signal that struck when the work was over, or a failure was being told
+        pass
+    stopping.rest()
+    sys.exit(standard_streams.settle(status))
+
+
+def _done(module: str) -> str | int | None:
+    """Do the work, and return how it ended, as for ``sys.exit``. A signal that strikes behind it is :func:`run`'s."""
+    from importlib import import_module
+
     try:
         entry = import_module(module).main
         stopping.work()
         entry()
     except SystemExit as stop:
-        status = stop.code
+        return stop.code
     except KeyboardInterrupt:
-        status = 130
+        return 130
     except Exception as error:
-        if not stopping.caught():
-            status = _told(error)
-    stopping.rest()
-    sys.exit(standard_streams.settle(status))
+        return None if stopping.caught() else _told(error)
+    return 0
 
 
 def _told(error: Exception) -> str:

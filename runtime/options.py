@@ -10,6 +10,7 @@ from typing import Any, TypedDict, TypeVar
 
 from .bundle import CodecIdentity
 from .errors import InputError
+from .reading import shown
 from .sampling import AudioSampling, TextSampling
 from .vocabulary import STREAMS
 
@@ -58,7 +59,7 @@ def changed(options: _Sampling, values: Mapping[str, Any], codec: CodecIdentity,
 
 def _tokens(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) < 2**31:
-        raise InputError(f"max_tokens = {value!r:.80}: give a whole number of at least 1")
+        raise InputError(f"max_tokens = {shown(value)}: give a whole number of at least 1")
     return int(value)
 
 
@@ -70,7 +71,7 @@ def rows_of_sound(seconds: object, codec: CodecIdentity, name: str = "max_second
     except OverflowError:
         number = math.inf
     if not frame_seconds <= number < _MOST_FRAMES * frame_seconds:
-        told = f"{seconds:g}" if isinstance(seconds, float) else repr(seconds)
+        told = f"{seconds:g}" if isinstance(seconds, float) else shown(seconds)
         least, most = f"{frame_seconds:g} s", f"{_MOST_FRAMES * frame_seconds:g}"
         raise InputError(f"{name}{told}: give a number of seconds that holds one frame, {least}, and less than {most}")
     return int(number / frame_seconds + 1e-6) + STREAMS - 1

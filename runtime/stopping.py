@@ -52,6 +52,12 @@ class _State:
     unbroken: set[CodeType] = set()  # noqa: RUF012  # an annotation would import typing
 
 
+def unbroken(function: _Function) -> _Function:
+    """A function of Python that no signal cuts short."""
+    _State.unbroken.add(function.__code__)
+    return function
+
+
 def begin() -> None:
     """From now on a signal ends the process at once. One that whoever started it has told it to ignore is ignored."""
     for number in SIGNALS:
@@ -67,6 +73,7 @@ def work() -> None:
     _State.working = True
 
 
+@unbroken
 def rest() -> None:
     """The work is done, or was taken back. Does not return where a signal was the reason."""
     _State.working = False
@@ -85,12 +92,6 @@ def forget() -> None:
 def caught() -> bool:
     """Whether a signal is ending the command."""
     return _State.number is not None
-
-
-def unbroken(function: _Function) -> _Function:
-    """A function of Python that no signal cuts short."""
-    _State.unbroken.add(function.__code__)
-    return function
 
 
 def raise_interrupt(error: BaseException) -> None:

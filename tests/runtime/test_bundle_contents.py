@@ -155,6 +155,7 @@ def _set(*path: Any) -> Callable[[Document], None]:
         (_set("precision", None), "precision = None"),
         (_set("quality", []), r"quality = \[\]"),
         (_set("quality", "audio", "top1", "abc"), r"quality.audio.top1 = 'abc'"),
+        (_set("quality", "audio", "top1", [1.0, 2.0]), r"quality.audio.top1 = \[1.0, 2.0\]"),
         (_set("quality", "audio", "top1_by_stream", [1.0, None]), "quality.audio.top1_by_stream = "),
         (_set("quality", "audio", "draws", 10**400), "quality.audio.draws = 1000"),
         (_set("quality", "pcm", 3.0), r"quality.pcm = 3.0"),

@@ -165,6 +165,27 @@ def test_a_signal_during_an_import_ends_it_in_silence(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["fakes"]
 
 
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_strikes_while_a_failed_command_is_let_go_of_ends_it_in_silence(
+    tmp_path: Path, number: str
+) -> None:
+    """The signal waits for the end of an import, which fails; millions of objects go with the error, for longer than
+    between two looks at whether the signal may strike."""
+    (tmp_path / "interrupted.py").write_text(textwrap.dedent(INTERRUPTED.format(number=number)) + "raise IndexError")
+    (tmp_path / "failing.py").write_text(
+        "def main():\n    held = [[] for _ in range(3_000_000)]\n    import interrupted\n    return held\n"
+    )
+    code = "from ualm.runtime.command import run; run('failing')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=BUFFERED | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.Signals[number], "", "")
+
+
 def test_the_other_programs_end_in_silence_too(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(textwrap.dedent(INTERRUPTED.format(number="SIGINT")))
     for module in ("ualm.bench.random_run", "ualm.export.tiny"):

@@ -151,6 +151,12 @@ def test_whoever_wants_no_notices_gets_none(
             assert (stop.value.code or 0, err.count("\n")) == (0, notices), (command, err)
 
 
+def test_a_number_that_python_does_not_print_is_refused_by_name(model: Model) -> None:
+    for name in ("max_seconds", "max_tokens"):
+        with pytest.raises(InputError, match=f"{name} = "):
+            model.run([("user", PROMPT)], **{name: 10**5000})  # type: ignore[arg-type]
+
+
 def test_max_seconds_is_taken_wherever_a_sound_is_made(model: Model) -> None:
     messages = [("user", PROMPT)]
     found = [

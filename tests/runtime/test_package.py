@@ -84,6 +84,7 @@ import ualm
 print(ualm.runtime.Model.__name__, ualm.bench.__name__)
 import ualm.runtime as runtime
 print(runtime.errors.__name__, runtime.cli.__name__, runtime._native.__name__, hasattr(runtime, "modell"))
+assert not any(hasattr(runtime, name) for name in ("", ".x", "engines.base", "a b"))
 print("Model" in vars(runtime), "Model" in vars(ualm), ualm.Model is runtime.Model is vars(ualm)["Model"])
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
