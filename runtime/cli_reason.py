@@ -42,6 +42,7 @@ from .cli_common import (
 from .cli_knows import Outside
 from .errors import InputError, UalmError
 from .files import check_place, replacing_file
+from .finish import FinishReason
 from .playback import Loudspeaker
 from .plot import check_plot, save_spectrogram
 from .reasoning import Reasoning
@@ -217,11 +218,12 @@ def _keep(
 class _Shown:
     """Thoughts on standard output as they come; a live line while a sound is made. ``quiet``: the live line alone.
 
-    ``notices``: a line on standard error where a limit cuts a stage.
+    ``notices``: a line on standard error where a limit cuts a stage, once for each limit.
     """
 
     def __init__(self, *, quiet: bool, notices: bool = True) -> None:
         self._notices = notices
+        self._cut: set[FinishReason] = set()
         self._quiet, self._terminal = quiet, sys.stdout.isatty()
         self._live = LiveLine()
         self._mid_line = False
@@ -244,8 +246,10 @@ class _Shown:
             sound = event.result.sound
             self._print_labelled("" if sound is None else f"{sound.duration:.2f} s")
             self.rest()
-            if self._notices:
-                tell_cut(event.result.segment.finish_reason)
+            finish = event.result.segment.finish_reason
+            if self._notices and finish not in self._cut:
+                tell_cut(finish)
+            self._cut.add(finish)
         elif isinstance(event, Verdict):
             self.rest()
             self._print(f"verdict {event.round}: {_VERDICTS[event.agrees]}")

@@ -156,7 +156,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
         (["--guidance", "0.5"], ["guidance = 0.5"]),
         (["--seed", "-1"], ["seed = -1"]),
         (["--seed", str(2**64)], [f"seed = {2**64}"]),
-        (["--threads", "0"], ["threads = 0"]),
+        (["--threads", "0"], ["--threads 0"]),
         (["--max-context", "0"], ["max_context = 0"]),
         (["--max-context", "12"], ["--max-seconds 0.05", "12 are reserved"]),
         (["--max-context", "9", "--max-seconds", "0.001"], ["max_context = 9", "shorten the input"]),
