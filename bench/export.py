@@ -19,7 +19,7 @@ from ..runtime.bundle import WEIGHTS, Bundle
 from ..runtime.cores import cores
 from ..runtime.errors import ExportError, InputError, OutputError, UalmError
 from ..runtime.extras import install_hint
-from ..runtime.files import replacing_folder
+from ..runtime.files import replacing_folder, resolved
 from ..runtime.stopping import raise_interrupt
 from .blocks import Progress, Samples
 from .environment import current_load
@@ -103,7 +103,7 @@ class ExportedRun:
     @property
     def about(self) -> Subject:
         assert self.made is not None
-        return Subject(self.folder.resolve().name, "export", self.made.digest, precisions_of(self.made))
+        return Subject(resolved(self.folder).name, "export", self.made.digest, precisions_of(self.made))
 
     def close(self) -> None:
         """Nothing is held."""

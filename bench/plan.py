@@ -17,6 +17,7 @@ from pathlib import Path
 from ..runtime.bundle import WEIGHTS, Bundle
 from ..runtime.chunks import PROFILES
 from ..runtime.engines.tensorrt_library import FP8_SM
+from ..runtime.files import resolved
 from ..runtime.tensors import MappedTensors
 from .decode import check_rows, sampling_of
 from .devices import Device
@@ -138,7 +139,7 @@ def make_plan(folder: Path, device: Device, contexts: Sequence[int], guidance: f
         f"the codec's weights are read once for {CHUNK} frames",
         "computing, launching and the speed of the codec and the encoder are not counted",
     ]
-    return Plan(folder.resolve().name, bundle.digest, device, branches, rate, BOUND, tuple(rows), tuple(notes))
+    return Plan(resolved(folder).name, bundle.digest, device, branches, rate, BOUND, tuple(rows), tuple(notes))
 
 
 def _row(

@@ -16,6 +16,7 @@ from ..runtime.engines.base import Engine
 from ..runtime.engines.selection import choose
 from ..runtime.errors import InputError, UalmError
 from ..runtime.extras import install_hint
+from ..runtime.files import resolved
 from ..runtime.model import DEFAULT_CONTEXT
 from ..runtime.stopping import raise_interrupt
 from ..runtime.tensors import widen
@@ -153,7 +154,7 @@ def _check_same_weights(bundle: Bundle, reference: TorchReference, run: Path) ->
 def open_subjects(request: Request, threads: int) -> tuple[BundleSubject, AnySubject | None]:
     """The bundle, and what it is measured against, if anything."""
     mine = request.bundle
-    name = mine.resolve().name
+    name = resolved(mine).name
     if request.versus is None:
         return BundleSubject(mine, request, name), None
     if request.versus in PEERS:
@@ -162,7 +163,7 @@ def open_subjects(request: Request, threads: int) -> tuple[BundleSubject, AnySub
         _check_same_weights(subject.bundle, peer.reference, request.run)
         return subject, peer
     other = Path(request.versus)
-    names = (name, other.resolve().name)
+    names = (name, resolved(other).name)
     if names[0] == names[1]:
         names = (str(mine), str(other)) if str(mine) != str(other) else (name, f"{name} (again)")
     return BundleSubject(mine, request, names[0]), BundleSubject(other, request, names[1])

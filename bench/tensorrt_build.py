@@ -28,6 +28,7 @@ from ..runtime.bundle import MANIFEST, WEIGHTS, Bundle
 from ..runtime.cores import cores
 from ..runtime.engine_files import CacheKind
 from ..runtime.errors import ExportError, UalmError
+from ..runtime.files import resolved
 from .blocks import Samples
 from .environment import current_load
 from .formats import write_json
@@ -154,13 +155,13 @@ def _opened(source: Path, precision: str, parts: Sequence[str]) -> Iterator[_Sou
     if (source / MANIFEST).is_file():
         bundle = Bundle(source, verify="never")
         formats = {part: str(bundle.manifest.parts[part]["precision"]) for part in parts}
-        yield _Source(source, source.resolve().name, formats, bundle.digest)
+        yield _Source(source, resolved(source).name, formats, bundle.digest)
         return
     if tuple(parts) != (_BODY,):
         raise ExportError(f"{source}: of a training run only the {_BODY} is built; export it, and give the bundle")
     with tempfile.TemporaryDirectory(prefix="ualm-tensorrt-") as folder:
         _write_body(source, precision, Path(folder))
-        yield _Source(Path(folder), source.resolve().name, {_BODY: precision}, None)
+        yield _Source(Path(folder), resolved(source).name, {_BODY: precision}, None)
 
 
 def _write_body(run: Path, precision: str, folder: Path) -> None:

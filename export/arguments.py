@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..runtime.bundle import MANIFEST, CodecIdentity
 from ..runtime.errors import InputError, OutputError
-from ..runtime.files import check_new_folder
+from ..runtime.files import check_new_folder, resolved
 from .calibration_set import calibration_files, check_calibrated
 from .precision import Precision, check_text_precision
 from .targets import TARGETS, TEXT_TARGETS, Order, refuse_built, refuse_others
@@ -34,7 +34,7 @@ def check_order(order: Order, engine: str) -> None:
         raise InputError(f"--max-context {order.max_context}: give a whole number of at least 1")
     if engine.startswith("tensorrt") and order.run is not None and (order.run / MANIFEST).is_file():
         refuse_built(order)
-        if order.output.resolve() != order.run.resolve():  # else the bundle's engines are made anew
+        if resolved(order.output) != resolved(order.run):  # else the bundle's engines are made anew
             _check_output(order.output)
         return
     from .run import find_run, read_recipe  # needs yaml, which is not there where a bundle is only compiled
@@ -52,7 +52,7 @@ def check_order(order: Order, engine: str) -> None:
 
 def _check_output(folder: Path) -> None:
     check_new_folder(folder)
-    place = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
+    place = next(place for place in (resolved(folder), *resolved(folder).parents) if place.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         why = "not allowed to" if place.is_dir() else f"{place} is a file"
-        raise OutputError(f"{folder.resolve()}: cannot write here ({why}); choose a writable folder")
+        raise OutputError(f"{resolved(folder)}: cannot write here ({why}); choose a writable folder")

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ..runtime.errors import ExportError
+from ..runtime.files import resolved
 from ..runtime.reading import first_line, shown
 from ..runtime.vocabulary import STREAMS
 from .fields import Fields, read_json
@@ -113,7 +114,7 @@ def _find_weights(run: Path, step: int | None) -> tuple[Path, int | None]:
 def _find_config(run: Path, weights: Path) -> Path:
     # training is started in the recipe's folder and writes to exp/NAME there: its conf/ lies two levels up
     places = [run / CONFIG_FILE, run / "conf" / CONFIG_FILE, weights.parent / CONFIG_FILE]
-    places.append(run.resolve().parent.parent / "conf" / CONFIG_FILE)
+    places.append(resolved(run).parent.parent / "conf" / CONFIG_FILE)
     for place in places:
         if os.path.lexists(place):
             return place
@@ -219,7 +220,7 @@ class _Resolver:
     """Local folders against the working folder, then train.yaml's; hub names against the local cache; no network."""
 
     def __init__(self, train_yaml: Path) -> None:
-        self.bases = [Path.cwd(), train_yaml.resolve().parent]
+        self.bases = [Path.cwd(), resolved(train_yaml).parent]
 
     def file(self, name: str, filename: str, field: str) -> Path:
         found = self.optional_file(name, filename)

@@ -21,7 +21,7 @@ from ..runtime.cli_common import in_bytes
 from ..runtime.engine_files import EngineFile
 from ..runtime.engines.tensorrt_library import FP8_SM, Library, local_sm, sm_name
 from ..runtime.errors import EngineError, ExportError, InputError
-from ..runtime.files import replacing_file, replacing_folder
+from ..runtime.files import replacing_file, replacing_folder, resolved
 from .targets import Made, Order, Progress, Target, refuse_built, refuse_others
 from .tensorrt_build import BuildReport, build, find_library, known_sms
 from .tensorrt_parts import PartPlan, plan_parts
@@ -134,7 +134,7 @@ def _bundle(order: Order, progress: Progress, lines: list[str]) -> Iterator[Bund
         return
     refuse_built(order)
     given = Bundle(order.run)
-    if order.output.exists() and order.output.resolve() == order.run.resolve():
+    if order.output.exists() and resolved(order.output) == resolved(order.run):
         yield given
         return
     with replacing_folder(order.output) as folder:

@@ -21,6 +21,7 @@ import numpy as np
 from .bundle_contents import check_contents
 from .engine_files import EngineFile
 from .errors import BundleError, InputError
+from .files import resolved
 from .knowledge import Knowledge
 from .reading import MOST_SIZE, check_file, first_line, read_json, shown
 from .sampling import AudioSampling, TextSampling, check_options
@@ -236,11 +237,11 @@ class Bundle:
         return {name: tensors[name] for name in tensors}
 
     def _sizes(self) -> None:
-        root = self.folder.resolve()
+        root = resolved(self.folder)
         for name, file in self.manifest.files.items():
             path = self.folder / name
             try:
-                inside = path.resolve().is_relative_to(root)
+                inside = resolved(path).is_relative_to(root)
                 size = check_file(path).st_size if inside else 0
             except FileNotFoundError:
                 raise BundleError(f"{path}: missing; copy the bundle again, or export the run again") from None
@@ -425,7 +426,7 @@ def _stamp_file(folder: Path, digest: str) -> Path | None:
         cache = Path(base) if base else Path.home() / ".cache"
     except RuntimeError:  # no home directory
         return None
-    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    place = hashlib.sha256(str(resolved(folder)).encode()).hexdigest()[:16]
     return cache / "ualm" / "verified" / f"{digest[:32]}.{place}.json"
 
 

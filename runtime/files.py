@@ -28,6 +28,11 @@ except ImportError as error:  # Windows
 _LONGEST_NAME = 255
 
 
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """The place that a path leads to. ``Path.resolve`` raises a RuntimeError for a loop of links before Python 3.13."""
+    return Path(os.path.realpath(path))
+
+
 def check_place(target: Path) -> None:
     """Refuse a name that :func:`replacing_file` would refuse, before the work is done."""
     try:

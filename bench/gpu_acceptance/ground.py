@@ -17,6 +17,7 @@ from ...runtime.engines.device_check import CudaFacts, cuda_facts, gpu_problem, 
 from ...runtime.engines.onnxruntime_cuda import NAME, OnnxRuntimeCudaEngine
 from ...runtime.engines.selection import CPU, ENGINES, choose, why_not
 from ...runtime.errors import EngineError, InputError
+from ...runtime.files import resolved
 from ...runtime.packaged import default_bundle
 from ...runtime.stopping import raise_interrupt
 from ..bandwidth import BandwidthMeter, Meter
@@ -126,7 +127,7 @@ class DeviceSubject(BundleSubject):
     least_context = 2048
 
     def __init__(self, folder: Path, ground: Ground, engine: str) -> None:
-        super().__init__(folder, Request(folder, seed=ground.seed), folder.resolve().name)
+        super().__init__(folder, Request(folder, seed=ground.seed), resolved(folder).name)
         self._ground, self._name_of_engine = ground, engine
 
     def open(self, max_context: int) -> Engine:

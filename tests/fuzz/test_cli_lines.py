@@ -194,12 +194,15 @@ def judged(done: Done, words: list[str], place: Path) -> str | None:
         for bad in ("Traceback", "internal error", "Exception ignored", "Warning", "Error in"):
             if bad in told and not any(bad in word for word in words):
                 return f"says {bad!r}"
-        last = told.strip("\n").rpartition("\n")[2]
-        if done.status == 1 and not last.startswith("ualm: "):
+        # a chat goes on behind a line that failed
+        last = next((row for row in reversed(told.splitlines()) if row.startswith("ualm: ")), None)
+        if done.status == 1 and last is None:
             return "failed without a line that says why"
-        if done.status == 1 and len(last) > LONGEST_MESSAGE + sum(map(len, words)) * 4:
+        if done.status == 1 and last is not None and len(last) > LONGEST_MESSAGE + sum(map(len, words)) * 4:
             return f"says {len(last)} letters"
-        if done.status == 2 and not ("Usage: ualm" in told and ("Error: " in told or "Commands:" in told)):
+        # an option without its value is told by Typer's parser, without the usage
+        usage = "Usage: ualm" in told and ("Error: " in told or "Commands:" in told)
+        if done.status == 2 and not (usage or told.startswith("Error: ")):
             return "a usage error that is none of Typer's"
     if done.out is not None and done.status == 0 and "--json" in words and "--help" not in words:
         for row in done.out.splitlines():

@@ -15,7 +15,7 @@ import pytest
 
 from ualm.runtime import Sound
 from ualm.runtime.errors import InputError, OutputError
-from ualm.runtime.files import check_place, replacing_file, replacing_folder
+from ualm.runtime.files import check_place, replacing_file, replacing_folder, resolved
 
 
 def content(folder: Path) -> dict[str, str | None]:
@@ -253,6 +253,11 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
         with pytest.raises(OutputError, match="is a device or a pipe; name a file"):
             refused()
     assert stat.S_ISFIFO((tmp_path / "pipe.wav").stat().st_mode)
+
+
+def test_a_loop_of_links_leads_nowhere_and_raises_nothing(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert resolved(tmp_path / "loop") == tmp_path / "loop" and resolved(tmp_path / "a" / "..") == tmp_path
 
 
 def test_a_loop_of_links_is_refused(tmp_path):
