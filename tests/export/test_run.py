@@ -119,8 +119,9 @@ def test_equal_runs_give_equal_bundles(tiny_run: Run, tiny_bundle: Path, tmp_pat
         assert (again / file.name).read_bytes() == file.read_bytes()
 
 
-def test_every_part_is_valid_onnx_with_all_its_weights(tiny_bundle: Path) -> None:
-    bundle = Bundle(tiny_bundle, verify="never")
+def test_every_part_is_valid_onnx_with_all_its_weights(tiny_bundle: Path, tmp_path: Path) -> None:
+    # files of its own: other tests link those of the shared one, and onnx refuses weights that have a second name
+    bundle = Bundle(shutil.copytree(tiny_bundle, tmp_path / "bundle"), verify="never")
     for role in bundle.manifest.parts:
         onnx.checker.check_model(str(bundle.part(role)), full_check=True)
         model = onnx.load(str(bundle.part(role)))
