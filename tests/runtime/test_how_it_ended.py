@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,9 @@ import numpy as np
 import pytest
 
 from support.bundles import changed_manifest
+from support.packaged import PROMPT
 from ualm.runtime import Answer, AudioSampling, InputError, Model, Sound, TextSampling, cli
 from ualm.runtime.generate import Modality
-
-PROMPT = "a trumpet plays C5 and E5"
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    with Model.open(threads=1) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def trumpet(model: Model) -> Sound:
-    return model.generate(PROMPT, seed=7)
 
 
 def test_a_sound_tells_whether_its_limit_cut_it(model: Model, trumpet: Sound) -> None:

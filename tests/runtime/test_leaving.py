@@ -27,12 +27,6 @@ from ualm.runtime import (
 LONG = Plays(1500)
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    with Model.open(threads=1) as opened:
-        yield opened
-
-
 @pytest.fixture(autouse=True)
 def nothing_goes_on() -> Iterator[None]:
     """No test leaves a thread that computes."""

@@ -8,29 +8,18 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from support.packaged import PROMPT
 from support.scripted import Plays, Says, scripted
 from ualm.runtime import AudioSampling, ChunkProfile, InputError, Model, Sound, Speech, TextSampling, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPT = "a trumpet plays C5 and E5"
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    with Model.open(threads=1) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def trumpet(model: Model) -> Sound:
-    return model.generate(PROMPT, seed=7)
 
 
 def test_reprs_are_short_and_hold_no_arrays(model: Model, trumpet: Sound) -> None:
