@@ -148,6 +148,8 @@ class FeatureSettings:
             raise _feature_error("n_fft", given["n_fft"], "an even number: frames are centred on a sample")
         if given["hop_length"] > given["n_fft"]:
             raise _feature_error("hop_length", given["hop_length"], f"at most n_fft = {given['n_fft']}")
+        #: A field of ours: see ``FeatureSpec.silence_db``, which checks it.
+        self.silence_db: Any = given.get("silence_db", 0)
         self.n_mels: int = given["feature_size"]
         self.sample_rate: int = given["sampling_rate"]
         self.hop_length: int = given["hop_length"]
@@ -165,6 +167,7 @@ class FeatureSettings:
                 hop_length=self.hop_length,
                 n_mels=self.n_mels,
                 max_samples=self.max_samples,
+                silence_db=self.silence_db,
                 **more,
             )
         except ValueError as error:

@@ -67,6 +67,7 @@ def _extractor(spec: FeatureSpec) -> dict[str, Any]:
         "padding_value": 0.0,
         "return_attention_mask": True,
         "sampling_rate": spec.sample_rate,
+        **({"silence_db": spec.silence_db} if spec.silence_db else {}),  # transformers passes over it
     }
 
 

@@ -16,6 +16,8 @@ AF_WHISPER = "af-whisper"
 
 #: Fewer mel frames than this give no feature row.
 MIN_MEL_FRAMES = 3
+#: Beyond it even 16-bit samples are silent.
+MOST_SILENCE_DB = 96
 #: Added to the attention scores of frames that are only padding. float32's softmax makes it a weight of exactly 0, and
 #: float16 can still hold it beside a score.
 MASKED = -30000.0
@@ -33,6 +35,9 @@ class FeatureSpec:
     - ``af-whisper``: every sound is padded with zeros to ``max_samples``, which give ``fixed_frames`` mel frames.
 
     ``normalize``: the samples are brought to zero mean and unit variance first.
+
+    ``silence_db``: before that, silence at both ends is cut: what lies so many decibels below the loudest moment. 0:
+    nothing is cut, as the published models have it.
     """
 
     kind: str
@@ -44,6 +49,7 @@ class FeatureSpec:
     normalize: bool
     window_frames: int = 0
     fixed_frames: int = 0
+    silence_db: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -61,6 +67,8 @@ class FeatureSpec:
                 raise ValueError(f"{name}: {getattr(self, name)} must be positive")
         if self.window_frames * self.fixed_frames or min(self.window_frames, self.fixed_frames) < 0:
             raise ValueError(f"window_frames, fixed_frames: only {used} belongs to {self.kind!r}; the other is 0")
+        if not 0 <= self.silence_db <= MOST_SILENCE_DB:
+            raise ValueError(f"silence_db: {self.silence_db} is not a number of decibels from 0 to {MOST_SILENCE_DB}")
         if self.n_fft % 2:
             raise ValueError(f"n_fft: {self.n_fft} is odd; frames are centred on a sample, so it must be even")
         if self.window_frames % 2:
@@ -76,8 +84,11 @@ class FeatureSpec:
         return max(MIN_MEL_FRAMES * self.hop_length, self.n_fft // 2 + 1)
 
     def to_json(self) -> dict[str, object]:
-        """Plain values, for the manifest."""
-        return asdict(self)
+        """Plain values, for the manifest; ``silence_db`` only where it cuts, so that older versions read the others."""
+        values = asdict(self)
+        if not self.silence_db:
+            del values["silence_db"]
+        return values
 
     @classmethod
     def from_json(cls, values: object) -> FeatureSpec:
@@ -85,8 +96,8 @@ class FeatureSpec:
         if not isinstance(values, Mapping):
             raise BundleError(f"features: {values!r} is not an object; export the bundle again")
         known = {field.name for field in fields(cls)}
-        if known != set(values):
-            missing, unknown = sorted(known - set(values)), sorted(set(values) - known, key=str)
+        if missing_or_unknown := (known ^ set(values)) - {"silence_db"}:
+            missing, unknown = sorted(known & missing_or_unknown), sorted(missing_or_unknown - known, key=str)
             raise BundleError(f"features: missing {missing}, unknown {unknown}; export the bundle again")
         try:
             return cls(**values)
@@ -111,6 +122,25 @@ def normalized(samples: np.ndarray) -> np.ndarray:
     """Zero mean, unit variance: ``(x - mean) / sqrt(var + 1e-7)``; float32 ``[n]``. Sums are kept in float64."""
     mean, variance = samples.mean(dtype=np.float64), samples.var(dtype=np.float64)
     return (samples - np.float32(mean)) * np.float32(1 / np.sqrt(variance + 1e-7))
+
+
+def without_silence(samples: np.ndarray, spec: FeatureSpec) -> np.ndarray:
+    """``samples`` float32 [n] without what is silent at both ends, see ``FeatureSpec.silence_db``.
+
+    Cut in steps of two mel frames, a codec frame of the published models, and never to less than the encoder can hear;
+    a sound that is silent all over stays as it is.
+    """
+    if not spec.silence_db:
+        return samples
+    step = 2 * spec.hop_length
+    whole = np.pad(samples, (0, -len(samples) % step)).reshape(-1, step)
+    power = np.square(whole, dtype=np.float64).mean(1)
+    (loud,) = np.nonzero(power > power.max(initial=0.0) * 10 ** (-spec.silence_db / 10))
+    if not len(loud):
+        return samples
+    first, last = int(loud[0]) * step, min((int(loud[-1]) + 1) * step, len(samples))
+    last = max(last, min(first + spec.min_samples, len(samples)))
+    return samples[min(first, last - spec.min_samples) : last]
 
 
 def log_mel(samples: np.ndarray, spec: FeatureSpec, filters: np.ndarray) -> np.ndarray:
@@ -157,8 +187,9 @@ class Hearing:
     def prepare(self, sound: Sound) -> EncoderInput:
         """The encoder's inputs for ``sound``, at any rate, of which channel 0 is heard; refuses as :meth:`check`."""
         spec = self.spec
-        length = self.check(sound)
-        samples = to_mono(sound, spec.sample_rate)
+        self.check(sound)
+        samples = without_silence(to_mono(sound, spec.sample_rate), spec)
+        length = len(samples)
         frames = length // spec.hop_length
         if spec.kind == AF_WHISPER:
             samples = np.pad(samples, (0, spec.max_samples - length))

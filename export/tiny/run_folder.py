@@ -27,6 +27,8 @@ from .tokens import TEXT_SIZE
 CODEC_PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
 ENCODER_PREFIX = "multimodal_io_dict.continuous_audio.model.audio_tower."
 ADAPTOR_PREFIX = "adaptor.continuous_audio."
+#: Silence around a sound says nothing of what ualm-tiny knows, and is cut before it is heard.
+SILENCE_DB = 50
 
 
 def write_run(
@@ -52,7 +54,7 @@ def write_run(
         _write_json(run / "codec" / "config.json", codec.config.to_dict())
         omni = {"model_type": "qwen2_5_omni", "thinker_config": {"audio_config": shape.encoder_config().to_dict()}}
         _write_json(run / "encoder" / "config.json", omni)
-        features = {"feature_size": 128, "chunk_length": 300, "sampling_rate": 16000}
+        features = {"feature_size": 128, "chunk_length": 300, "sampling_rate": 16000, "silence_db": SILENCE_DB}
         _write_json(run / "encoder" / "preprocessor_config.json", features)
         _write_json(run / TEMPLATES_FILE, templates())
         _write_json(run / KNOWS_FILE, knowledge().to_json())

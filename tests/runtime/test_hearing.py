@@ -11,7 +11,17 @@ from transformers import WhisperFeatureExtractor
 from support.sounds import make_sound
 from ualm.runtime import hearing
 from ualm.runtime.errors import BundleError, InputError
-from ualm.runtime.hearing import AF_WHISPER, MASKED, OMNI, FeatureSpec, Hearing, feature_rows, log_mel, normalized
+from ualm.runtime.hearing import (
+    AF_WHISPER,
+    MASKED,
+    OMNI,
+    FeatureSpec,
+    Hearing,
+    feature_rows,
+    log_mel,
+    normalized,
+    without_silence,
+)
 from ualm.runtime.sound import Sound, to_mono
 
 MELS = 16
@@ -201,3 +211,59 @@ def test_a_spec_that_lacks_a_field_or_is_no_object_is_refused():
 def test_filters_of_another_shape_are_refused():
     with pytest.raises(BundleError, match=r"mel_filters.*\(201, 17\)"):
         Hearing(dataclasses.replace(OMNI_SPEC, n_mels=17), FILTERS)
+
+
+CUTTING = dataclasses.replace(OMNI_SPEC, silence_db=50)
+
+
+def slowly_cut(samples: np.ndarray, decibels: int, step: int, least: int) -> np.ndarray:
+    """:func:`without_silence`, one step after the other."""
+    powers = []
+    for first in range(0, len(samples), step):
+        piece = np.zeros(step)
+        piece[: len(samples[first : first + step])] = samples[first : first + step]
+        powers.append(float(np.mean(piece**2)))
+    loud = [power > max(powers) / 10 ** (decibels / 10) for power in powers]
+    if not any(loud):
+        return samples
+    first = loud.index(True) * step
+    last = min((len(loud) - loud[::-1].index(True)) * step, len(samples))
+    last = max(last, min(first + least, len(samples)))
+    return samples[min(first, last - least) : last]
+
+
+@pytest.mark.parametrize("before", [0, 1, 319, 320, 16000])
+@pytest.mark.parametrize("after", [0, 7, 640, 15999])
+def test_silence_at_both_ends_is_cut_in_whole_codec_frames(before: int, after: int) -> None:
+    sound = make_sound(0.3)[0]
+    hush = 1e-4 * np.random.default_rng(0).standard_normal(before + after).astype(np.float32)
+    for ends in (np.zeros(before + after, np.float32), hush):
+        samples = np.concatenate([ends[:before], sound, ends[before:]])
+        found = without_silence(samples, CUTTING)
+        np.testing.assert_array_equal(found, slowly_cut(samples, 50, 320, CUTTING.min_samples))
+        assert len(sound) - 640 < len(found) < len(sound) + 640
+        heard, alone = (Hearing(CUTTING, FILTERS).prepare(Sound(each, 16000)) for each in (samples, found))
+        assert heard.rows == alone.rows == feature_rows(len(found) // 160)
+        for name, values in alone.inputs.items():
+            np.testing.assert_array_equal(heard.inputs[name], values)
+
+
+def test_what_is_silent_all_over_or_short_keeps_what_an_encoder_needs() -> None:
+    silent = np.zeros(5000, np.float32)
+    assert without_silence(silent, CUTTING) is silent
+    click = np.zeros(5000, np.float32)
+    for at in (0, 2000, 4999):
+        click[:] = 0
+        click[at] = 1
+        found = without_silence(click, CUTTING)
+        assert CUTTING.min_samples <= len(found) < 1000 and found.any()
+    samples = np.concatenate([np.zeros(3200, np.float32), make_sound(0.3)[0]])
+    assert without_silence(samples, OMNI_SPEC) is samples, "a model that does not ask for it hears the silence"
+
+
+def test_bundles_that_do_not_cut_say_nothing_of_it() -> None:
+    assert "silence_db" not in OMNI_SPEC.to_json() and FeatureSpec.from_json(OMNI_SPEC.to_json()) == OMNI_SPEC
+    assert FeatureSpec.from_json(CUTTING.to_json()) == CUTTING
+    for wrong in (-1, 97, 10.5, True, "50"):
+        with pytest.raises(BundleError, match="silence_db"):
+            FeatureSpec.from_json({**OMNI_SPEC.to_json(), "silence_db": wrong})
