@@ -1,6 +1,6 @@
 """How far engines' arithmetic moves the golden logits, and how far damage does: where the tolerances come from.
 
-``python -m ualm.bench.arithmetic -o FILE.json [--layers 2 8] [--hidden 128 256] [--seeds 3]`` writes runs with random
+``ualm bench arithmetic -o FILE.json [--layers 2 8] [--hidden 128 256] [--seeds 3]`` writes runs with random
 weights of each size, computes the golden prompt in float32 and as every arithmetic of ``runtime.engines.arithmetic``
 rounds, and compares as ``runtime.doctor`` does. No engine is needed: rounding is emulated at every place where a graph
 holds a narrow value. The same is done with bodies that are damaged, in float32, so that the file holds both: what a
@@ -42,6 +42,7 @@ from ..export.qwen2 import BackboneShape
 from ..export.run import find_run, read_recipe
 from ..export.weights import WeightStore
 from ..runtime.doctor import versions
+from ..runtime.files import check_place, replacing_file
 from ..runtime.vocabulary import Vocabulary
 from .random_run import SHAPES, RunShape, write_random_run
 
@@ -262,31 +263,33 @@ def measure_damage(body: Body) -> Iterator[dict[str, Any]]:
         yield {"damage": name, "errors": errors(expected, spoilt.logits())}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None, program: str = "python -m ualm.bench.arithmetic") -> None:
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8, 16, 28])
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--gains", type=float, nargs="+", default=[0.4, 0.8, 1.2])
     parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
+    check_place(given.output)
     torch.set_num_threads(1)  # matrices are small
     results: list[dict[str, Any]] = []
-    sizes = itertools.product(arguments.hidden, arguments.layers, range(arguments.seeds))
+    sizes = itertools.product(given.hidden, given.layers, range(given.seeds))
     for hidden, layers, seed in sizes:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
             write_random_run(run, sized(hidden, layers), seed=seed)
             plain = Body.of_run(run)
-            for gain in arguments.gains:
+            for gain in given.gains:
                 body, about = with_gain(plain, gain), {"hidden": hidden, "layers": layers, "seed": seed, "gain": gain}
                 results += [about | each for each in measure(body)]
-                if seed == 0 and hidden == min(arguments.hidden):
+                if seed == 0 and hidden == min(given.hidden):
                     results += [about | each for each in measure_damage(body)]
         print(f"width {hidden}, {layers} layers, seed {seed}", file=sys.stderr, flush=True)
     for each in results:
         each["errors"] = {name: float(f"{error:.3g}") for name, error in each["errors"].items()}
-    settings = {name: values for name, values in vars(arguments).items() if name != "output"}
+    settings = {name: values for name, values in vars(given).items() if name != "output"}
     lines = ",\n".join(f"  {json.dumps(each)}" for each in results)
     head = json.dumps({"settings": settings, "versions": versions()}, indent=1)[:-2]
-    arguments.output.write_text(f'{head},\n "results": [\n{lines}\n ]\n}}\n')
+    with replacing_file(given.output) as temporary:
+        temporary.write_text(f'{head},\n "results": [\n{lines}\n ]\n}}\n')

@@ -1,6 +1,6 @@
 """What the gates of agreement stand between: sound exports of a trained model, and exports that are damaged.
 
-``python -m ualm.bench.damage -o FILE.json [--bundle BUNDLE]`` takes a bundle's weights as the trained ones, stores them
+``ualm bench damage -o FILE.json [--bundle BUNDLE]`` takes a bundle's weights as the trained ones, stores them
 in every narrow format, soundly and damaged in each of the ways in which a quantiser goes wrong, and compares each with
 the weights themselves as an export does: on the rows that the bundle's engine draws for the built-in prompts. The
 bundle's own rounding is hidden first: each weight is moved at random within the step that it was rounded to, so that
@@ -37,6 +37,8 @@ from ..export.qwen2 import BackboneShape
 from ..runtime.bundle import Bundle
 from ..runtime.doctor import versions
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
+from ..runtime.errors import InputError
+from ..runtime.files import check_place, replacing_file
 from ..runtime.packaged import packaged_bundle
 from ..runtime.tensors import widen
 from .arithmetic import Read, narrowed, rounded_rows
@@ -228,22 +230,25 @@ def measure(trained: Trained, precisions: Sequence[str]) -> Iterator[dict[str, A
                 yield {"precision": precision, "export": name} | trained.agreement(precision, store)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None, program: str = "python -m ualm.bench.damage") -> None:
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, help="one with int8 weights; by default the model within ualm")
     parser.add_argument("--precisions", nargs="+", choices=BACKBONE, default=list(BACKBONE))
     parser.add_argument("--seeds", type=int, default=1)
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
+    check_place(given.output)
+    folder = given.bundle or packaged_bundle()
+    if folder is None:
+        raise InputError("--bundle: this ualm came without a model; name one with int8 weights")
     torch.set_num_threads(1)  # matrices are small
-    folder = arguments.bundle or packaged_bundle()
-    assert folder is not None, "this ualm came without a model: name a --bundle"
     bundle = Bundle(folder, verify="never")
     results = []
-    for seed in range(arguments.seeds):
-        for each in measure(Trained.of_bundle(bundle, seed), arguments.precisions):
+    for seed in range(given.seeds):
+        for each in measure(Trained.of_bundle(bundle, seed), given.precisions):
             results.append({"seed": seed} | each)
             print(each, file=sys.stderr, flush=True)
-    about = {"bundle": bundle.digest, "seeds": arguments.seeds, "versions": versions()}
+    about = {"bundle": bundle.digest, "seeds": given.seeds, "versions": versions()}
     lines = ",\n".join(f"  {json.dumps(each)}" for each in results)
-    arguments.output.write_text(f'{json.dumps(about, indent=1)[:-2]},\n "results": [\n{lines}\n ]\n}}\n')
+    with replacing_file(given.output) as temporary:
+        temporary.write_text(f'{json.dumps(about, indent=1)[:-2]},\n "results": [\n{lines}\n ]\n}}\n')

@@ -1,4 +1,4 @@
-"""Write a UALM training run with random weights: ``python -m ualm.bench.random_run FOLDER --shape tiny|1.5b|7b``.
+"""Write a UALM training run with random weights: ``ualm bench random-run FOLDER --shape tiny|1.5b|7b``.
 
 The run has the true structure (checkpoint, train.yaml, tokenizer, backbone, codec and encoder folders), so that export
 and speed can be tried where no trained weights are at hand. What such a model says and sounds like means nothing.
@@ -19,8 +19,7 @@ import dataclasses
 import itertools
 import json
 import math
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5O
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
 from ..runtime.cli_common import live_bytes
-from ..runtime.errors import InputError, UalmError
+from ..runtime.errors import InputError
 from ..runtime.files import replacing_folder
 from ..runtime.vocabulary import STREAMS, Vocabulary
 from .streamed_checkpoint import Filling, Progress, check_space, lay_out
@@ -276,9 +275,9 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=1))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m ualm.bench.random_run") -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m ualm.bench.random_run",
+        prog=program,
         description="Write a UALM training run with random weights, to try an export and its speed where there are no "
         "trained ones. What such a model says and sounds like means nothing.",
         epilog="Then: ualm export FOLDER -o BUNDLE --precision int4 --accept-quality (random weights fall below the "
@@ -293,13 +292,10 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, help="layers of the backbone, where not those of the shape")
     parser.add_argument("--seed", type=int, default=0, help="of the weights; equal seeds give equal files (default: 0)")
-    arguments = parser.parse_args()
-    shape = SHAPES[arguments.shape]
-    if arguments.layers is not None:
-        shape = dataclasses.replace(shape, layers=arguments.layers)
-    try:
-        with live_bytes() as progress:
-            write_random_run(arguments.folder, shape, seed=arguments.seed, progress=progress)
-    except UalmError as error:
-        sys.exit(f"random_run: {error}")
-    print(f"{arguments.folder}: random {arguments.shape} run, {shape.layers} layers, seed {arguments.seed}")
+    given = parser.parse_args(arguments)
+    shape = SHAPES[given.shape]
+    if given.layers is not None:
+        shape = dataclasses.replace(shape, layers=given.layers)
+    with live_bytes() as progress:
+        write_random_run(given.folder, shape, seed=given.seed, progress=progress)
+    print(f"{given.folder}: random {given.shape} run, {shape.layers} layers, seed {given.seed}")

@@ -1,6 +1,6 @@
 """Compiling parts with TensorRT-RTX, each in a process of its own: how long, how much memory, how large.
 
-By hand: ``python -m ualm.bench.tensorrt_build RUN --precision int4 -o FILE``, for the body of a training run of any
+By hand: ``ualm bench tensorrt-build RUN --precision int4 -o FILE``, for the body of a training run of any
 size (the rest of it is not exported), or with a bundle in the place of RUN for any of its parts. Nothing is run: that
 needs a GPU.
 """
@@ -27,8 +27,8 @@ import typer
 from ..runtime.bundle import MANIFEST, WEIGHTS, Bundle
 from ..runtime.cores import cores
 from ..runtime.engine_files import CacheKind
-from ..runtime.errors import ExportError, UalmError
-from ..runtime.files import resolved
+from ..runtime.errors import ExportError
+from ..runtime.files import check_place, replacing_file, resolved
 from .blocks import Samples
 from .environment import current_load
 from .formats import write_json
@@ -199,22 +199,22 @@ def _main(
     repeat: Annotated[int | None, typer.Option(help="Times; once by default.")] = None,
 ) -> None:
     """Measure building with TensorRT-RTX; no GPU is needed, and nothing is run."""
-    try:
-        report = measure_builds(
-            source,
-            precision=precision,
-            parts=part or [_BODY],
-            targets=target or ["sm89"],
-            max_context=max_context,
-            cache="appended" if appended else "in_place",
-            repeat=repeat,
-        )
-    except UalmError as error:
-        print(f"ualm: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    output.write_text(write_json(report), encoding="utf-8")
+    check_place(output)
+    report = measure_builds(
+        source,
+        precision=precision,
+        parts=part or [_BODY],
+        targets=target or ["sm89"],
+        max_context=max_context,
+        cache="appended" if appended else "in_place",
+        repeat=repeat,
+    )
+    with replacing_file(output) as temporary:
+        temporary.write_text(write_json(report), encoding="utf-8")
     print(to_table(report))
 
 
-def main() -> None:
-    typer.run(_main)
+def main(arguments: Sequence[str] | None = None, program: str = "python -m ualm.bench.tensorrt_build") -> None:
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(_main)
+    app(arguments, prog_name=program)

@@ -13,13 +13,14 @@ from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from .cli_common import LiveLine, QuietOption, ThreadsOption, named_or_packaged, print_any
 from .cli_help import WholeSentences
 from .cli_tables import terminal_columns
 from .compiled import check_native
 from .errors import InputError, OutputError, UalmError
-from .extras import install_hint
+from .extras import Extra, install_hint
 from .files import check_place, replacing_file
 from .stopping import raise_interrupt
 
@@ -296,6 +297,41 @@ def show(
     _deliver([report for path in results for report in formats.read_report(path)], chosen, output)
 
 
+class _Program(TyperCommand):
+    """A verb whose program, which is loaded when the verb runs, reads the arguments itself, ``--help`` too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.args = list(args)
+        return []
+
+
+#: Verb -> the program of the bench that it is, what it does, and the extras that it needs. Each runs without the
+#: command as well: ``python -m ualm.bench.MODULE``.
+PROGRAMS: dict[str, tuple[str, str, tuple[Extra, ...]]] = {
+    "random-run": ("random_run", "Write a training run with random weights, to try an export with.", ("export",)),
+    "damage": ("damage", "How far sound and spoilt exports agree with the weights of a trained model.", ("export",)),
+    "arithmetic": ("arithmetic", "How far the arithmetic of engines moves the golden logits.", ("export",)),
+    "tensorrt-build": (
+        "tensorrt_build",
+        "Time, memory and size of parts that TensorRT-RTX compiles.",
+        ("export", "tensorrt-rtx"),
+    ),
+    "acceptance": ("gpu_acceptance.__main__", "Answer in one run what only a GPU can.", ("export",)),
+}
+
+
+def _add_program(verb: str) -> None:
+    module, does, extras = PROGRAMS[verb]
+
+    @app.command(verb, cls=_Program, help=does)
+    def run(context: typer.Context) -> None:
+        _bench(module, *extras).main(context.args, f"ualm bench {verb}")
+
+
+for _verb in PROGRAMS:
+    _add_program(_verb)
+
+
 def _measure(
     scenario: Callable[[], Any], request: tuple[Any, ...], form: str | None, output: Path | None, quiet: bool
 ) -> None:
@@ -337,14 +373,15 @@ def _write(render: Callable[[str, int | None], str], form: str, output: Path | N
     print_any(render(form, terminal_columns()))
 
 
-def _bench(module: str) -> ModuleType:
-    """A module of the bench."""
+def _bench(module: str, *extras: Extra) -> ModuleType:
+    """A module of the bench, which needs ``extras``."""
     check_native()
     try:
         return importlib.import_module(f"ualm.bench.{module}")
     except ImportError as error:
         raise_interrupt(error)
-        raise UalmError(f"bench cannot be loaded ({error}); install ualm again: {install_hint()}") from error
+        how = "install it with" if extras else "install ualm again"
+        raise UalmError(f"bench cannot be loaded ({error}); {how}: {install_hint(*extras)}") from error
 
 
 def _numbers(option: str, text: str, kind: type[_Number]) -> tuple[_Number, ...]:

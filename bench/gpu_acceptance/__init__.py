@@ -1,4 +1,4 @@
-"""What only a GPU can answer, answered in one go the day one is at hand: ``python -m ualm.bench.gpu_acceptance``.
+"""What only a GPU can answer, answered in one go the day there is one: ``ualm bench acceptance``.
 
 Stages, each a run of its own if need be: what the machine is; how fast its memory copies and a graph launches; whether
 the kernels compute the CPU's bits; whether a TensorRT-RTX engine loads; the whole loop on ONNX Runtime's CUDA provider;

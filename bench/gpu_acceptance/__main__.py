@@ -1,4 +1,4 @@
-"""The command: ``python -m ualm.bench.gpu_acceptance --out FOLDER [--stage NAME ...]``."""
+"""The command: ``ualm bench acceptance --out FOLDER [--stage NAME ...]``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if __name__ == "__main__":
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...runtime.cli_common import LiveLine
 from ...runtime.cores import cores
-from ...runtime.errors import InputError, UalmError
+from ...runtime.errors import InputError
 from ..environment import current_load, describe_run
 from ..report import to_table
 from ..schema import Run
@@ -85,8 +85,8 @@ def _facts(ground: Ground) -> Run:
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="gpu_acceptance", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None, program: str = "python -m ualm.bench.gpu_acceptance") -> None:
+    parser = argparse.ArgumentParser(prog=program, description="Answer in one run what only a GPU can.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results; a later call adds to it")
     parser.add_argument("--stage", nargs="+", metavar="NAME", choices=STAGES, help=f"of {', '.join(STAGES)}; else all")
     parser.add_argument("--work", type=Path, help="folder for runs and bundles, up to 60 GB; OUT/work by default")
@@ -111,9 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         _ = ground.device  # without one there is nothing to do
         passed = run_stages(ground, given.stage or list(STAGES), minutes=given.minutes)
-    except UalmError as error:
-        sys.exit(f"gpu_acceptance: {error}")
     finally:
         line.hide()
     if not passed:
-        sys.exit("gpu_acceptance: a check failed")
+        sys.exit("ualm: a check failed")

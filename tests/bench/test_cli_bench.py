@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from support.runs import make_run
 from ualm.bench.bandwidth import BandwidthMeter
 from ualm.bench.decode import WARM_UP
 from ualm.bench.formats import read_report
-from ualm.runtime import InputError, Model, packaged
+from ualm.runtime import InputError, Model, cli_bench, packaged
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeSequence
 from ualm.runtime.engines.onnxruntime_codec import OnnxRuntimeCodecStream
 from ualm.runtime.sampling import AudioSampling
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
 def figures(report, subject=None):
@@ -131,6 +134,56 @@ def test_a_cold_start_says_how_cold_it_was(bench, tiny_bundle):
     cached = figures(report)["cached"].summary.max
     assert 0 <= cached <= 100
     assert any("not the times of a cold start" in note for note in report.notes) == (cached > 1)
+
+
+# ---- programs of their own ----
+
+
+@pytest.mark.parametrize("verb", cli_bench.PROGRAMS)
+def test_a_program_says_itself_what_it_takes(ualm, verb):
+    status, out, err = ualm("bench", verb, "--help")
+    assert (status, err) == (0, "") and out.lower().lstrip().startswith(f"usage: ualm bench {verb} ")
+    status, out, err = ualm("bench", verb)
+    assert (status, out) == (2, "") and f"usage: ualm bench {verb} " in err.lower()
+
+
+@pytest.mark.parametrize("verb", cli_bench.PROGRAMS)
+def test_a_program_gets_its_arguments_as_they_are(ualm, monkeypatch, verb):
+    asked = []
+    module = f"ualm.bench.{cli_bench.PROGRAMS[verb][0]}"
+    monkeypatch.setattr(f"{module}.main", lambda *given: asked.append(given))
+    words = ["--stage", "a", "b", "-o", "file", "--none=1", "-xyz", "--", "-", "--help"]
+    assert ualm("bench", verb, *words) == (0, "", "")
+    assert asked == [(words, f"ualm bench {verb}")]
+
+
+def test_every_program_of_the_bench_that_is_run_by_hand_has_a_verb():
+    programs = {
+        path.relative_to(BENCH).with_suffix("").as_posix().replace("/", ".")
+        for path in BENCH.rglob("*.py")
+        if "command.run(" in path.read_text(encoding="utf-8")
+    }
+    assert programs == {module for module, _, _ in cli_bench.PROGRAMS.values()}
+    told = "\n".join(page.read_text(encoding="utf-8") for page in (BENCH.parent / "docs").glob("*.md"))
+    for verb in cli_bench.PROGRAMS:
+        assert re.search(rf"ualm bench {verb}\b", told), verb
+
+
+def test_what_a_program_refuses_is_one_line(ualm, tmp_path):
+    (tmp_path / "file").touch()
+    assert_refused(ualm("bench", "random-run", tmp_path / "file"), tmp_path / "file", "exists already")
+    assert_refused(ualm("bench", "random-run", tmp_path / "run", "--layers", 0), "layers = 0")
+    place = tmp_path / "none" / "a.json"
+    for arguments in (["damage", "--bundle", tmp_path], ["arithmetic"]):
+        assert_refused(ualm("bench", *arguments, "-o", place), place.parent, "does not exist")
+    assert_refused(ualm("bench", "damage", "-o", tmp_path / "a.json"), "--bundle", "int8")
+    assert_refused(ualm("bench", "tensorrt-build", tmp_path, "-o", tmp_path / "none" / "a.json"), "does not exist")
+    assert_refused(ualm("bench", "acceptance", "--out", tmp_path / "out", "--shim", "x"), "--shim: only --dry-run")
+
+
+def test_what_a_program_misses_is_told(ualm, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ualm.bench.random_run", None)
+    assert_refused(ualm("bench", "random-run", tmp_path / "run"), 'install it with: pip install ".[export]"')
 
 
 # ---- which bundle ----

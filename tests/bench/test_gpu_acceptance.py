@@ -24,7 +24,7 @@ from ualm.bench.gpu_acceptance.findings import WHOLE, Findings, Skip
 from ualm.bench.gpu_acceptance.ground import Ground
 from ualm.bench.schema import Report
 from ualm.export import targets, tensorrt_build, tensorrt_target
-from ualm.runtime import EngineError
+from ualm.runtime import EngineError, UalmError
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.device import Device, Event
 from ualm.runtime.engines.device_cache import CacheShape
@@ -122,7 +122,7 @@ def test_a_failed_check_is_kept_and_the_command_fails(
         acceptance.STAGES, "limits", lambda ground: (_ for _ in ()).throw(EngineError("no memory is left"))
     )
     status, out = run("--stage", "kernels", "limits")
-    assert status == "gpu_acceptance: a check failed"
+    assert status == "ualm: a check failed"
     found = [(check.name, check.verdict, check.detail) for check in kept(tmp_path).checks]
     assert found == [
         ("the stage as a whole", "fail", "no memory is left"),
@@ -162,7 +162,7 @@ def test_a_rehearsal_and_a_gpu_are_not_mixed(run: Run, tmp_path: Path) -> None:
 def test_what_cannot_be_is_one_line(
     arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(UalmError, match=said):
         acceptance.main(["--out", str(tmp_path / "out"), *arguments])
     assert not (tmp_path / "out").exists()
 

@@ -18,7 +18,7 @@ import typer
 from support.command_lines import CLOSED, FULL, GONE, Done, run_line
 from support.fuzzing import LONGEST_MESSAGE, MOST_BYTES, run_cases
 from support.sounds import make_sound
-from ualm.runtime import cli
+from ualm.runtime import cli, cli_bench
 from ualm.runtime.sound import Sound
 
 pytestmark = pytest.mark.fuzz
@@ -67,7 +67,10 @@ TEXTS = {
     "precision", "encoder_precision", "codec_precision", "prefill", "gpus", "versus", "pages",
 }  # fmt: skip
 #: Loaded once, for every copy of the process.
-LOADED = ("onnxruntime", "ualm.export.exporter", "ualm.export.targets", "ualm.bench.scenario", "ualm.bench.plan_report")
+LOADED = (
+    *("onnxruntime", "ualm.export.exporter", "ualm.export.targets", "ualm.bench.scenario", "ualm.bench.plan_report"),
+    *(f"ualm.bench.{module}" for module, _, _ in cli_bench.PROGRAMS.values()),
+)
 if BUNDLE in os.environ:
     for _module in LOADED:
         importlib.import_module(_module)
@@ -202,6 +205,7 @@ def judged(done: Done, words: list[str], place: Path) -> str | None:
             return f"says {len(last)} letters"
         # an option without its value is told by Typer's parser, without the usage
         usage = "Usage: ualm" in told and ("Error: " in told or "Commands:" in told)
+        usage |= "usage: ualm bench " in told and ": error: " in told  # a program that reads its arguments itself
         if done.status == 2 and not (usage or told.startswith("Error: ")):
             return "a usage error that is none of Typer's"
     if done.out is not None and done.status == 0 and "--json" in words and "--help" not in words:
