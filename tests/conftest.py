@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from support import fast_tier
 from support.runs import Run, make_run
 from ualm.export.exporter import export_run
 from ualm.runtime import cli, packaged
@@ -17,6 +18,24 @@ torch.set_num_threads(1)
 # --hypothesis-profile=default)
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only the fast tier, see CONTRIBUTING.md")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files of other tiers are not even imported: some load large libraries."""
+    return True if config.getoption("fast") and not fast_tier.holds(collection_path) else None
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("fast") and not session.config.option.collectonly:
+        fast_tier.finish(session)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    fast_tier.count(report)
 
 
 @pytest.fixture(scope="session")

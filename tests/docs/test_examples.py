@@ -22,7 +22,7 @@ from ualm.runtime.model import DEFAULT_CONTEXT
 from ualm.runtime.sampling import SHORTEST_SOUND_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 #: Fences that are not run; anything else but ``python`` is a slip of the pen.
 NOT_RUN = {"bash", "text", "json"}
 

@@ -1,0 +1,48 @@
+"""The fast tier, ``pytest --fast``: the files that show most in a minute, and the minute, which is held."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+#: Processor time that the tier may take in all, collection and imports included: seconds.
+LIMIT = 60.0
+FILES = (
+    *("bench/test_blocks.py", "bench/test_statistics.py", "bench/test_environment.py"),
+    *("docs/test_index.py", "docs/test_issue_forms.py", "docs/test_limits.py", "docs/test_notices.py"),
+    *("native/test_arguments.py", "native/test_random_numbers.py", "native/test_sums.py"),
+    *("runtime/test_chat.py", "runtime/test_chunks.py", "runtime/test_files.py", "runtime/test_sampling.py"),
+)
+_seconds: Counter[str] = Counter()
+
+
+def holds(path: Path) -> bool:
+    """Whether a file is of the tier, or a folder may hold one that is."""
+    return path.is_dir() or path.suffix != ".py" or path.relative_to(TESTS).as_posix() in FILES
+
+
+def count(report: pytest.TestReport) -> None:
+    """Remember what a file's tests take, to name the slowest."""
+    _seconds[report.nodeid.partition("::")[0]] += report.duration
+
+
+def finish(session: pytest.Session) -> None:
+    """A tier that takes too long fails, whatever its tests say."""
+    if problem := over_limit(sum(os.times()[:4])):
+        print(f"\n{problem}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def over_limit(seconds: float) -> str | None:
+    """What to do about so many seconds of this process and its children; None where they are few enough."""
+    if seconds <= LIMIT:
+        return None
+    slowest = ", ".join(f"{file} ({taken:.0f} s)" for file, taken in _seconds.most_common(3))
+    return (
+        f"the fast tier took {seconds:.0f} s of processor time, {LIMIT:.0f} at most; take files out of "
+        f"tests/support/fast_tier.py. The slowest: {slowest}"
+    )
