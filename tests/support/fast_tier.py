@@ -16,6 +16,7 @@ FILES = (
     *("docs/test_index.py", "docs/test_issue_forms.py", "docs/test_limits.py", "docs/test_notices.py"),
     *("native/test_arguments.py", "native/test_random_numbers.py", "native/test_sums.py"),
     *("runtime/test_chat.py", "runtime/test_chunks.py", "runtime/test_files.py", "runtime/test_sampling.py"),
+    *("runtime/test_parity.py", "runtime/test_stream.py"),  # whole conversations against the slow reference
 )
 _seconds: Counter[str] = Counter()
 
