@@ -29,6 +29,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if config.getoption("fast") and not fast_tier.holds(collection_path) else None
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("fast"):
+        fast_tier.deselect(items, config)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("fast") and not session.config.option.collectonly:
         fast_tier.finish(session)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,18 +13,38 @@ TESTS = Path(__file__).resolve().parents[1]
 #: Processor time that the tier may take in all, collection and imports included: seconds.
 LIMIT = 60.0
 FILES = (
-    *("bench/test_blocks.py", "bench/test_statistics.py", "bench/test_environment.py"),
+    *("bench/test_blocks.py", "bench/test_environment.py", "bench/test_statistics.py"),
     *("docs/test_index.py", "docs/test_issue_forms.py", "docs/test_limits.py", "docs/test_notices.py"),
-    *("native/test_arguments.py", "native/test_random_numbers.py", "native/test_sums.py"),
-    *("runtime/test_chat.py", "runtime/test_chunks.py", "runtime/test_files.py", "runtime/test_sampling.py"),
-    *("runtime/test_parity.py", "runtime/test_stream.py"),  # whole conversations against the slow reference
+    *("export/test_quantize.py",),
+    *("native/test_against_model.py", "native/test_arguments.py", "native/test_random_numbers.py"),
+    *("native/test_sums.py",),
+    *("runtime/test_chat.py", "runtime/test_files.py", "runtime/test_parity.py", "runtime/test_reading.py"),
+    *("runtime/test_sampling.py", "runtime/test_sound.py", "runtime/test_stream.py"),
 )
+#: Files of which only tests with such a parameter are of the tier.
+PARAMETERS = {
+    # whole conversations against the slow reference: a sound with guidance, one that is heard, text that plays
+    "runtime/test_parity.py": ("caption_guidance_3", "omni_44k_stereo", "text_then_audio"),
+}
 _seconds: Counter[str] = Counter()
 
 
 def holds(path: Path) -> bool:
     """Whether a file is of the tier, or a folder may hold one that is."""
     return path.is_dir() or path.suffix != ".py" or path.relative_to(TESTS).as_posix() in FILES
+
+
+def deselect(items: list[pytest.Item], config: pytest.Config) -> None:
+    """Leave out what :data:`PARAMETERS` leaves out."""
+    left = [item for item in items if not _has_parameter(item)]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if _has_parameter(item)]
+
+
+def _has_parameter(item: pytest.Item) -> bool:
+    wanted = PARAMETERS.get(item.path.relative_to(TESTS).as_posix())
+    return wanted is None or any(name in re.split(r"[\[\]-]", item.name) for name in wanted)
 
 
 def count(report: pytest.TestReport) -> None:
