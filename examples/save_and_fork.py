@@ -13,14 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ualm import AudioSampling, Model, Session, Sound
+from ualm import AudioSampling, Model, Segment, Session
 
 
-def played(session: Session, request: str) -> Sound:
-    """The sound that a session answers with."""
-    sound = session.ask(request, modality="audio", audio=AudioSampling(seed=7), max_seconds=2)[0].sound
-    assert sound is not None  # the modality is forced
-    return sound
+def played(session: Session, request: str) -> Segment:
+    """What a session answers with sound: ``rows``, the ids as drawn, and ``sound``."""
+    return session.ask(request, modality="audio", audio=AudioSampling(seed=7), max_seconds=2)[0]
 
 
 def main() -> None:
@@ -41,11 +39,12 @@ def main() -> None:
 
         slower = played(session, "slower")
         for name, other in (("fork", fork), ("restored", restored)):
-            equal = np.array_equal(played(other, "slower").codes, slower.codes)
+            equal = np.array_equal(played(other, "slower").rows, slower.rows)
             print(f"{name}: {'goes on equally' if equal else 'differs'}")
 
         fork.truncate(1)  # forget the last turn, and take another way from there
-        print(f"session: {slower.duration:.2f} s; fork, asked otherwise: {played(fork, 'higher').duration:.2f} s")
+        print(f"session: {slower.sound}")
+        print(f"fork, asked otherwise: {played(fork, 'higher').sound}")
 
 
 if __name__ == "__main__":

@@ -81,10 +81,11 @@ def test_a_chat_writes_and_plays(script: Script, trumpet: Sound, tmp_path: Path)
 
 
 def test_a_fork_and_a_saved_session_go_on_equally(script: Script, tmp_path: Path) -> None:
-    kept, fork, restored, ways = script("save_and_fork", "talk.npz").stdout.decode().splitlines()
+    kept, fork, restored, *ways = script("save_and_fork", "talk.npz").stdout.decode().splitlines()
     assert re.fullmatch(r"talk\.npz: 1 turn, \d+ rows", kept) and (tmp_path / "talk.npz").stat().st_size > 0
     assert (fork, restored) == ("fork: goes on equally", "restored: goes on equally")
-    assert min(map(float, re.findall(r"(\d\.\d\d) s", ways))) > 0
+    lengths = [float(each) for way in ways for each in re.findall(r"Sound\((\d\.\d\d) s at", way)]
+    assert len(lengths) == len(ways) == 2 and min(lengths) > 0
 
 
 def test_tasks_of_one_loop_listen_side_by_side(script: Script) -> None:
