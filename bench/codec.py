@@ -13,8 +13,8 @@ from ..runtime.bundle import Bundle
 from ..runtime.errors import InputError
 from ..runtime.vocabulary import STREAMS
 from .blocks import Samples
-from .encode import TimedSound, check_seconds
-from .scenario import Case
+from .case import Case
+from .common import TimedSound, check_seconds
 from .schema import Setting
 from .subjects import AnySubject, PeerSubject
 

@@ -5,31 +5,23 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast
-
-import numpy as np
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
 from ..runtime.bundle import Bundle
 from ..runtime.engines.base import Engine
-from ..runtime.engines.base import Sequence as EngineSequence
 from ..runtime.errors import InputError
 from ..runtime.sampling import AudioSampling, TextSampling
 from .blocks import Samples
-from .scenario import Case, Derived
+from .case import Case, Derived
+from .common import WARM_UP, Modality, check_rows, fill, sampling_of
 from .schema import Setting
 from .statistics import Summary
 from .subjects import AnySubject, PeerSubject
 from .traffic import StepBytes, body_role, step_bytes, weight_bytes
 
-#: Frames before each block that do not count: what was measured in between, a reading of the bandwidth included, has
-#: taken the caches and the cores. One frame touches all that the next one reads (weights, rows held, scratch), so that
-#: what the caches can keep is in them again; the second one finds it there, as all that follow do.
-WARM_UP = 2
 #: Frames of the warm-up that tell how long one takes.
 _PACE = 3
-
-Modality = Literal["audio", "text"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,9 @@ class Decode:
         if isinstance(subject, PeerSubject):
             if self.batch > 1:
                 raise InputError(f"--batch {self.batch}: {subject.about.name} is measured with one conversation only")
-            return subject.reference.decode_case(context, self.modality, guidance, seed)
+            from .peers.torch_cases import TorchDecode
+
+            return TorchDecode(subject.reference, context, self.modality, guidance, seed)
         rows = block + WARM_UP
         sampling = sampling_of(subject.bundle, self.modality, guidance, seed, rows)
         engine = subject.engine(max(self.contexts) + rows)
@@ -148,32 +142,3 @@ class _EngineDecode:
     def _forget(self) -> None:
         self._held = self._frames = 0
         self._seconds = self._library_seconds = 0.0
-
-
-def fill(sequence: EngineSequence, bundle: Bundle, rows: int) -> None:
-    """Let a sequence hold ``rows`` rows of noise, without computing them."""
-    model = bundle.manifest.model
-    row = np.random.default_rng(0).standard_normal((model.layers, 2, model.kv_heads, 1, model.head_dim), np.float32)
-    sequence.restore(np.repeat(row, rows, axis=3))
-
-
-def sampling_of(
-    bundle: Bundle, modality: Modality, guidance: float | None, seed: int = 0, rows: int = 0
-) -> AudioSampling | TextSampling:
-    """The bundle's own sampling with ``guidance`` (None: its own) and ``seed``, for at least ``rows`` rows."""
-    kind: Any = AudioSampling if modality == "audio" else TextSampling
-    options: AudioSampling | TextSampling = kind.from_mapping(bundle.manifest.sampling[modality])
-    if guidance is not None:
-        options = replace(options, guidance=guidance)
-    drain = 8  # "fixed" mode ends a sound that many rows before the limit
-    return replace(options, seed=seed, max_steps=max(options.max_steps, rows + drain + 1))
-
-
-def check_rows(name: str, values: Sequence[int], least: int, bundle: Bundle) -> None:
-    """Refuse an option that lists numbers of rows: none, too few, or more than the model holds."""
-    limit = bundle.manifest.model.max_positions
-    if not values or min(values) < least or max(values) > limit:
-        given = ",".join(map(str, values)) or "(nothing)"
-        raise InputError(
-            f"{name} {given}: give whole numbers of rows from {least} to {limit}, the most this model holds"
-        )

@@ -13,10 +13,10 @@ from ..runtime.bundle import Bundle
 from ..runtime.errors import InputError
 from ..runtime.hearing import FeatureSpec, Hearing
 from ..runtime.sound import Sound
-from .blocks import Block, Samples
-from .scenario import Case, Derived
+from .blocks import Samples
+from .case import Case
+from .common import TimedSound, check_seconds
 from .schema import Setting
-from .statistics import Summary
 from .subjects import AnySubject, PeerSubject
 
 
@@ -60,29 +60,6 @@ class Encode:
             return {"features": features, "encode": encode}
 
         return TimedSound(block_of, seconds)
-
-
-class TimedSound:
-    """A case whose figures are all times for a sound of one length."""
-
-    def __init__(self, block: Block, seconds: float) -> None:
-        self._block, self._seconds = block, seconds
-        block(1)  # the first call loads the part
-
-    def block(self, count: int) -> Samples:
-        return self._block(count)
-
-    def derive(self, figure: str, summary: Summary) -> Derived:
-        return Derived(real_time_factor=summary.mean / 1000 / self._seconds)
-
-    def close(self) -> None:
-        """Nothing is held but the sound."""
-
-
-def check_seconds(values: Sequence[float]) -> None:
-    """Refuse an empty list of lengths, and what is no length."""
-    if not values or not all(0 < value < 1e6 for value in values):
-        raise InputError(f"--seconds {','.join(f'{value:g}' for value in values)}: give positive numbers of seconds")
 
 
 def _hearing(bundle: Bundle) -> Hearing:

@@ -22,9 +22,10 @@ from ..runtime.extras import install_hint
 from ..runtime.files import replacing_folder, resolved
 from ..runtime.stopping import raise_interrupt
 from .blocks import Progress, Samples
+from .case import Case, Derived
 from .environment import current_load
 from .memory import Watcher, cached_fraction
-from .scenario import Case, Derived, measure_subjects
+from .scenario import measure_subjects
 from .schema import Report, Setting, Subject
 from .statistics import Summary
 from .subjects import check_count, precisions_of

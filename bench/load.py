@@ -13,8 +13,8 @@ from typing import Any, ClassVar, cast
 from ..runtime.bundle import Bundle
 from ..runtime.errors import EngineError, InputError
 from .blocks import Samples
+from .case import Case, Derived
 from .memory import Watcher, cached_fraction, can_drop_pages, drop_pages
-from .scenario import Case, Derived
 from .schema import Setting
 from .statistics import Summary
 from .subjects import AnySubject, PeerSubject

@@ -16,12 +16,12 @@ from dataclasses import asdict  # noqa: E402
 from typing import Any  # noqa: E402
 
 from ..runtime.bundle import Bundle  # noqa: E402
-from ..runtime.engines.base import open_engine  # noqa: E402
+from ..runtime.engines.selection import open_engine  # noqa: E402
 from ..runtime.errors import UalmError  # noqa: E402
-from ..runtime.model import DEFAULT_CONTEXT  # noqa: E402
+from ..runtime.resources import DEFAULT_CONTEXT  # noqa: E402
 from ..runtime.sampling import AudioSampling  # noqa: E402
+from .common import random_prompt  # noqa: E402
 from .memory import memory_of, peak_rss  # noqa: E402
-from .prefill import random_prompt  # noqa: E402
 
 #: Rows drawn before the memory is called steady.
 STEADY_ROWS = 50

@@ -19,7 +19,7 @@ from ..runtime.chunks import PROFILES
 from ..runtime.engines.tensorrt_library import FP8_SM
 from ..runtime.files import resolved
 from ..runtime.tensors import MappedTensors
-from .decode import check_rows, sampling_of
+from .common import check_rows, sampling_of
 from .devices import Device
 from .subjects import precisions_of
 from .traffic import weight_bytes

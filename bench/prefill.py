@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-import numpy as np
-
 from ..runtime.bundle import Bundle
 from ..runtime.errors import InputError
-from ..runtime.vocabulary import Vocabulary
 from .blocks import Samples
-from .decode import Modality, check_rows, fill, sampling_of
-from .scenario import Case, Derived
+from .case import Case, Derived
+from .common import Modality, check_rows, fill, random_prompt, sampling_of
 from .schema import Setting
 from .statistics import Summary
 from .subjects import AnySubject, BundleSubject, PeerSubject
@@ -56,7 +53,9 @@ class Prefill:
         if isinstance(subject, PeerSubject):
             if context:
                 raise InputError(f"--context {context}: {subject.about.name} is measured from an empty cache only")
-            return subject.reference.prefill_case(rows, self.modality, cast(float, setting["guidance"]), seed)
+            from .peers.torch_cases import TorchPrefill
+
+            return TorchPrefill(subject.reference, rows, cast(float, setting["guidance"]), seed)
         subject.engine(max(self.rows) + max(self.contexts) + _SPARE)
         return _EnginePrefill(subject, rows, context, self.modality, cast(float, setting["guidance"]), seed)
 
@@ -98,9 +97,3 @@ class _EnginePrefill:
 
     def close(self) -> None:
         del self._sequence
-
-
-def random_prompt(vocabulary: Vocabulary, rows: int, seed: int) -> np.ndarray:
-    """Text rows int32 [rows, 8] drawn at random."""
-    ids = np.random.default_rng(seed).integers(1, vocabulary.text_size, rows)
-    return vocabulary.text_rows(ids.tolist())

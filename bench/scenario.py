@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
 from ..runtime.bundle import Bundle
 from ..runtime.cores import cores
 from .bandwidth import BandwidthMeter, Meter
 from .blocks import Block, Measured, Progress, Samples, block_sizes, measure, most_in_a_block, paced_sizes
+from .case import Case, CountedCase, Measurable, Scenario
 from .core_distance import DistanceMeter
 from .environment import OtherProcesses, current_load, describe_run
 from .gpu import CopyMeter, describe_gpu, gpu_of
 from .schema import Bandwidth, BandwidthPair, Comparison, Gpu, Measurement, Report, Setting, Subject
-from .statistics import TEST, Summary, compare, summarize
+from .statistics import TEST, compare, summarize
 from .subjects import AnySubject, BundleSubject, PeerSubject, Request, open_subjects
-from .traffic import StepBytes, held_against
+from .traffic import held_against
 
 #: A machine is quiet when other processes take no more than this percentage of its processors' time.
 _QUIET = 3.0
@@ -28,80 +29,7 @@ _APART = 2.5
 _CACHED = "a step that reads faster than memory reads from the processor's caches: its model is too small to judge by"
 
 
-@dataclass(frozen=True)
-class Derived:
-    """What follows from a figure; see the fields of the same names in ``schema.Measurement``.
-
-    ``note``: what a reader of the figure must know, a sentence.
-    """
-
-    real_time_factor: float | None = None
-    outside_percent: float | None = None
-    note: str | None = None
-
-
-class Case(Protocol):
-    """One subject under one setting, ready to be measured."""
-
-    def block(self, count: int) -> Samples:
-        """Repeat ``count`` times; samples of each figure, in the unit that the scenario names."""
-        ...
-
-    def derive(self, figure: str, summary: Summary) -> Derived:
-        """What follows from all samples of a figure."""
-        ...
-
-    def close(self) -> None:
-        """Free what measuring took; :meth:`derive` can still be called."""
-        ...
-
-
-@runtime_checkable
-class CountedCase(Case, Protocol):
-    """A case of which the bytes that a repetition must read are counted, and held against the bandwidth.
-
-    Its blocks are as long as a bandwidth lasts, with a reading of it before and after each. A block begins with
-    repetitions that are not timed and touch all that a repetition reads: a reading sweeps the caches.
-    """
-
-    #: The figure that bytes are counted for, a time in milliseconds.
-    counted: str
-    #: Seconds of a repetition, as the warm-up had it.
-    pace: float
-
-    def step_bytes(self) -> StepBytes:
-        """Bytes of a repetition, the mean of all; can be called after :meth:`close`."""
-        ...
-
-
-class Measurable(Protocol):
-    """What a scenario measures."""
-
-    @property
-    def about(self) -> Subject:
-        """What it is; asked for when all is measured."""
-        ...
-
-    def close(self) -> None: ...
-
-
-_Kind = TypeVar("_Kind", contravariant=True)
 _Measurable = TypeVar("_Measurable", bound=Measurable)
-
-
-class Scenario(Protocol[_Kind]):
-    """What is measured of a kind of subject."""
-
-    name: ClassVar[str]
-    #: Unit of each figure.
-    units: ClassVar[Mapping[str, str]]
-    #: Figures in which less is better and a ratio means something.
-    compared: ClassVar[Sequence[str]]
-    default_repeat: ClassVar[int]
-
-    def open(self, subject: _Kind, setting: Mapping[str, Setting], *, block: int, seed: int) -> Case:
-        """Make ready, warm-up included. ``block``: the most repetitions that will be asked for at once."""
-        ...
 
 
 class BundleScenario(Scenario[AnySubject], Protocol):

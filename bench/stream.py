@@ -21,9 +21,8 @@ from ..runtime.post_codec import open_post_codec
 from ..runtime.sampling import SHORTEST_SOUND_ROWS, AudioSampling
 from ..runtime.vocabulary import ROLES, STREAMS
 from .blocks import Samples
-from .decode import sampling_of
-from .encode import check_seconds
-from .scenario import Case, Derived
+from .case import Case, Derived
+from .common import check_seconds, sampling_of
 from .schema import Setting
 from .statistics import Summary
 from .subjects import AnySubject, PeerSubject

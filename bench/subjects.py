@@ -17,7 +17,7 @@ from ..runtime.engines.selection import choose
 from ..runtime.errors import InputError, UalmError
 from ..runtime.extras import install_hint
 from ..runtime.files import resolved
-from ..runtime.model import DEFAULT_CONTEXT
+from ..runtime.resources import DEFAULT_CONTEXT
 from ..runtime.stopping import raise_interrupt
 from ..runtime.tensors import widen
 from .schema import Subject

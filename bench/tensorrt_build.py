@@ -30,11 +30,12 @@ from ..runtime.engine_files import CacheKind
 from ..runtime.errors import ExportError
 from ..runtime.files import check_place, replacing_file, resolved
 from .blocks import Samples
+from .case import Case, Derived
 from .environment import current_load
 from .formats import write_json
 from .memory import Watcher
 from .report import to_table
-from .scenario import Case, Derived, measure_subjects
+from .scenario import measure_subjects
 from .schema import Report, Setting, Subject
 from .statistics import Summary
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..runtime.bundle import MANIFEST, CodecIdentity
+from ..runtime.bundle import MANIFEST
 from ..runtime.errors import InputError, OutputError
 from ..runtime.files import check_new_folder, resolved
+from ..runtime.manifest import CodecIdentity
 from .calibration_set import calibration_files, check_calibrated
 from .precision import Precision, check_text_precision
 from .targets import TARGETS, TEXT_TARGETS, Order, refuse_built, refuse_others

@@ -87,7 +87,7 @@ def calibration_files(path: Path) -> list[Path]:
 def _heard(path: Path, file: Path, held: int) -> Sound:
     """The channel of a sound that is heard. ``held``: bytes of those before it."""
     try:
-        sound = Sound._read(file, Limit(most_bytes=MOST_SOUND_BYTES - held))
+        sound = Sound.read_within(file, Limit(most_bytes=MOST_SOUND_BYTES - held))
     except InputError as error:
         others = f" (all sounds together may take {MOST_SOUND_BYTES >> 20} MiB)" if held else ""
         raise ExportError(f"--calibrate {path}: {error}{others}") from error

@@ -16,21 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.bundle import (
-    MANIFEST,
-    TOKENIZER,
-    WEIGHTS,
-    Bundle,
-    BundleFile,
-    CodecIdentity,
-    Manifest,
-    ModelIdentity,
-    PostCodecIdentity,
-    describe_file,
-)
+from ..runtime.bundle import MANIFEST, TOKENIZER, WEIGHTS, Bundle, describe_file
 from ..runtime.errors import ExportError, InputError
 from ..runtime.files import replacing_folder
 from ..runtime.knowledge import Knowledge, content_words
+from ..runtime.manifest import BundleFile, CodecIdentity, Manifest, ModelIdentity, PostCodecIdentity
 from ..runtime.quality import Verdict, verdicts
 from ..runtime.sampling import AudioSampling, TextSampling
 from ..runtime.templates import Templates

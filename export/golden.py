@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from ..runtime.bundle import GOLDEN, Manifest
+from ..runtime.bundle import GOLDEN
 from ..runtime.cores import library_threads
 from ..runtime.engines.arithmetic import Arithmetic, logits_tolerance, part_tolerance
 from ..runtime.errors import ExportError
 from ..runtime.hearing import FeatureSpec, Hearing
+from ..runtime.manifest import Manifest
 from ..runtime.sound import Sound
 from ..runtime.tensors import widen
 from ..runtime.vocabulary import MODALITIES, ROLES, STREAMS, Vocabulary

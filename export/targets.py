@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import CodecIdentity, PostCodecIdentity
 from ..runtime.errors import InputError
+from ..runtime.manifest import CodecIdentity, PostCodecIdentity
 
 #: Called with a stage's name, the bytes done and the bytes in all (0: not known).
 Progress = Callable[[str, int, int], None]

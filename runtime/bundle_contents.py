@@ -11,20 +11,18 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from .errors import BundleError
 from .graph_header import MOST_FIELDS, Declared, GraphHeader, read_graph_header
 from .hearing import AF_WHISPER, FeatureSpec, feature_rows
+from .manifest import Manifest
 from .reading import MOST_SIZE, shown
 from .sound_limits import HIGHEST_RATE, LOWEST_RATE
 from .tensors import MappedTensors
 from .vocabulary import CHOOSABLE, SPECIALS, STREAMS
-
-if TYPE_CHECKING:
-    from .bundle import Manifest
 
 #: Parts that every bundle has.
 ROLES = ("backbone", "head.text", "head.audio", "head.modality", "encoder", "codec", "codec.stream")

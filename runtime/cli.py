@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .bundle import CodecIdentity, PostCodecIdentity
 from .cli_bench import app as bench
 from .cli_chat import chat
 from .cli_common import (
@@ -52,6 +51,7 @@ from .cli_tables import CONTROLS
 from .compiled import check_native
 from .errors import InputError, UalmError
 from .extras import install_hint
+from .manifest import CodecIdentity, PostCodecIdentity
 from .post_codec import Resampler
 from .shown import in_a_line
 from .stopping import caught, raise_interrupt

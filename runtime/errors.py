@@ -1,20 +1,17 @@
-"""The named errors of ualm. Each message names the file or field, the value found, and the mend."""
+"""The named errors of ualm. Each message names the file or field, the value found, and the fix."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .segment import Segment
+from typing import Any
 
 
 class UalmError(Exception):
     """Base of every error that ualm raises on purpose.
 
-    ``segments``: where the answer of a model failed on the way, the segments that were finished before.
+    ``segments``: where the answer of a model failed on the way, the :class:`Segment` objects that were finished before.
     """
 
-    segments: list[Segment]
+    segments: list[Any]  # of Segment, which imports this module
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)

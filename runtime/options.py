@@ -8,8 +8,8 @@ from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, TypedDict, TypeVar
 
-from .bundle import CodecIdentity
 from .errors import InputError
+from .manifest import CodecIdentity
 from .reading import shown
 from .sampling import AudioSampling, TextSampling
 from .vocabulary import STREAMS

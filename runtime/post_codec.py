@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import soxr
 
-from .bundle import Bundle, CodecIdentity, PostCodecIdentity
+from .bundle import Bundle
 from .errors import BundleError, InputError
+from .manifest import CodecIdentity, PostCodecIdentity
 
 _QUALITIES = ("QQ", "LQ", "MQ", "HQ", "VHQ")
 #: Samples that :meth:`Resampler.describe` tries: soxr works in blocks, and its delay repeats within fewer.

@@ -10,7 +10,6 @@ Needs the export extra: torch, transformers, and the exporter's reader of traini
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,7 @@ from ...export.run import find_run, read_recipe
 from ...runtime.errors import ExportError
 from ...runtime.sampling import AudioSampling, TextSampling
 from ...runtime.vocabulary import EOS, EOT, MODALITIES, PAD, ROLES, SPECIALS, STREAMS, Vocabulary
-from ..blocks import Samples
-from ..decode import WARM_UP, Modality
-from ..prefill import random_prompt
-from ..scenario import Case, Derived
-from ..statistics import Summary
-
-#: Frames a second of the published codec: 16 kHz in hops of 320 samples.
-_FRAMES_A_SECOND = 50
+from ..common import Modality
 
 
 class TorchReference:
@@ -199,84 +191,3 @@ class TorchReference:
         for layer in range(s.layers):
             cache.update(held, held, layer)  # the first row that follows gives each layer memory of its own
         return cache
-
-    # ---- what is measured ----
-
-    def decode_case(self, context: int, modality: Modality, guidance: float, seed: int) -> Case:
-        """A conversation of ``context`` rows that goes on frame by frame."""
-        return _Decode(self, context, modality, _sampling(modality, guidance, seed))
-
-    def prefill_case(self, rows: int, modality: Modality, guidance: float, seed: int) -> Case:
-        """A prompt of ``rows`` rows, then the null branch of a segment."""
-        return _Prefill(self, random_prompt(self.vocabulary, rows, seed), guidance)
-
-
-def _sampling(modality: Modality, guidance: float, seed: int) -> AudioSampling | TextSampling:
-    kind = AudioSampling if modality == "audio" else TextSampling
-    return kind(guidance=guidance, seed=seed)
-
-
-class _Decode:
-    def __init__(
-        self, reference: TorchReference, context: int, modality: Modality, sampling: AudioSampling | TextSampling
-    ) -> None:
-        self._reference, self._context = reference, context
-        self._modality, self._sampling = modality, sampling
-        self._random = reference.generator(sampling.seed)
-        self._begin()
-        self.block(1)
-
-    @torch.inference_mode()
-    def block(self, count: int) -> Samples:
-        times: list[float] = []
-        self._begin()
-        for _ in range(WARM_UP):
-            self._step()
-        while len(times) < count:
-            started = time.perf_counter()
-            self._step()
-            times.append(1000 * (time.perf_counter() - started))
-            if self._row[0] in (EOS, EOT):
-                self._begin()
-        return {"frame": times}
-
-    def derive(self, figure: str, summary: Summary) -> Derived:
-        return Derived(real_time_factor=summary.mean / 1000 * _FRAMES_A_SECOND if self._modality == "audio" else None)
-
-    def close(self) -> None:
-        del self._cache
-
-    def _begin(self) -> None:
-        self._cache = self._reference.noise(self._context, 2 if self._sampling.guidance > 1 else 1)
-        self._row = self._reference.marker(self._modality)
-
-    def _step(self) -> None:
-        self._row = self._reference.frame(self._row, self._cache, self._modality, self._sampling, self._random)
-
-
-class _Prefill:
-    def __init__(self, reference: TorchReference, prompt: np.ndarray, guidance: float) -> None:
-        self._reference, self._prompt, self._guided = reference, prompt, guidance > 1
-        self.block(1)
-
-    @torch.inference_mode()
-    def block(self, count: int) -> Samples:
-        prefill, begin = [], []
-        for _ in range(count):
-            started = time.perf_counter()
-            cache, _ = self._reference.prefill([self._prompt])
-            self._reference.synchronize()
-            between = time.perf_counter()
-            prefill.append(1000 * (between - started))
-            if self._guided:
-                self._reference.with_null_branch(cache)
-                self._reference.synchronize()
-                begin.append(1000 * (time.perf_counter() - between))
-        figures: dict[str, list[float]] = {"prefill": prefill, "row": [each / len(self._prompt) for each in prefill]}
-        return figures | ({"begin": begin} if self._guided else {})
-
-    def derive(self, figure: str, summary: Summary) -> Derived:
-        return Derived()
-
-    def close(self) -> None:
-        """Nothing is kept between prompts."""

@@ -13,7 +13,6 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from ..bundle import Bundle
 from ..sampling import AudioSampling, Mode, TextSampling
 from .arithmetic import Arithmetic, Part
 
@@ -143,10 +142,3 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the engine holds; it cannot be used afterwards."""
         ...
-
-
-def open_engine(name: str | None, bundle: Bundle, *, threads: int | None, max_context: int) -> Engine:
-    """Load ``bundle`` into the engine ``name`` (None: as ``selection.choose`` does)."""
-    from .selection import choose
-
-    return choose(name, bundle, threads=threads, max_context=max_context).engine

@@ -9,24 +9,23 @@ each run has a binding and scratch memory of its own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import EngineError
 from ..reading import first_line
+from .device import Device
 from .onnxruntime_codec import NO, ROLE, YES
-
-if TYPE_CHECKING:
-    from .onnxruntime_cuda import OnnxRuntimeCudaEngine
 
 
 class DeviceCodecStream:
     """See :class:`base.CodecStream`. States are the graph's inputs ``left.*`` and, in the same order, its outputs."""
 
-    def __init__(self, engine: OnnxRuntimeCudaEngine) -> None:
-        self._session = engine.session(ROLE)
-        self._kind, self._index = engine.device.kind, engine.device.index
+    def __init__(self, session: Any, device: Device) -> None:
+        """``session``: of the part :data:`ROLE`, on ``device``."""
+        self._session = session
+        self._kind, self._index = device.kind, device.index
         inputs = [value for value in self._session.get_inputs() if value.name.startswith("left.")]
         self._shapes: dict[str, tuple[int, ...]] = {value.name: tuple(value.shape) for value in inputs}
         self._outputs: list[str] = [value.name for value in self._session.get_outputs()]

@@ -1,27 +1,22 @@
-"""A bundle on a device, as every engine there needs it: the tables that the loop reads, and sequences over a body."""
+"""A bundle on a device, as every engine there needs it: the tables that the loop reads, and the body."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
-from ..bundle import Bundle, ModelIdentity
+from ..bundle import Bundle
 from ..errors import EngineError
+from ..manifest import ModelIdentity
 from ..vocabulary import STREAMS, Vocabulary
-from .device import Device, told_errors
+from .device import Device
 from .device_body import DeviceBody, Modality
 from .device_cache import CacheShape, DeviceCache
 from .device_loop import AHEAD, Outbox
 from .device_sampler import DeviceSampler, SamplerTables, fill_null_prefix
-from .device_sequence import DeviceSequence
-from .device_workspace import Workspace
 from .rotary import rotary_tables
-
-#: Workspaces kept of conversations that are over: each holds a whole cache.
-SPARE = 1
 
 
 def columns_of(vocabulary: Vocabulary, modality: Modality) -> int:
@@ -30,7 +25,7 @@ def columns_of(vocabulary: Vocabulary, modality: Modality) -> int:
 
 
 class DeviceModel:
-    """What the sequences of an engine share. An engine makes one, sets its ``body``, and opens sequences with it."""
+    """What the sequences of an engine share. An engine makes one and sets its ``body``."""
 
     def __init__(self, device: Device, bundle: Bundle, shape: CacheShape, *, max_context: int | None = None) -> None:
         """``shape``: of the cache of one sequence. ``max_context``: rows of it that are used, None for all.
@@ -50,8 +45,6 @@ class DeviceModel:
             self._angles = device.uploaded(self.cos), device.uploaded(self.sin)
             self._null = device.uploaded(bundle.table("null.keys")), device.uploaded(bundle.table("null.values"))
         self._body: DeviceBody | None = None
-        self._spare: deque[Workspace] = deque()
-        self._released = False
 
     @property
     def body(self) -> DeviceBody:
@@ -64,27 +57,9 @@ class DeviceModel:
     def body(self, body: DeviceBody) -> None:
         self._body = body
 
-    def open_sequence(self) -> DeviceSequence:
-        with told_errors(self.device.cuda):
-            return DeviceSequence(self)
-
-    def take_workspace(self) -> Workspace:
-        """What a sequence needs on the device: that of one that is over, or anew."""
-        try:
-            return self._spare.popleft()
-        except IndexError:
-            return Workspace(self)
-
-    def give_back(self, workspace: Workspace) -> None:
-        """A sequence is over. What it launched ahead comes before the work of the next on the stream."""
-        if not self._released and len(self._spare) < SPARE:
-            workspace.forget()
-            self._spare.append(workspace)
-
     def release(self) -> None:
-        """Free the body, and what is kept for a next conversation, of which there is none."""
-        self._released, self._body = True, None
-        self._spare.clear()
+        """Free the body."""
+        self._body = None
 
     def open_sampler(self, outbox: Outbox) -> DeviceSampler:
         """The sampler of a sequence, which leaves what it draws in ``outbox``."""

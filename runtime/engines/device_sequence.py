@@ -6,7 +6,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Parts
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from .clock import Clock
 from .device import told_errors
 from .device_body import DeviceStep
 from .device_loop import Drawn, Flight
-
-if TYPE_CHECKING:
-    from .device_model import DeviceModel
+from .device_pool import WorkspacePool
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -44,10 +42,11 @@ class DeviceSequence:
     What is launched ahead writes cache rows behind those that count; whatever comes next on the stream overwrites them.
     """
 
-    def __init__(self, engine: DeviceModel) -> None:
-        self._engine, self._device = engine, engine.device
-        self._work = engine.take_workspace()
-        weakref.finalize(self, engine.give_back, self._work).atexit = False
+    def __init__(self, pool: WorkspacePool) -> None:
+        self._pool, self._engine, self._device = pool, pool.model, pool.model.device
+        with told_errors(self._device.cuda):
+            self._work = pool.take()
+        weakref.finalize(self, pool.give_back, self._work).atexit = False
         self._length = self._null_rows = 0
         self._step: DeviceStep | None = None
         self._branches, self._columns = 1, 0
@@ -99,7 +98,7 @@ class DeviceSequence:
 
     @_told
     def fork(self) -> DeviceSequence:
-        other = DeviceSequence(self._engine)
+        other = DeviceSequence(self._pool)
         with self._device.lock:
             mine, theirs = self._work, other._work
             theirs.cache.copy_rows(mine.cache, self._length)

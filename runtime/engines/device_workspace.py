@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ..vocabulary import CHOOSABLE, STREAMS
 from .device_body import DeviceStep, Modality
 from .device_loop import Frame, Outbox
-
-if TYPE_CHECKING:
-    from .device_model import DeviceModel
+from .device_model import DeviceModel
 
 
 class Workspace:

@@ -25,7 +25,7 @@ from .base import Frames
 from .checks import check_room, check_truncation
 from .clock import Clock
 from .onnxruntime_codec import OnnxRuntimeCodecStream
-from .onnxruntime_io import BodyCall, HeadCall
+from .onnxruntime_io import Binding
 from .onnxruntime_parts import OnnxRuntimeParts
 from .rotary import rotary_tables
 
@@ -80,6 +80,66 @@ class OnnxRuntimeEngine(OnnxRuntimeParts):
 
     def open_codec_stream(self) -> OnnxRuntimeCodecStream:
         return OnnxRuntimeCodecStream(self)
+
+
+class BodyCall:
+    """The transformer body for ``batch`` branches and ``rows`` new rows: fill ``embeddings``, run, read ``hidden``."""
+
+    def __init__(
+        self,
+        engine: OnnxRuntimeEngine,
+        cache: list[tuple[np.ndarray, np.ndarray]],
+        clock: Clock,
+        *,
+        batch: int,
+        rows: int,
+        role: str,
+    ) -> None:
+        self._engine, self._rows, self._batch = engine, rows, batch
+        model = engine.model
+        bind = self._bind = Binding(engine.session(role), role, clock)
+        self.embeddings = bind.input("embeddings", np.zeros((batch, rows, model.hidden_size), np.float32))
+        self.hidden = bind.output("hidden", np.zeros((batch, model.hidden_size), np.float32))
+        shape = (batch, model.kv_heads, engine.max_context, model.head_dim)
+        for layer, (keys, values) in enumerate(cache):
+            for name, array in (("key", keys), ("value", values)):
+                bind.input(f"past_{name}.{layer}", array, shape)
+                bind.output(f"present_{name}.{layer}", array, shape)
+        if engine.grouped:
+            self._last = bind.input("last_position", np.zeros(batch, np.int32))
+            self._total = bind.input("total_rows", np.zeros((), np.int32))
+            bind.input("cos", engine.cos)
+            bind.input("sin", engine.sin)
+        else:
+            self._index = bind.input("write_index", np.zeros(batch, np.int64))
+            self._rotary = [
+                bind.input(name, np.zeros((batch, rows, model.head_dim // 2), np.float32)) for name in ("cos", "sin")
+            ]
+
+    def run(self, held: int) -> None:
+        """Append the rows behind ``held`` rows and attend over all of them."""
+        if self._engine.grouped:
+            self._last[:] = held + self._rows - 1
+            self._total[...] = held + self._rows
+        else:
+            self._index[:] = held
+            rows = slice(held, held + self._rows)
+            self._rotary[0][:], self._rotary[1][:] = self._engine.cos[rows], self._engine.sin[rows]
+            mask = np.triu(np.full((self._rows, held + self._rows), -np.inf, np.float32), held + 1)
+            self._bind.input("mask", np.ascontiguousarray(np.broadcast_to(mask, (self._batch, 1, *mask.shape))))
+        self._bind()
+
+
+class HeadCall:
+    """An output head bound to the hidden state of a step."""
+
+    def __init__(self, engine: OnnxRuntimeEngine, modality: str, hidden: np.ndarray, clock: Clock) -> None:
+        role = f"head.{modality}"
+        vocabulary = engine.vocabulary
+        size = vocabulary.text_size if modality == "text" else STREAMS * (vocabulary.codebook_size + 1)
+        self.run = Binding(engine.session(role), role, clock)
+        self.run.input("hidden", hidden)
+        self.logits = self.run.output("logits", np.zeros((len(hidden), 2 + size), np.float32))
 
 
 class OnnxRuntimeSequence:

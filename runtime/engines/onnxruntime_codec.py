@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .onnxruntime_parts import OnnxRuntimeParts
+from .onnxruntime_parts import OnnxRuntimeParts
 
 ROLE = "codec.stream"
 NO, YES = np.array([0], np.int64), np.array([1], np.int64)

@@ -16,7 +16,10 @@ from .device_check import GpuFacts, cuda_facts, gpu_problem, load_kernels, memor
 from .device_codec import DeviceCodecStream
 from .device_head import FusedHead, fused_head
 from .device_model import DeviceModel, columns_of
+from .device_pool import WorkspacePool
+from .device_sequence import DeviceSequence
 from .onnxruntime import PREFILL_ROWS
+from .onnxruntime_codec import ROLE as CODEC_STREAM
 from .onnxruntime_device import OnnxRuntimeBody, PositionTables
 from .onnxruntime_library import ort
 from .onnxruntime_parts import OnnxRuntimeParts
@@ -52,6 +55,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
         self.session("head.modality")  # a small part first: it shows whether the provider can be loaded at all
         shape = cache_shape(bundle, max_context)
         self.device_model = DeviceModel(device, bundle, shape)
+        self.pool = WorkspacePool(self.device_model)
         columns = {modality: columns_of(self.vocabulary, modality) for modality in _HEADS}
         with self.device_model.explained_memory():
             heads = self._fused_heads(columns) if fused_heads else {}
@@ -130,15 +134,16 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
 
     def open_sequence(self) -> EngineSequence:
         self.check_open()
-        return self.device_model.open_sequence()
+        return DeviceSequence(self.pool)
 
     def open_codec_stream(self) -> DeviceCodecStream:
-        return DeviceCodecStream(self)
+        return DeviceCodecStream(self.session(CODEC_STREAM), self.device)
 
     def close(self) -> None:
         with told_errors(self.device.cuda):
             self.device.finish()  # frames that were launched ahead still read the weights
         super().close()
+        self.pool.release()
         self.device_model.release()
 
 

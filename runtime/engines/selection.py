@@ -189,6 +189,11 @@ def choose(name: str | None, bundle: Bundle, *, threads: int | None, max_context
     raise EngineError("no engine can run here: " + "; ".join(f"{each}: {why}" for each, why in passed_over.items()))
 
 
+def open_engine(name: str | None, bundle: Bundle, *, threads: int | None, max_context: int) -> Engine:
+    """The engine that :func:`choose` opens, without the reasons."""
+    return choose(name, bundle, threads=threads, max_context=max_context).engine
+
+
 def _compiled(bundle: Bundle) -> dict[str, tuple[str, ...]]:
     """The engine files of a bundle, by engine."""
     found: dict[str, tuple[str, ...]] = {}

@@ -22,6 +22,8 @@ from .device_body import Modality
 from .device_cache import CacheShape
 from .device_check import CudaFacts, GpuFacts, cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
 from .device_model import DeviceModel, columns_of
+from .device_pool import WorkspacePool
+from .device_sequence import DeviceSequence
 from .tensorrt_body import BodyParts, TensorRtBody
 from .tensorrt_codec import Side, TensorRtCodecStream, TensorRtEncoder
 from .tensorrt_context import CompiledPart, CompiledParts
@@ -135,6 +137,7 @@ class TensorRtEngine:
         number = bundle.manifest.parts["backbone"].get("compute", "float32")
         shape = CacheShape(model.layers, model.kv_heads, model.head_dim, capacity, number)
         self.device_model = DeviceModel(device, bundle, shape, max_context=max_context)
+        self.pool = WorkspacePool(self.device_model)
         heads = {head: self._part(f"head.{head}") for head in ("audio", "text", "modality")}
         with self.device_model.explained_memory():
             self.device_model.body = TensorRtBody(
@@ -174,7 +177,7 @@ class TensorRtEngine:
 
     def open_sequence(self) -> EngineSequence:
         self._part("backbone")
-        return self.device_model.open_sequence()
+        return DeviceSequence(self.pool)
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         with told_errors(self.device.cuda):
@@ -210,6 +213,7 @@ class TensorRtEngine:
         with self._side_lock:
             # streams of the codec that are still open keep the memory that they share
             self._encoder, self._side = None, Side(self.device)
+        self.pool.release()
         self.device_model.release()
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from ualm.bench.bandwidth import READINGS, BandwidthMeter
-from ualm.bench.scenario import Derived, measure_subjects
+from ualm.bench.case import Derived
+from ualm.bench.scenario import measure_subjects
 from ualm.bench.schema import Bandwidth, BandwidthPair, Report, Subject
 from ualm.bench.traffic import StepBytes, held_against
 from ualm.runtime import _native

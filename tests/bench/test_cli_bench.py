@@ -13,7 +13,7 @@ import pytest
 
 from support.runs import make_run
 from ualm.bench.bandwidth import BandwidthMeter
-from ualm.bench.decode import WARM_UP
+from ualm.bench.common import WARM_UP
 from ualm.bench.formats import read_report
 from ualm.runtime import InputError, Model, cli_bench, packaged
 from ualm.runtime.bundle import Bundle
@@ -401,7 +401,7 @@ def test_the_runtime_does_not_load_the_bench_and_the_bench_no_export_library():
 
 def test_a_sequence_tells_the_time_inside_the_library(tiny_bundle):
     with Model.open(tiny_bundle, threads=1, max_context=64) as model:
-        sequence = model._engine.open_sequence()
+        sequence = model.resources.engine.open_sequence()
         assert sequence.library_seconds == 0
         vocabulary = model.bundle.manifest.vocabulary
         seen = [0.0]

@@ -11,6 +11,7 @@ import torch
 from support.cases import CASES
 from support.reference import Reference
 from support.runs import make_run
+from ualm.bench.peers.torch_cases import TorchDecode, TorchPrefill
 from ualm.bench.peers.torch_reference import TorchReference
 from ualm.runtime import AudioSampling, ExportError, TextSampling
 
@@ -60,21 +61,21 @@ def test_draws_are_among_the_allowed_ids_and_follow_the_seed(rival, tiny_run):
 
 
 def test_what_is_measured_is_a_frame_behind_the_rows_held(rival):
-    case = rival.decode_case(37, "audio", 3.0, 0)
+    case = TorchDecode(rival, 37, "audio", 3.0, 0)
     assert len(case.block(3)["frame"]) == 3
     case._begin()
     for rows in (38, 39):
         case._step()
         assert case._cache.get_seq_length() == rows
     assert case._cache.layers[0].keys.shape[0] == 2
-    single = rival.decode_case(8, "text", 1.0, 0)
+    single = TorchDecode(rival, 8, "text", 1.0, 0)
     assert single._cache.layers[0].keys.shape[0] == 1
 
 
 def test_prefill_makes_a_null_branch_as_long_as_the_prompt(rival):
-    figures = rival.prefill_case(9, "audio", 3.0, 0).block(2)
+    figures = TorchPrefill(rival, 9, 3.0, 0).block(2)
     assert {name: len(values) for name, values in figures.items()} == {"prefill": 2, "row": 2, "begin": 2}
-    assert "begin" not in rival.prefill_case(9, "audio", 1.0, 0).block(1)
+    assert "begin" not in TorchPrefill(rival, 9, 1.0, 0).block(1)
     cache, _ = rival.prefill([rival.vocabulary.text_rows([5, 6, 7])])
     both = rival.with_null_branch(cache)
     assert both.get_seq_length() == 3 and both.layers[0].values.shape[0] == 2

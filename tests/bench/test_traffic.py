@@ -14,7 +14,8 @@ from ualm.bench.schema import Bandwidth, BandwidthPair
 from ualm.bench.traffic import body_role, held_against, step_bytes, weight_bytes
 from ualm.export.exporter import export_run
 from ualm.runtime import BundleError
-from ualm.runtime.bundle import MANIFEST, Bundle, _digest
+from ualm.runtime.bundle import MANIFEST, Bundle
+from ualm.runtime.manifest import digest_of
 
 
 def bytes_by_hand(path: Path) -> int:
@@ -74,7 +75,7 @@ def test_a_bundle_that_does_not_tell_its_bytes_is_to_be_exported_again(bench, ua
     document = json.loads((tmp_path / "old" / MANIFEST).read_text())
     for part in document["parts"].values():
         del part["weight_bytes"]
-    document["digest"] = _digest(document)
+    document["digest"] = digest_of(document)
     (tmp_path / "old" / MANIFEST).write_text(json.dumps(document))
     with pytest.raises(BundleError, match=r"parts.backbone\S*.weight_bytes = None.*export the run again"):
         bundle = Bundle(tmp_path / "old")

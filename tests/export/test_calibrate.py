@@ -19,7 +19,7 @@ from ualm.export.quantize import LIMITS, dequantize, quantize
 from ualm.runtime import doctor
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.cli_inspect import describe
-from ualm.runtime.engines.base import open_engine
+from ualm.runtime.engines.selection import open_engine
 from ualm.runtime.errors import ExportError
 from ualm.runtime.sound import Sound
 

@@ -33,8 +33,8 @@ from ualm.export.run import find_run, read_recipe
 from ualm.export.weights import WeightStore
 from ualm.runtime.bundle import WEIGHTS, Bundle
 from ualm.runtime.engines import onnxruntime_cuda
-from ualm.runtime.engines.base import open_engine
 from ualm.runtime.engines.device_check import CudaFacts, GpuFacts
+from ualm.runtime.engines.selection import open_engine
 from ualm.runtime.errors import ExportError, InputError
 
 

@@ -27,7 +27,7 @@ from ualm.export.tensorrt_check import build_part
 from ualm.runtime import doctor
 from ualm.runtime import quality as quality_of
 from ualm.runtime.bundle import Bundle
-from ualm.runtime.engines.base import open_engine
+from ualm.runtime.engines.selection import open_engine
 from ualm.runtime.errors import ExportError
 from ualm.runtime.quality import misses
 from ualm.runtime.tensors import widen

@@ -13,18 +13,10 @@ import numpy as np
 import pytest
 
 from ualm.runtime import Model
-from ualm.runtime.bundle import (
-    GOLDEN,
-    MANIFEST,
-    SCHEMA_VERSION,
-    TOKENIZER,
-    WEIGHTS,
-    Bundle,
-    _digest,
-    describe_file,
-)
+from ualm.runtime.bundle import GOLDEN, MANIFEST, TOKENIZER, WEIGHTS, Bundle, describe_file
 from ualm.runtime.chat import TextCodec
 from ualm.runtime.errors import BundleError, InputError
+from ualm.runtime.manifest import SCHEMA_VERSION, digest_of
 from ualm.runtime.tensors import MappedTensors
 
 
@@ -71,7 +63,7 @@ def rewrite_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> 
     """Change the manifest as one would who can compute its digest."""
     document = json.loads((folder / MANIFEST).read_text())
     edit(document)
-    document["digest"] = _digest(document)
+    document["digest"] = digest_of(document)
     (folder / MANIFEST).write_text(json.dumps(document))
 
 

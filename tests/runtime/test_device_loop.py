@@ -243,7 +243,7 @@ def test_a_conversation_takes_over_what_another_left_and_knows_nothing_of_it(bun
         assert_same(drawn(begun(engine, seed=seed)), drawn(begun(engines[0], seed=seed)))
     engine.close()
     del third
-    assert not engine.device_model._spare
+    assert not engine.pool.spare
 
 
 def test_no_broken_number_stays_in_the_cache_behind_what_is_held(bundle: Bundle, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from support.bundles import changed_manifest, with_post_codec
 from support.runs import Run, make_run
 from ualm.export.exporter import export_run
 from ualm.runtime import AudioSampling, BundleError, InputError, Model, SegmentEnded, SoundChunk, TextSampling
-from ualm.runtime.bundle import Bundle, CodecIdentity
+from ualm.runtime.bundle import Bundle
+from ualm.runtime.manifest import CodecIdentity
 from ualm.runtime.post_codec import Resampler
 
 CODEC = CodecIdentity(16000, 320, 256, 10, 10, 3141)

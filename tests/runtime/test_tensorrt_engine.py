@@ -206,7 +206,7 @@ def test_closing_waits_for_both_streams_and_frees_what_no_conversation_holds(
     drawn(begun(engine, "text", 20))
     engine.decode_latents(np.zeros((20, len(engine.rvq_bias)), np.float32))
     gc.collect()
-    assert engine.device_model._spare
+    assert engine.pool.spare
     before, _ = device.memory()
     waited: list[int] = []
     real = Stream.synchronize
@@ -214,7 +214,7 @@ def test_closing_waits_for_both_streams_and_frees_what_no_conversation_holds(
     engine.close()
     gc.collect()
     assert {device.stream.handle, device.codec_stream.handle} <= set(waited)
-    assert body() is None and not engine.device_model._spare
+    assert body() is None and not engine.pool.spare
     assert device.memory()[0] >= before + engine.device_model.shape.nbytes
     for use in (engine.open_sequence, engine.open_codec_stream, lambda: engine.encode({})):
         with pytest.raises(EngineError, match="the model is closed"):
