@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 from .stages import ReasoningEvent
-
-if TYPE_CHECKING:
-    from .reasoning import Reasoning
 
 
 class AsyncReasoningEvents:
@@ -18,9 +14,9 @@ class AsyncReasoningEvents:
     Dropping it, :meth:`aclose` and cancelling the task cancel the reasoning, as :class:`AsyncEvents` does with a turn.
     """
 
-    def __init__(self, reasoning: Reasoning) -> None:
-        self._reasoning = reasoning
-        self._events: Iterator[ReasoningEvent] = iter(reasoning)
+    def __init__(self, events: Iterator[ReasoningEvent], cancel: Callable[[], None]) -> None:
+        """``cancel`` stops what makes the ``events``."""
+        self._events, self._cancel = events, cancel
         self._begun = self._over = False
 
     def __aiter__(self) -> AsyncReasoningEvents:
@@ -49,5 +45,5 @@ class AsyncReasoningEvents:
 
     def _leave(self) -> None:
         if self._begun and not self._over:
-            self._reasoning.cancel()
+            self._cancel()
         self._over = True

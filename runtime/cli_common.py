@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from .bundle import CodecIdentity
 from .cli_once import first_in_this_shell
 from .cli_tables import CONTROLS, terminal_columns
 from .cli_tables import table as table
@@ -24,6 +23,7 @@ from .cores import BY_OPTION, check_threads
 from .engines.selection import Choice
 from .errors import InputError
 from .finish import FinishReason
+from .manifest import CodecIdentity
 from .model import Model
 from .options import rows_of_sound
 from .packaged import default_bundle
@@ -104,13 +104,13 @@ def open_model(
     folder = named_or_packaged(bundle, quiet=quiet)
     model = Model.open(folder, engine=engine, threads=threads, max_context=max_context)
     if not quiet:
-        tell_engine(model._choice)
+        tell_engine(model.choice)
     return model
 
 
 def about_model(model: Model) -> dict[str, object]:
     """What a verb's JSON says of the model that ran: its engine, and why no faster one where there is a GPU."""
-    return model._choice.to_json()
+    return model.choice.to_json()
 
 
 def tell_engine(choice: Choice) -> None:

@@ -202,7 +202,7 @@ def _live(
                 sound = event.result.sound
                 break
         turn.cancel()
-        turn._join()  # the model may be closed then
+        turn.join()  # the model may be closed then
         for output in outputs:
             output.finish()
             about |= output.report()

@@ -14,9 +14,9 @@ import typer
 from .bundle import MANIFEST, Bundle
 from .cli_common import JsonOption, QuietOption, in_bytes, named_or_packaged, report, table
 from .cli_tables import terminal_columns
-from .model import DEFAULT_CONTEXT
 from .quality import Verdict, verdicts
 from .reading import read_json
+from .resources import DEFAULT_CONTEXT
 from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, SPECIALS, STREAMS
 
 #: Columns of the words that a model knows, and those before them; a narrow terminal has less room.

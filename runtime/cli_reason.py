@@ -157,9 +157,8 @@ def _with_lines(prompts: list[str], read: Callable[[], str | None]) -> Iterator[
 def _followed(reasoning: Reasoning, shown: _Shown, loudspeaker: Loudspeaker | None) -> tuple[ReasoningResult, float]:
     """The events are shown, and the sounds played where there is a loudspeaker."""
     started = time.perf_counter()
-    reasoning._played = loudspeaker is not None
     try:
-        for event in reasoning:
+        for event in reasoning.events(live=loudspeaker is not None):
             shown.event(event)
             if loudspeaker is not None and isinstance(event, StageSound):
                 loudspeaker.write(event.chunk)
@@ -173,7 +172,7 @@ def _followed(reasoning: Reasoning, shown: _Shown, loudspeaker: Loudspeaker | No
         if loudspeaker is not None:
             loudspeaker.abort()
         reasoning.cancel()
-        reasoning._join()  # the model is closed now
+        reasoning.join()  # the model is closed now
 
 
 def _keep(

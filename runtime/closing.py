@@ -22,18 +22,18 @@ class Closing(ABC):
         """Stop soon; does not wait."""
 
     @abstractmethod
-    def _join(self) -> None:
+    def join(self) -> None:
         """Wait until no thread of its own uses the model."""
 
     def close(self) -> None:
         """Cancel what goes on, and wait until it has stopped."""
         self.cancel()
-        self._join()
+        self.join()
 
     async def aclose(self) -> None:
         """:meth:`close`, without blocking the event loop."""
         self.cancel()
-        await asyncio.to_thread(self._join)
+        await asyncio.to_thread(self.join)
 
     def __enter__(self: _Self) -> _Self:
         return self

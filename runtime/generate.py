@@ -45,7 +45,7 @@ class Ended:
 Step = Began | Frames | Ended
 
 
-def turn(
+def answer(
     sequence: EngineSequence,
     prompt: Sequence[np.ndarray],
     vocabulary: Vocabulary,

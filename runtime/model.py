@@ -8,47 +8,42 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .answer import Answer
-from .bundle import TOKENIZER, Bundle, Verify
-from .chat import CheckedMessage, Content, Message, TextCodec, check_messages, prompt_parts, read_sources
-from .chunks import PROFILES, ChunkProfile, Pace
+from .answering import AnswerOptions, Piece, SegmentDone, answer_segments
+from .bundle import Bundle, Verify
+from .chat import Content, Message
+from .chunks import ChunkProfile
 from .cores import check_threads
 from .engines.base import Engine
 from .engines.selection import Choice, choose
 from .errors import InputError, UalmError
-from .generate import Began, Ended, Modality, OnRows, turn
-from .hearing import FeatureSpec, Hearing
+from .generate import Modality, OnRows
+from .hearing import FeatureSpec
 from .knowledge import Knowledge
-from .listening import Listener
-from .options import AudioOptions, TextOptions, changed
+from .options import AudioOptions, TextOptions
 from .packaged import default_bundle
-from .post_codec import open_post_codec
 from .reading import shown
 from .reasoning import Reasoning
-from .sampling import SHORTEST_SOUND_ROWS, AudioSampling, Mode, TextSampling, check_kind, check_options
-from .segment import Segment, SegmentBuilder
-from .session import Limits, Session
+from .resources import DEFAULT_CONTEXT, Resources, check_modality
+from .sampling import SHORTEST_SOUND_ROWS, AudioSampling, Mode, TextSampling, check_options
+from .segment import Segment
+from .session import Session
 from .sound import Sound, Speech
 from .sound_decoder import SoundDecoder
 from .sound_in import Source
 from .sound_stream import SoundStream
 from .stages import ReasonMode
+from .state import Limits, SessionState
 from .vocabulary import check_codes
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
 elif TYPE_CHECKING:  # type checkers know it without the package
     from typing_extensions import Unpack
-
-#: Rows reserved for a conversation by default: five minutes of heard sound and a long answer.
-DEFAULT_CONTEXT = 16384
-
-
-Options = TypeVar("Options", AudioSampling, TextSampling)
 
 
 class Model:
@@ -60,18 +55,8 @@ class Model:
     def __init__(self, bundle: Bundle, engine: Engine, max_context: int, *, choice: Choice | None = None) -> None:
         """``choice``: how ``engine`` came to be chosen, None where it was not."""
         self.bundle, self.max_context = bundle, max_context
-        self._engine = engine
-        self._choice = Choice(engine) if choice is None else choice
-        manifest = bundle.manifest
-        self._vocabulary = manifest.vocabulary
-        self._text = TextCodec(bundle.path(TOKENIZER), bundle.manifest.vocabulary.text_size)
-        hearing = Hearing(FeatureSpec.from_json(manifest.features), bundle.table("encoder.mel_filters"))
-        self._listener = Listener(hearing, engine)
-        self._audio_defaults = AudioSampling.from_mapping(manifest.sampling["audio"])
-        self._text_defaults = TextSampling.from_mapping(manifest.sampling["text"])
-        open_post_codec(bundle)  # one that this version does not know shall be told now
-        #: What a row and a codec call take here, for the sounds that are played while they are made.
-        self._pace = Pace()
+        self.choice = Choice(engine) if choice is None else choice
+        self.resources = Resources.open(bundle, engine, max_context)  # what sessions, turns and reasonings share
 
     @classmethod
     def open(
@@ -131,37 +116,23 @@ class Model:
 
         Raises :class:`InputError` (:class:`ContextError` where the rows do not fit) and :class:`ModalityError`.
         """
-        audio, text = self._options(audio, text, max_seconds, max_tokens)
+        resources = self.resources
+        audio, text = resources.sampling(audio, text, max_seconds, max_tokens)
         check_options(mode, audio, text)
-        self._check_modality(modality)
+        check_modality(modality)
         if isinstance(max_segments, bool) or not isinstance(max_segments, Integral) or max_segments < 1:
             raise InputError(f"max_segments = {max_segments!r}: give a whole number of at least 1")
         if on_rows is not None and not callable(on_rows):
             raise InputError(f"on_rows = {shown(on_rows)}: give a function of a modality and a number of rows")
-        prompt = prompt_parts(self._checked(self._read(messages)), self._vocabulary, self._listener.features)
-        steps = turn(
-            self._engine.open_sequence(),
-            prompt,
-            self._vocabulary,
-            modality=modality,
-            mode=mode,
-            max_segments=max_segments,
-            audio=audio,
-            text=text,
-        )
+        prompt = resources.prompt(resources.checked(resources.read(messages)))
+        options = AnswerOptions(modality, audio, text, mode, int(max_segments))
         segments: list[Segment] = []
         try:
-            for step in steps:
-                if isinstance(step, Began):
-                    seed = audio.seed if step.modality == "audio" else text.seed
-                    builder = self._builder(step.modality, PROFILES["throughput"], None, seed)
-                elif isinstance(step, Ended):
-                    builder.rest()
-                    segments.append(builder.segment(step.finish))
-                else:
-                    builder.push(step)
-                    if on_rows is not None:
-                        on_rows(builder.modality, len(builder.rows))
+            for step in answer_segments(resources.engine.open_sequence(), prompt, resources, options):
+                if isinstance(step, SegmentDone):
+                    segments.append(step.segment)
+                elif isinstance(step, Piece) and step.rows and on_rows is not None:
+                    on_rows(step.builder.modality, len(step.builder.rows))
         except UalmError as error:
             error.segments = segments
             raise
@@ -175,7 +146,7 @@ class Model:
         ``memory_limit``: bytes of cache it may grow to. ``time_limit``: seconds, ``max_segments``: segments of a turn.
         A turn that reaches one is taken back and raises that limit's :class:`LimitError`.
         """
-        return Session(self, Limits(memory_limit, time_limit, max_segments))
+        return Session(SessionState(self.resources, Limits(memory_limit, time_limit, max_segments)))
 
     def restore(
         self,
@@ -186,15 +157,15 @@ class Model:
         max_segments: int = 8,
     ) -> Session:
         """Go on with a session from :meth:`Session.save`, made with this very bundle; limits as in :meth:`session`."""
-        return Session._restore(self, path, Limits(memory_limit, time_limit, max_segments))
+        return Session.restored(self.resources, path, Limits(memory_limit, time_limit, max_segments))
 
     def listen(self, sound: Sound | Source) -> Sound:
         """Begin to hear a sound in the background, before the question about it is known.
 
         Returns the sound to put into a message. Features are cached by content, so any equal sound profits.
         """
-        heard = sound if isinstance(sound, Sound) else Sound.from_file(sound, longest=self._listener.longest)
-        self._listener.start(heard)
+        heard = sound if isinstance(sound, Sound) else Sound.from_file(sound, longest=self.resources.features.longest)
+        self.resources.features.start(heard)
         return heard
 
     def generate(
@@ -209,7 +180,7 @@ class Model:
 
         ``max_seconds=`` limits its length; ``seed=None`` draws a seed. What cut it, and the seed, the sound tells.
         """
-        audio = self._audio(audio, options)
+        audio = self.resources.audio_sampling(audio, options)
         segment = self.run([("user", text)], modality="audio", max_segments=1, audio=audio, on_rows=on_rows)[0]
         assert segment.sound is not None  # "fixed" mode draws at least one frame
         return segment.sound
@@ -228,7 +199,7 @@ class Model:
         of its own computes ahead of whoever iterates, with ``for`` or ``async for``. Leaving the loop stops it, and so
         do ``cancel()`` and the end of a ``with`` block; in the end the stream has the whole ``sound``.
         """
-        audio = self._audio(audio, options)
+        audio = self.resources.audio_sampling(audio, options)
         return SoundStream(self.session(max_segments=1).turn(text, modality="audio", audio=audio, profile=profile))
 
     def ask(
@@ -245,12 +216,12 @@ class Model:
         The sound comes first, as in the training task ``audio_to_conversation``. ``options`` override single fields of
         ``text``. The answer is a ``str`` that also tells what cut it, in ``finish``, and its ``seed``.
         """
-        text = self._text_sampling(text, options)
+        text = self.resources.text_sampling(text, options)
         heard: Content
         if isinstance(sound, (Sound, Speech, os.PathLike)):
             heard = sound
         else:
-            heard = Sound.from_file(sound, longest=self._listener.longest)
+            heard = Sound.from_file(sound, longest=self.resources.features.longest)
         messages: list[Message] = [("user", heard), ("user", question)]
         segment = self.run(messages, modality="text", max_segments=1, text=text, on_rows=on_rows)[0]
         assert segment.text is not None
@@ -276,9 +247,9 @@ class Model:
         ``options`` override single fields of ``audio``; ``seed`` is that of both modalities, None draws one, and turn k
         draws with seed + k, as its stages tell. Bad input is refused here; the work starts with the iteration.
         """
-        audio = self._audio(audio, options)
+        audio = self.resources.audio_sampling(audio, options)
         seeds = {"seed": audio.seed} if "seed" in options else {}
-        text = self._text_sampling(text, {"max_tokens": max_tokens} | seeds)
+        text = self.resources.text_sampling(text, {"max_tokens": max_tokens} | seeds)
         check_options("fixed", audio, text)
         if session is not None and not isinstance(session, Session):
             raise InputError(
@@ -296,7 +267,7 @@ class Model:
 
     def decoder(self, profile: str | ChunkProfile = "balanced") -> SoundDecoder:
         """A decoder for codes that come piece by piece; its sound is that of :meth:`decode`."""
-        return SoundDecoder(self._engine, self.bundle, profile)
+        return SoundDecoder(self.resources.engine, self.bundle, profile)
 
     def warm_up(self) -> None:
         """Load every part of the model and run it once, so that the first answer comes as fast as the next.
@@ -306,19 +277,18 @@ class Model:
         spec = FeatureSpec.from_json(self.bundle.manifest.features)
         noise = np.random.default_rng(0).normal(scale=0.1, size=min(spec.sample_rate, spec.max_samples))
         heard: list[Message] = [("user", Sound(noise, spec.sample_rate)), ("user", "Listen.")]
-        self.run(heard, modality="text", max_segments=1, text=self._text_sampling(None, {"max_steps": 2}))
+        self.run(heard, modality="text", max_segments=1, text=self.resources.text_sampling(None, {"max_steps": 2}))
         # the guided branch, the codec's first piece, its last one, and the head that chooses between sound and text
         frames = self.bundle.manifest.codec.first_frames + 1
-        audio = self._audio(None, {"max_steps": SHORTEST_SOUND_ROWS + frames})
+        audio = self.resources.audio_sampling(None, {"max_steps": SHORTEST_SOUND_ROWS + frames})
         self.run([("user", "Play.")], modality="audio", max_segments=1, audio=audio)
-        sequence = self._engine.open_sequence()
-        sequence.prefill(prompt_parts(self._checked([("user", "Choose.")]), self._vocabulary, self._listener.features))
+        sequence = self.resources.engine.open_sequence()
+        sequence.prefill(self.resources.prompt(self.resources.checked([("user", "Choose.")])))
         sequence.modality_logits()
 
     def close(self) -> None:
         """Free the engine. The model cannot be used afterwards."""
-        self._listener.close()
-        self._engine.close()
+        self.resources.close()
 
     def __enter__(self) -> Model:
         return self
@@ -339,12 +309,12 @@ class Model:
     @property
     def engine(self) -> str:
         """Name of the engine that computes."""
-        return self._engine.name
+        return self.resources.engine.name
 
     @property
     def passed_over(self) -> Mapping[str, str]:
         """Of each faster engine that could not be opened, in order, a sentence why; empty where one was named."""
-        return MappingProxyType(dict(self._choice.passed_over))
+        return MappingProxyType(dict(self.choice.passed_over))
 
     @property
     def knows(self) -> Knowledge | None:
@@ -363,40 +333,4 @@ class Model:
     @property
     def longest_sound(self) -> float:
         """Seconds of the longest sound that it can hear."""
-        return self._listener.longest
-
-    def _read(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """The messages, with sounds in place of bytes and open files, which can be read only once."""
-        return read_sources(messages, self._listener.longest)
-
-    def _checked(self, messages: Sequence[Message]) -> list[CheckedMessage]:
-        return check_messages(messages, self._vocabulary, self._text, self._listener.check, self._listener.longest)
-
-    def _builder(self, modality: Modality, profile: ChunkProfile, pace: Pace | None, seed: int) -> SegmentBuilder:
-        return SegmentBuilder(modality, self.bundle, self._text, self._engine, profile, pace, seed)
-
-    def _audio(self, audio: AudioSampling | None, values: Mapping[str, Any]) -> AudioSampling:
-        """The bundle's defaults, or ``audio``, with single fields replaced."""
-        return self._with(self._audio_defaults if audio is None else audio, values, AudioSampling)
-
-    def _text_sampling(self, text: TextSampling | None, values: Mapping[str, Any]) -> TextSampling:
-        return self._with(self._text_defaults if text is None else text, values, TextSampling)
-
-    def _with(self, options: Options, values: Mapping[str, Any], wanted: type[Options]) -> Options:
-        check_kind(wanted, options)
-        return changed(options, values, self.bundle.manifest.codec, self.max_context) if values else options
-
-    def _options(
-        self,
-        audio: AudioSampling | None,
-        text: TextSampling | None,
-        max_seconds: float | None,
-        max_tokens: int | None,
-    ) -> tuple[AudioSampling, TextSampling]:
-        """Options of both modalities; ``max_seconds`` and ``max_tokens`` take the place of their ``max_steps``."""
-        return self._audio(audio, {"max_seconds": max_seconds}), self._text_sampling(text, {"max_tokens": max_tokens})
-
-    @staticmethod
-    def _check_modality(modality: object) -> None:
-        if modality not in (None, "audio", "text"):
-            raise InputError(f"modality = {modality!r}: choose 'audio', 'text', or None to let the model choose")
+        return self.resources.features.longest

@@ -22,7 +22,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from .async_reasoning import AsyncReasoningEvents
 from .chat import Content
@@ -32,6 +32,7 @@ from .events import SegmentEnded, SegmentStarted, SoundChunk, TextDelta
 from .generate import Modality
 from .reading import shown
 from .sampling import AudioSampling, TextSampling
+from .session import Session
 from .sound import Sound
 from .stages import (
     ReasonedTurn,
@@ -48,10 +49,7 @@ from .stages import (
     Verdict,
 )
 from .templates import ReflectTemplate, filled
-
-if TYPE_CHECKING:
-    from .session import Session
-    from .turn import Turn
+from .turn import Turn, open_turn
 
 _SEEDS = 2**64
 _Messages = list[tuple[str, Content]]
@@ -83,7 +81,8 @@ class Reasoning(Closing):
             raise InputError(f"rounds = {rounds}: only the mode 'reflect' has rounds; leave it out for {mode!r}")
         self.session, self.mode, self.rounds = session, mode, rounds
         self._audio, self._text = audio, text
-        self._templates = session._model.bundle.manifest.templates
+        self._resources = session.state.resources
+        self._templates = self._resources.bundle.manifest.templates
         self._prompts = self._checked(prompt)
         self._said: list[str] = []
         self._turns: list[ReasonedTurn] = []
@@ -92,8 +91,7 @@ class Reasoning(Closing):
         #: Rounds begun.
         self._rounds = 0
         self._turn: Turn | None = None
-        self._cancelled = self._begun = False
-        self._played = True
+        self._cancelled = self._begun = self._live = False
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -107,17 +105,20 @@ class Reasoning(Closing):
             self._turn.cancel()
 
     def result(self) -> ReasoningResult:
-        """Run to the end. Nobody plays meanwhile: as in :meth:`Turn.segments`, equal runs give equal bits."""
-        self._played = False
-        for event in self:
+        """Run to the end. Nothing is played meanwhile: as in :meth:`Turn.segments`, equal runs give equal bits."""
+        for event in self.events(live=False):
             if isinstance(event, ReasoningEnded):
                 return event.result
         raise AssertionError("a reasoning ends with ReasoningEnded")
 
     def __iter__(self) -> Iterator[ReasoningEvent]:
+        return self.events()
+
+    def events(self, *, live: bool = True) -> Iterator[ReasoningEvent]:
+        """The events, once. ``live``: sounds are played while they are made, so that their pieces follow the clock."""
         if self._begun:
             raise SessionError("the events of a reasoning can be read once; begin another")
-        self._begun = True
+        self._begun, self._live = True, live
         steps = {"enrich": self._enrich, "dialogue": self._dialogue, "reflect": self._reflect}
         ended: Literal["done", "cancelled"] = "done"
         try:
@@ -131,7 +132,7 @@ class Reasoning(Closing):
         yield ReasoningEnded(
             ReasoningResult(
                 self.mode,
-                self.session._model.identity,
+                self._resources.bundle.digest,
                 tuple(self._said),
                 self._audio,
                 self._text,
@@ -143,7 +144,7 @@ class Reasoning(Closing):
         )
 
     def __aiter__(self) -> AsyncReasoningEvents:
-        return AsyncReasoningEvents(self)
+        return AsyncReasoningEvents(iter(self), self.cancel)
 
     def __repr__(self) -> str:
         state = "under way" if self._begun else "not begun"
@@ -209,8 +210,9 @@ class Reasoning(Closing):
         audio = replace(self._audio, seed=(self._audio.seed + number) % _SEEDS)
         text = replace(self._text, seed=(self._text.seed + number) % _SEEDS)
         said = tuple(content if isinstance(content, str) else self._named(content) for _, content in messages)
-        self._turn = self.session.turn(messages, modality=modality, audio=audio, text=text)
-        self._turn._played = self._played
+        self._turn = open_turn(
+            self.session.state, messages, modality=modality, audio=audio, text=text, profile="balanced", live=self._live
+        )
         if self._cancelled:
             self._turn.cancel()
         first, kind, began = len(self._stages), text_kind, 0.0
@@ -241,16 +243,16 @@ class Reasoning(Closing):
         """Begin to hear a sound that the next turn will hear."""
         if self.mode == "reflect" and sound is not None and self._rounds < self.rounds:
             with suppress(UalmError):  # whatever is wrong with it, the turn that hears it says so
-                self.session._model.listen(sound)
+                self._resources.features.start(sound)
 
     def _take_back(self) -> None:
         """Forget the stages of a turn that did not count."""
         self._stages = [stage for stage in self._stages if stage.turn < len(self._turns)]
 
-    def _join(self) -> None:
+    def join(self) -> None:
         """Wait until no thread of ours uses the model any more, so that it may be closed."""
         if self._turn is not None:
-            self._turn._join()
+            self._turn.join()
 
     # ---- looking back ----
 
@@ -294,7 +296,7 @@ class Reasoning(Closing):
     def _check_prompt(self, prompt: object) -> None:
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(f"prompt = {shown(prompt)}: give a text that is not empty")
-        self.session._model._checked([("user", prompt)])
+        self._resources.checked([("user", prompt)])
 
 
 class _Cancelled(Exception):

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .chat import Content, Message
 from .chunks import ChunkProfile
-from .engines.base import Sequence as EngineSequence
 from .engines.checks import check_room
 from .errors import (
     ContextError,
@@ -35,39 +31,17 @@ from .errors import (
 from .files import replacing_file
 from .generate import Modality
 from .reading import check_file, check_values, first_line, parse_json
-from .sampling import AudioSampling, TextSampling, check_options
+from .resources import Resources
+from .sampling import AudioSampling, TextSampling
 from .saved_arrays import SavedArrays
 from .segment import Segment
 from .sound_limits import DECODED_BYTES
+from .state import Limits, SessionState
 from .transcript import Said, packed, unpacked
-from .turn import Turn
-
-if TYPE_CHECKING:
-    from .model import Model
+from .turn import Turn, open_turn
 
 #: Bytes of what a saved session says about itself: where its turns end, and the texts that were said.
 MOST_ABOUT = 16 << 20
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of each turn of a session; None or infinity: no limit of its own.
-
-    ``memory`` in bytes of cache (the model's ``max_context`` limits it in rows); ``seconds``, ``segments`` a turn.
-    Memory and time are looked at every few rows; the time that a slow consumer takes counts.
-    """
-
-    memory: int | None = None
-    seconds: float = math.inf
-    segments: int = 8
-
-    def __post_init__(self) -> None:
-        if self.memory is not None and (type(self.memory) is not int or self.memory < 1):
-            raise InputError(f"memory_limit = {self.memory!r}: give a number of bytes, or None")
-        if isinstance(self.seconds, bool) or not isinstance(self.seconds, (int, float)) or not self.seconds > 0:
-            raise InputError(f"time_limit = {self.seconds!r}: give a positive number of seconds")
-        if type(self.segments) is not int or self.segments < 1:
-            raise InputError(f"max_segments = {self.segments!r}: give a whole number of at least 1")
 
 
 class Session:
@@ -78,37 +52,36 @@ class Session:
     of ``async with``, or by :meth:`close`, it gives the cache back at once.
     """
 
-    def __init__(self, model: Model, limits: Limits, sequence: EngineSequence | None = None) -> None:
-        self._model, self.limits = model, limits
-        self._sequence = model._engine.open_sequence() if sequence is None else sequence
-        #: Cache rows at the end of each whole turn, the first entry before any.
-        self._ends = [0]
-        #: What was said in each whole turn; nothing where a saved session did not tell.
-        self._said: list[tuple[Said, ...]] = []
-        self._closed = False
-        #: The turn that was begun last, until its end is read; one that is cancelled may still be stopping.
-        self._running: Turn | None = None
-        #: Guards ``_running`` and the end of a turn; no turn's own thread takes it.
-        self._lock = threading.Lock()
+    def __init__(self, state: SessionState) -> None:
+        self.state = state  # what turns and reasonings work on
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of each turn; another :class:`Limits` may be set for the turns to come."""
+        return self.state.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self.state.limits = limits
 
     @property
     def turns(self) -> int:
         """Whole turns held."""
-        return len(self._ends) - 1
+        return self.state.turns
 
     @property
     def rows(self) -> int:
         """Cache rows held by the whole turns; ``Model.max_context`` is the most."""
-        return self._ends[-1]
+        return self.state.rows
 
     @property
     def transcript(self) -> tuple[Said, ...]:
         """What was said in the whole turns, as (role, content) pairs: messages as they were given, answers as texts and
         sounds. :meth:`Model.run` takes it."""
-        return tuple(message for turn in self._said for message in turn)
+        return tuple(message for turn in self.state.said for message in turn)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{self.rows} of {self._model.max_context} rows"
+        state = "closed" if self.state.closed else f"{self.rows} of {self.state.resources.max_context} rows"
         return f"Session({self.turns} turns, {state})"
 
     def __enter__(self) -> Session:
@@ -133,14 +106,7 @@ class Session:
 
     def close(self) -> None:
         """Cancel a turn that is under way, wait until it has stopped, and give the cache back."""
-        with self._lock:
-            if self._closed:
-                return
-            if self._running is not None:
-                self._running.close()
-                self._running = None
-            self._closed = True
-            del self._sequence
+        self.state.close()
 
     def turn(
         self,
@@ -161,16 +127,8 @@ class Session:
         ``profile``: how large the pieces of a sound are, "first_sound", "balanced", "throughput" or a ChunkProfile.
         Bad input is refused here; the work starts with the iteration.
         """
-        with self._lock:
-            self._refuse_if_busy("begin a turn")
-        model = self._model
-        given: Sequence[Any] = messages if isinstance(messages, (list, tuple)) else [_message(messages)]
-        audio, text = model._options(audio, text, max_seconds, max_tokens)
-        check_options("fixed", audio, text)
-        model._check_modality(modality)
-        given = model._read(given)
-        checked = model._checked(given)
-        return Turn(self, tuple(given), checked, modality, audio, text, ChunkProfile.named(profile))
+        options: dict[str, Any] = {"modality": modality, "audio": audio, "text": text, "profile": profile}
+        return open_turn(self.state, messages, **options, max_seconds=max_seconds, max_tokens=max_tokens)
 
     def ask(
         self,
@@ -184,23 +142,24 @@ class Session:
         max_tokens: int | None = None,
     ) -> list[Segment]:
         """One whole turn at once, as :meth:`turn` takes it: its segments."""
+        options: dict[str, Any] = {"modality": modality, "audio": audio, "text": text, "profile": profile}
         limits: dict[str, Any] = {"max_seconds": max_seconds, "max_tokens": max_tokens}
-        return self.turn(messages, modality=modality, audio=audio, text=text, profile=profile, **limits).segments()
+        return open_turn(self.state, messages, **options, **limits, live=False).segments()
 
     def truncate(self, turns: int) -> None:
         """Forget all but the first ``turns`` turns."""
-        self._settle("truncate")
+        sequence = self.state.settle("truncate")
         if type(turns) is not int or not 0 <= turns <= self.turns:
             raise InputError(f"turns = {turns!r}: give a whole number from 0 to {self.turns}, the turns held")
-        del self._ends[turns + 1 :], self._said[turns:]
-        self._sequence.truncate(self.rows)
+        del self.state.ends[turns + 1 :], self.state.said[turns:]
+        sequence.truncate(self.rows)
 
     def fork(self) -> Session:
         """A second session that holds the same turns; nothing is computed again."""
-        self._settle("fork")
-        other = Session(self._model, self.limits, self._sequence.fork())
-        other._ends, other._said = list(self._ends), list(self._said)
-        return other
+        sequence = self.state.settle("fork")
+        other = SessionState(self.state.resources, self.limits, sequence.fork())
+        other.ends, other.said = list(self.state.ends), list(self.state.said)
+        return Session(other)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to a file (a NumPy ``.npz``), for :meth:`Model.restore`.
@@ -209,36 +168,38 @@ class Session:
         or a sound of more than ``sound_limits.DECODED_BYTES``.
         """
         target = _path(path)
-        self._settle("save")
-        said, sounds = packed(self._said)
-        about = {"format": "ualm-session", "version": 1, "model": self._model.identity, "ends": self._ends}
+        sequence, state = self.state.settle("save"), self.state
+        said, sounds = packed(state.said)
+        model = state.resources.bundle.digest
+        about = {"format": "ualm-session", "version": 1, "model": model, "ends": state.ends}
         written = np.frombuffer(json.dumps(about | {"said": said}).encode(), np.uint8)
         _check_saved(target, written, sounds)
         with replacing_file(target) as temporary, open(temporary, "wb") as file:
-            arrays: dict[str, Any] = {"about": written, "cache": self._sequence.save(), **sounds}
+            arrays: dict[str, Any] = {"about": written, "cache": sequence.save(), **sounds}
             np.savez(file, **arrays)
 
     @classmethod
-    def _restore(cls, model: Model, path: str | os.PathLike[str], limits: Limits) -> Session:
+    def restored(cls, resources: Resources, path: str | os.PathLike[str], limits: Limits) -> Session:
+        """See :meth:`Model.restore`."""
         file = _path(path)
         try:
             check_file(file)
             with SavedArrays(file) as stored:
                 found, ends, turns = _about(stored)
-                if found != model.identity:
+                if found != resources.bundle.digest:
                     raise SessionError(
                         f"{file}: was saved with another bundle ({found!s:.12}); open that one to restore it"
                     )
-                needed = ends[-1] * model._engine.bytes_per_row
+                needed = ends[-1] * resources.engine.bytes_per_row
                 if limits.memory is not None and needed > limits.memory:
                     raise MemoryLimitError(
                         f"{file}: its {ends[-1]} rows need {needed} bytes of cache, but memory_limit = {limits.memory}"
                     )
                 try:
-                    check_room(0, ends[-1], model.max_context)
+                    check_room(0, ends[-1], resources.max_context)
                 except ContextError as error:
                     raise ContextError(f"{file}: {error}") from error
-                shape = model.bundle.manifest.model
+                shape = resources.bundle.manifest.model
                 row = 2 * shape.layers * shape.kv_heads * shape.head_dim * np.dtype(np.float32).itemsize
                 cache = stored.read("cache", ends[-1] * row)
                 if not np.isfinite(cache).all():
@@ -253,29 +214,13 @@ class Session:
             if isinstance(error, UalmError):
                 raise
             raise SessionError(f"{file}: not a saved session ({first_line(error)}); save it again") from error
-        session = cls(model, limits)
+        state = SessionState(resources, limits)
         try:
-            session._sequence.restore(cache)
+            state.sequence.restore(cache)
         except EngineError as error:
             raise SessionError(f"{file}: {error}; save it again") from error
-        session._ends, session._said = ends, said
-        return session
-
-    def _refuse_if_busy(self, what: str) -> None:
-        """Call it with the lock held."""
-        if self._closed:
-            raise SessionError(f"cannot {what}: the session is closed; begin another")
-        if self._running is not None and not self._running._cancelled:
-            raise SessionError(f"cannot {what} while a turn is under way; read it to its end or cancel it first")
-
-    def _settle(self, what: str) -> None:
-        """Wait until a cancelled turn has stopped, and forget the rows of turns that were not whole."""
-        with self._lock:
-            self._refuse_if_busy(what)
-            if self._running is not None:
-                self._running._join()
-                self._running = None
-            self._sequence.truncate(self.rows)
+        state.ends, state.said = ends, said
+        return cls(state)
 
 
 def _about(stored: SavedArrays) -> tuple[object, list[int], list[object]]:
@@ -316,8 +261,3 @@ def _path(path: object) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"a {type(path).__name__} names no file; give the path of a saved session")
     return Path(path)
-
-
-def _message(content: object) -> object:
-    """The one message that was given: in its own form, or as what the user says."""
-    return content if isinstance(content, Mapping) else ("user", content)

@@ -85,10 +85,11 @@ class Sound:
         """
         if longest is not None and (isinstance(longest, bool) or not isinstance(longest, Real) or not longest > 0):
             raise InputError(f"longest = {shown(longest)}: give a positive number of seconds, or None")
-        return cls._read(source, Limit(longest))
+        return cls.read_within(source, Limit(longest))
 
     @classmethod
-    def _read(cls, source: Source, limit: Limit) -> Sound:
+    def read_within(cls, source: Source, limit: Limit) -> Sound:
+        """:meth:`from_file` of what a ``limit`` allows, in seconds or in bytes; :class:`InputError` beyond it."""
         found = read(source, limit)
         samples = found.samples[:, 0] if found.samples.shape[1] == 1 else found.samples
         try:

@@ -100,5 +100,6 @@ class SoundStream(Closing):
         self._over = isinstance(event, (SegmentEnded, TurnEnded))
         return self._over
 
-    def _join(self) -> None:
-        self._turn._join()
+    def join(self) -> None:
+        """Wait until no thread of its own uses the model."""
+        self._turn.join()

@@ -16,9 +16,9 @@ import soundfile
 import ualm.runtime
 from support.runs import make_run
 from support.sounds import make_sound
-from ualm.runtime import AudioSampling, InputError, Model, TextSampling, errors, events, listening, session, turn
+from ualm.runtime import AudioSampling, InputError, Model, TextSampling, errors, events, listening, state, worker
 from ualm.runtime.hearing import FeatureSpec
-from ualm.runtime.model import DEFAULT_CONTEXT
+from ualm.runtime.resources import DEFAULT_CONTEXT
 from ualm.runtime.sampling import SHORTEST_SOUND_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +81,9 @@ def test_the_examples_run(page: Path, workplace: Path, tmp_path: Path) -> None:
     namespace = run_examples(page)
     if page.name == "limits.md":
         model = namespace["model"]
-        assert namespace["row_bytes"] == model._engine.bytes_per_row, "the formula for the bytes of a row is wrong"
+        assert namespace["row_bytes"] == model.resources.engine.bytes_per_row, (
+            "the formula for the bytes of a row is wrong"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -192,14 +194,14 @@ def test_every_public_name_is_documented() -> None:
 
 def test_the_table_of_limits_has_the_defaults(tiny_bundle: Path) -> None:
     defaults = {row[0]: row[1] for row in table(page_text("limits.md"), "limit", "default")}
-    limits = session.Limits()
+    limits = state.Limits()
     assert defaults["rows of a conversation"].startswith(f"{DEFAULT_CONTEXT:,},")
     assert (defaults["bytes of a session's cache"], limits.memory) == ("none", None)
     assert (defaults["seconds of a turn"], limits.seconds) == ("none", float("inf"))
     assert defaults["segments of a turn"] == str(limits.segments)
     assert defaults["segments of a turn"] == str(inspect.signature(Model.run).parameters["max_segments"].default)
     assert defaults["rows of a segment"].startswith(f"{AudioSampling().max_steps:,},")
-    assert defaults["events that wait for a slow consumer"] == str(turn.QUEUE_EVENTS)
+    assert defaults["events that wait for a slow consumer"] == str(worker.QUEUE_EVENTS)
     assert defaults["features of sounds kept for reuse, a model"] == f"{listening.CACHE_BYTES >> 20} MiB"
     with Model.open(tiny_bundle, threads=1, max_context=256, verify="never") as model:
         spec = FeatureSpec.from_json(model.bundle.manifest.features)

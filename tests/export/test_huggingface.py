@@ -94,7 +94,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_conversation_becomes_the_rows_of_the_runtime(both: Both) -> None:
-    vocabulary, text = both.ours.bundle.manifest.vocabulary, both.ours._text
+    vocabulary, text = both.ours.bundle.manifest.vocabulary, both.ours.resources.tokenizer
     for messages in CONVERSATIONS:
         checked = check_messages(messages, vocabulary, text, lambda sound: None)
         (rows,) = prompt_parts(checked, vocabulary, lambda sound: np.empty(0))
@@ -181,7 +181,7 @@ def test_a_sound_is_heard_as_the_runtime_hears_it(both: Both) -> None:
             heard = encoder(out["input_features"]).last_hidden_state[0]
         heard = heard[: (int(frames) + 1) // 2 // 2]
         heard = torch.nn.functional.linear(heard, adaptor["weight"], adaptor["bias"])
-    expected = both.ours._listener.features(sound, lambda: None)
+    expected = both.ours.resources.features.features(sound, lambda: None)
     assert np.abs(heard.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
 
     before, behind = (

@@ -217,7 +217,7 @@ def a_changed_bundle(rng: random.Random, folder: Path) -> str:
 def used(rng: random.Random, model: Model) -> str:
     what = rng.randrange(3)
     if what == 0:
-        checks = check_golden(model.bundle, model._engine)
+        checks = check_golden(model.bundle, model.resources.engine)
         return "agrees" if all(check.passed for check in checks) else "disagrees"
     if what == 1:
         sound = model.generate("rain", max_steps=12, guidance=rng.choice([1.0, 2.0]), seed=1)

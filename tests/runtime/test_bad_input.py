@@ -208,7 +208,7 @@ def test_odd_texts_are_taken(model, text):
 
 
 def test_all_messages_are_checked_before_a_sound_is_encoded(model, monkeypatch):
-    monkeypatch.setattr(model._listener, "features", lambda sound: pytest.fail("encoded"))
+    monkeypatch.setattr(model.resources.features, "features", lambda sound: pytest.fail("encoded"))
     for second in (("user", ""), ("user", "\udc80"), ("guest", "hi"), ("user",)):
         assert "messages[1]" in refusal(InputError, model.run, [("user", Sound(noise(1), RATE)), second], **SHORT)
 

@@ -127,7 +127,7 @@ def test_a_model_and_doctor_keep_to_that_share(
     assert machine()["cores"] == 3
     for threads, taken in ((None, 3), (2, 2)):
         with Model.open(tiny_bundle, engine="onnxruntime", threads=threads, max_context=64) as model:
-            engine = model._engine
+            engine = model.resources.engine
             assert isinstance(engine, OnnxRuntimeParts)
             assert {engine.session_options(role).intra_op_num_threads for role in model.bundle.manifest.parts} == {
                 taken

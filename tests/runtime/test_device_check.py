@@ -216,7 +216,7 @@ def test_a_context_that_does_not_fit_passes_the_gpu_over(shim, bundle):
     reason = selection.why_not("onnxruntime-cuda", bundle, 131072)
     assert reason is not None and "open it with a max_context of" in reason
     with Model.open(bundle.folder, threads=1, max_context=131072, verify="never") as model:
-        assert model._engine.name == "onnxruntime"
+        assert model.resources.engine.name == "onnxruntime"
 
 
 def test_a_provider_that_does_not_load_is_told_from_one_that_is_missing(shim, bundle):

@@ -116,7 +116,7 @@ def test_a_session_moves_between_the_engines(models: tuple[Model, Model], tmp_pa
 
 
 def test_a_session_in_which_nothing_was_said_is_saved_and_restored(models: tuple[Model, Model], tmp_path: Path) -> None:
-    shapes = [model.session()._sequence.save().shape for model in models]
+    shapes = [model.session().state.sequence.save().shape for model in models]
     assert shapes[0] == shapes[1] and shapes[0][3] == 0
     said = []
     for number, model in enumerate(models):

@@ -238,5 +238,5 @@ def test_a_bundle_whose_own_seed_is_null_draws_one_whenever_it_is_opened(tiny_bu
     seeds = []
     for _ in range(2):
         with Model.open(bundle, threads=1, max_context=64) as opened:
-            seeds.append(opened._audio_defaults.seed)
+            seeds.append(opened.resources.audio.seed)
     assert seeds[0] != seeds[1]

@@ -82,8 +82,8 @@ def test_json_says_what_the_bundle_is(run, tiny_bundle, tiny_run):
 def test_the_cache_is_what_the_engine_takes(run, tiny_bundle):
     cache = json.loads(run(tiny_bundle, "--json")[1])["cache"]
     with Model.open(tiny_bundle, threads=1) as model:
-        assert cache["bytes_per_row"] == model._engine.bytes_per_row
-        assert (cache["rows"], cache["bytes"]) == (16384, 16384 * model._engine.bytes_per_row)
+        assert cache["bytes_per_row"] == model.resources.engine.bytes_per_row
+        assert (cache["rows"], cache["bytes"]) == (16384, 16384 * model.resources.engine.bytes_per_row)
 
 
 def test_text_shows_every_part_and_file_once(run, tiny_bundle):

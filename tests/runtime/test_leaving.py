@@ -263,7 +263,7 @@ def test_leaving_a_reasoning_that_is_read_with_async_for_stops_it(model: Model, 
                 await task
         else:
             assert await task
-        await asyncio.to_thread(reasoning._join)  # cancelled already: this only waits
+        await asyncio.to_thread(reasoning.join)  # cancelled already: this only waits
         assert reasoning.session.turns == 0
 
     with scripted(model, Says("a caption", finish="eot"), LONG):

@@ -21,7 +21,7 @@ class CountingEngine:
     """A model's engine that counts how often it hears; ``before`` is called first each time."""
 
     def __init__(self, model: Model) -> None:
-        self._engine, self.heard = model._engine, 0
+        self._engine, self.heard = model.resources.engine, 0
         self.before: Callable[[], object] = lambda: None
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -43,7 +43,7 @@ def engine(model: Model) -> CountingEngine:
 
 @pytest.fixture
 def listener(model: Model, engine: CountingEngine) -> Iterator[Listener]:
-    made = Listener(model._listener._hearing, engine)  # type: ignore[arg-type]
+    made = Listener(model.resources.features._hearing, engine)  # type: ignore[arg-type]
     yield made
     made.close()
 
@@ -105,8 +105,8 @@ def test_what_was_started_is_waited_for_and_not_heard_again(listener: Listener, 
 
 
 def test_features_are_forgotten_by_bytes_the_oldest_first(model: Model, engine: CountingEngine) -> None:
-    one = len(model._listener.features(sound()).tobytes())
-    listener = Listener(model._listener._hearing, engine, capacity=2 * one)  # type: ignore[arg-type]
+    one = len(model.resources.features.features(sound()).tobytes())
+    listener = Listener(model.resources.features._hearing, engine, capacity=2 * one)  # type: ignore[arg-type]
     for seed in (0, 1, 0, 2):  # 0 is used again: 1 is the oldest when 2 comes
         listener.features(sound(seed))
     assert engine.heard == 3
@@ -174,8 +174,8 @@ def test_a_sound_that_was_listened_to_is_used_in_a_message(
     with Model.open(model.bundle.folder, threads=1, max_context=256, verify="never") as other:
         expected = other.ask(path, "What is it?", text=short)
     heard = model.listen(path)
-    model._listener.features(heard)
-    monkeypatch.setattr(model._engine, "encode", lambda inputs: pytest.fail("heard again"))
+    model.resources.features.features(heard)
+    monkeypatch.setattr(model.resources.engine, "encode", lambda inputs: pytest.fail("heard again"))
     assert model.ask(heard, "What is it?", text=short) == expected
     assert model.listen(heard) is heard
 

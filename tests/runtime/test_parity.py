@@ -135,7 +135,9 @@ def test_heard_features_equal_the_reference(pair: Pair) -> None:
             expected = pair.reference.features(content)
             sound = our_content(content)
             sound = sound.content if isinstance(sound, Speech) else sound
-            found = pair.model._listener.features(sound if isinstance(sound, Sound) else Sound.from_file(sound))
+            found = pair.model.resources.features.features(
+                sound if isinstance(sound, Sound) else Sound.from_file(sound)
+            )
             assert found.shape == expected.shape
             np.testing.assert_allclose(found, expected, atol=SAMPLES * np.abs(expected).max())
 

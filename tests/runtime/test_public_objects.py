@@ -166,7 +166,7 @@ def test_a_sound_in_memory_is_asked_about_without_a_file(model: Model, trumpet: 
 
 def test_after_a_warm_up_nothing_is_left_to_load() -> None:
     with Model.open(threads=1) as model:
-        parts: dict[str, object] = model._engine._sessions  # type: ignore[attr-defined]
+        parts: dict[str, object] = model.resources.engine._sessions  # type: ignore[attr-defined]
         at_opening = len(parts)
         model.warm_up()
         loaded = dict(parts)

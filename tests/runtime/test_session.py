@@ -110,7 +110,7 @@ def test_every_turn_equals_the_reference(name: str, tmp_path: Path) -> None:
     options = case.options
     conversation, turns = Conversation(Reference(run.folder)), [case.messages, *case.later]
     with Model.open(tmp_path / "bundle", threads=1, max_context=2048, verify="never") as model:
-        assert model._engine.grouped == ("hidden" in case.run)
+        assert model.resources.engine.grouped == ("hidden" in case.run)
         session = model.session(max_segments=options["max_segments"])
         seen = set()
         for index, messages in enumerate(turns):
@@ -268,7 +268,7 @@ def test_a_number_of_turns_that_is_not_held_is_refused(model: Model, turns: Any)
 def test_memory_that_was_not_cleared_changes_nothing(model: Model) -> None:
     """Rows that are not held may contain anything: those that truncate left there, or what a platform hands out."""
     session = model.session(max_segments=50)
-    for keys, values in session._sequence._cache:  # type: ignore[attr-defined]
+    for keys, values in session.state.sequence._cache:  # type: ignore[attr-defined]
         keys[:], values[:] = np.nan, np.nan
     for said, expected in zip(SAYINGS[:3], conversation(model, SAYINGS[:3]), strict=True):
         assert_same(ask(session, said), expected)
@@ -296,7 +296,7 @@ def test_a_restored_session_goes_on_in_another_model(model: Model, tmp_path: Pat
 def test_a_text_of_many_marks_is_saved_and_restored(model: Model, tmp_path: Path, text: str) -> None:
     session = model.session()
     session.ask("rain", modality="text", text=TextSampling(max_steps=2))
-    session._said = [(("user", text), ("assistant", "rain"))]
+    session.state.said = [(("user", text), ("assistant", "rain"))]
     session.save(tmp_path / "saved.npz")
     assert model.restore(tmp_path / "saved.npz").transcript == session.transcript
 
@@ -374,7 +374,7 @@ def saved(model: Model, tmp_path: Path) -> Path:
 
 def test_any_damage_to_a_saved_session_is_told(model: Model, saved: Path) -> None:
     """A flipped byte anywhere, or a file cut anywhere: refused, or (in bytes that zip ignores) read as it was."""
-    content, rows = saved.read_bytes(), model.restore(saved)._sequence.save()
+    content, rows = saved.read_bytes(), model.restore(saved).state.sequence.save()
     refused = 0
     for place in range(0, len(content), max(len(content) // 200, 1)):
         cut = content[:place]
@@ -382,7 +382,7 @@ def test_any_damage_to_a_saved_session_is_told(model: Model, saved: Path) -> Non
         for damaged in (cut, flipped):
             saved.write_bytes(damaged)
             try:
-                np.testing.assert_array_equal(model.restore(saved)._sequence.save(), rows)
+                np.testing.assert_array_equal(model.restore(saved).state.sequence.save(), rows)
             except SessionError as error:
                 assert str(saved) in str(error) and "save it again" in str(error) and "\n" not in str(error)
                 refused += 1
@@ -679,7 +679,7 @@ def test_text_and_sound_come_while_they_are_made(leaning: list[Model]) -> None:
 
 
 def test_a_saved_session_beyond_the_memory_limit_is_refused(model: Model, saved: Path) -> None:
-    needed = model.restore(saved).rows * model._engine.bytes_per_row
+    needed = model.restore(saved).rows * model.resources.engine.bytes_per_row
     assert model.restore(saved, memory_limit=needed).turns == model.restore(saved).turns
     with pytest.raises(MemoryLimitError, match=rf"need {needed} bytes.*memory_limit = {needed - 1}"):
         model.restore(saved, memory_limit=needed - 1)

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,13 +45,14 @@ from ualm.runtime import (
     Turn,
     _native,
 )
-from ualm.runtime import session as session_module
-from ualm.runtime import turn as turn_module
+from ualm.runtime import worker as worker_module
 from ualm.runtime.chunks import PROFILES, Pace, Pacer
 from ualm.runtime.engines.base import Frames
 from ualm.runtime.engines.onnxruntime import OnnxRuntimeSequence
 from ualm.runtime.events import Event, SegmentEnded, SegmentStarted, SoundChunk, TurnEnded
+from ualm.runtime.state import Limits
 from ualm.runtime.vocabulary import CHOOSABLE
+from ualm.runtime.worker import Worker
 
 ABLE = {"text": 4.0, "audio": 4.0}
 HEARD = Sound(make_sound(0.4)[0], 16000)
@@ -239,17 +240,17 @@ def test_a_turn_that_is_never_iterated_costs_nothing(model: Model, expected: lis
 def test_a_slow_consumer_makes_the_turn_wait_and_loses_nothing(
     model: Model, expected: list[Event], leave: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turn_module, "QUEUE_EVENTS", 2)
+    monkeypatch.setattr(worker_module, "QUEUE_EVENTS", 2)
     session = begun(model)
     turn = turn_of(session)
     events = iter(turn)
     next(events)
     for _ in range(2):  # the queue is full, and stays as it is
         time.sleep(0.15)
-        assert turn._queue.qsize() == 2 and turn._thread is not None and turn._thread.is_alive()
+        assert turn._worker._queue.qsize() == 2 and turn._worker._thread is not None and turn._worker._thread.is_alive()
     if leave == "cancel":
         turn.cancel()
-        assert next(events) == TurnEnded("cancelled", turn._seconds)
+        assert next(events) == TurnEnded("cancelled", turn._worker.seconds)
     else:
         events.close()  # type: ignore[attr-defined]
     found = []
@@ -264,18 +265,20 @@ def test_no_more_than_the_stated_number_of_events_waits(endless: Model) -> None:
     events = iter(turn)
     next(events)
     deadline = time.monotonic() + HUNG
-    while turn._queue.qsize() < turn_module.QUEUE_EVENTS:
+    while turn._worker._queue.qsize() < worker_module.QUEUE_EVENTS:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.1)
-    assert turn._queue.qsize() == turn_module.QUEUE_EVENTS == 64
+    assert turn._worker._queue.qsize() == worker_module.QUEUE_EVENTS == 64
 
 
 def test_cancel_while_a_sound_is_heard(model: Model, expected: list[Event], monkeypatch: pytest.MonkeyPatch) -> None:
     session = begun(model)
     other = Sound(make_sound(0.4, seed=5)[0], 16000)
-    entered, go, encode = threading.Event(), threading.Event(), model._engine.encode
-    monkeypatch.setattr(model._engine, "encode", lambda inputs: (entered.set(), go.wait(HUNG), encode(inputs))[-1])
+    entered, go, encode = threading.Event(), threading.Event(), model.resources.engine.encode
+    monkeypatch.setattr(
+        model.resources.engine, "encode", lambda inputs: (entered.set(), go.wait(HUNG), encode(inputs))[-1]
+    )
     turn = session.turn([("user", other), ("user", "What?")], **LATER[1])
     found: list[Event] = []
     consumer = threading.Thread(target=lambda: found.extend(turn))
@@ -285,7 +288,7 @@ def test_cancel_while_a_sound_is_heard(model: Model, expected: list[Event], monk
     go.set()
     consumer.join(HUNG)
     assert [type(event) for event in found] == [TurnEnded] and found[0].reason == "cancelled"
-    monkeypatch.setattr(model._engine, "encode", encode)
+    monkeypatch.setattr(model.resources.engine, "encode", encode)
     assert_as_before(session, expected)
 
 
@@ -305,7 +308,7 @@ def test_another_turn_may_begin_at_once_after_a_cancel(model: Model, endless: Mo
         turn.cancel()
         with contextlib.suppress(OutputError):  # it got as far as the folder that is none
             use(session)
-        assert session.turns == 0 and session._running is None
+        assert session.turns == 0 and session.state.running is None
         assert [event.reason for event in events] == ["cancelled"]
 
 
@@ -339,14 +342,15 @@ def test_a_generator_that_the_garbage_collector_closes_on_the_turns_own_thread(
     turn = turn_of(session)
     events = iter(turn)
     next(events)
-    assert turn._thread is not None
-    real, turn._put = turn._put, lambda event: (holder.clear(), gc.collect(), real(event))[-1]  # type: ignore[assignment]
+    assert turn._worker._thread is not None
+    worker = turn._worker
+    real, worker._put = worker._put, lambda event: (holder.clear(), gc.collect(), real(event))[-1]  # type: ignore[assignment]
     holder = [events]
     cycle: list[Any] = [events]
     cycle.append(cycle)
     del events, cycle
-    turn._thread.join(HUNG)
-    assert not turn._thread.is_alive()
+    turn._worker._thread.join(HUNG)
+    assert not turn._worker._thread.is_alive()
     del turn
     assert_as_before(session, expected)
 
@@ -438,7 +442,7 @@ def test_an_interrupt_while_a_turn_starts_leaves_no_turn_behind(
         async for _ in turn_of(session):
             pass
 
-    monkeypatch.setattr(turn_module, "_START_SECONDS", 0.2)
+    monkeypatch.setattr(worker_module, "_START_SECONDS", 0.2)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -447,11 +451,11 @@ def test_an_interrupt_while_a_turn_starts_leaves_no_turn_behind(
 
 
 def test_time_runs_out_for_a_turn_whose_consumer_is_gone(endless: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turn_module, "QUEUE_EVENTS", 1)
+    monkeypatch.setattr(worker_module, "QUEUE_EVENTS", 1)
     turn = endless.session(time_limit=0.3).turn(LONG[0], **LONG[1])
     events = iter(turn)
     next(events)
-    assert turn._done.wait(HUNG)  # its thread does not wait for ever for a place in the queue
+    assert turn._worker._done.wait(HUNG)  # its thread does not wait for ever for a place in the queue
     with pytest.raises(TimeLimitError, match="time_limit"):
         list(events)
 
@@ -470,13 +474,13 @@ def test_a_choice_without_parts_keeps_the_finished_segments(tmp_path: Path, monk
         session = model.session()
         short = options(1, steps=8, modality="audio", guidance=1)
         assert session.ask("hello", **short)[-1].finish in ("eos", "max_steps")
-        before = session._sequence.save()
+        before = session.state.sequence.save()
         with pytest.raises(ModalityError, match="'video'") as error:
             session.ask("hello", **options(2, steps=900, modality="text", guidance=1))
         assert str(error.value).endswith(kept(session))
         assert [(segment.modality, segment.finish) for segment in error.value.segments] == [("text", "eot")]
         session.fork()
-        np.testing.assert_array_equal(session._sequence.save(), before)
+        np.testing.assert_array_equal(session.state.sequence.save(), before)
         assert session.ask("hello", **short) and session.turns == 2
 
 
@@ -502,7 +506,7 @@ def test_an_engine_that_fails_leaves_the_session_as_it_was(
 ) -> None:
     session = begun(model)
     engine_part = part in ("encode", "open_codec_stream")
-    owner = model._engine if engine_part else session._sequence
+    owner = model.resources.engine if engine_part else session.state.sequence
     real, calls = getattr(owner, part), []
 
     def fail_late(*arguments: Any, **named: Any) -> Any:
@@ -528,7 +532,7 @@ def test_an_engine_that_fails_leaves_the_session_as_it_was(
 def test_memory_is_limited_to_the_byte(model: Model, expected: list[Event]) -> None:
     session = begun(model)
     list(turn_of(session))
-    row, rows = model._engine.bytes_per_row, session.rows
+    row, rows = model.resources.engine.bytes_per_row, session.rows
     enough = begun(model, memory_limit=rows * row)
     assert tokens(turn_of(enough).segments()) == whole(expected) and enough.rows == rows
     scarce = begun(model, memory_limit=rows * row - 1)
@@ -541,7 +545,7 @@ def test_memory_is_limited_to_the_byte(model: Model, expected: list[Event]) -> N
     with pytest.raises(MemoryLimitError, match=rf"\d+ rows\), but memory_limit = {row};"):
         for event in tiny.turn("A dog."):
             events.append(event)
-    assert not events and tiny._sequence.length == 0
+    assert not events and tiny.state.sequence.length == 0
 
 
 @pytest.mark.parametrize("modality", ["audio", "text"])
@@ -550,7 +554,7 @@ def test_memory_of_the_closing_rows_counts(endless: Model, modality: str) -> Non
     said = ("A dog barks.", options(steps=20, modality=modality))
     session = endless.session()
     list(turn_of(session, said))
-    limit = session.rows * endless._engine.bytes_per_row
+    limit = session.rows * endless.resources.engine.bytes_per_row
     list(turn_of(endless.session(memory_limit=limit), said))
     with pytest.raises(MemoryLimitError, match=f"needs {limit} bytes"):
         list(turn_of(endless.session(memory_limit=limit - 1), said))
@@ -567,20 +571,20 @@ def test_time_is_limited(endless: Model) -> None:
     instant = endless.session(time_limit=1e-9)
     with pytest.raises(TimeLimitError, match="1e-09 s"):
         list(turn_of(instant, LONG))
-    assert instant._sequence.length == 0
+    assert instant.state.sequence.length == 0
 
 
 def test_segments_are_limited(model: Model, expected: list[Event]) -> None:
     count = len(whole(expected))
     enough = begun(model, max_segments=50)
-    enough.limits = session_module.Limits(segments=count)
+    enough.limits = Limits(segments=count)
     assert tokens(turn_of(enough).segments()) == whole(expected)
     scarce = begun(model)
-    scarce.limits = session_module.Limits(segments=count - 1)
+    scarce.limits = Limits(segments=count - 1)
     with pytest.raises(SegmentLimitError, match=f"after {count - 1} segments, its max_segments;") as error:
         list(turn_of(scarce))
     assert tokens(error.value.segments) == whole(expected)[:-1] and str(error.value).endswith(kept(scarce))
-    scarce.limits = session_module.Limits(segments=50)
+    scarce.limits = Limits(segments=50)
     assert_as_before(scarce, expected)
 
 
@@ -621,7 +625,7 @@ ROW_SECONDS, ROWS_A_CALL = 0.0005, 40
 def in_calls(session: Session) -> Turn:
     """Said to the endless model; no piece is due for more rows than a call may draw, whatever the clock says."""
     turn = session.turn("A dog.", **options(3, steps=300, modality="audio", guidance=1.0), profile="throughput")
-    turn._played = False
+    turn._worker.options = replace(turn._worker.options, live=False)
     return turn
 
 
@@ -654,7 +658,7 @@ def test_the_cache_outgrows_no_memory_limit_inside_a_call(endless: Model, calls:
     limit = calls.made[3][0] + inside  # rows: the fourth call would pass it
     assert calls.made[3][1] > inside
     calls.made.clear()
-    row = endless._engine.bytes_per_row
+    row = endless.resources.engine.bytes_per_row
     session, said = endless.session(memory_limit=limit * row), rf"needs {(limit + 1) * row} bytes.*{limit + 1} rows"
     with pytest.raises(MemoryLimitError, match=said) as told:
         list(in_calls(session))
@@ -679,7 +683,7 @@ def test_time_that_runs_out_inside_a_call_ends_the_turn_behind_it(
 ) -> None:
     clock = [0.0]
     calls.during = lambda rows: clock.__setitem__(0, clock[0] + rows * ROW_SECONDS)
-    monkeypatch.setattr(turn_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(worker_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     session = endless.session(time_limit=0.1)
     with pytest.raises(TimeLimitError, match=r"time_limit = 0\.1 s;"):
         list(in_calls(session))
@@ -705,7 +709,6 @@ def test_a_turn_that_is_cancelled_inside_a_call_ends_behind_it(endless: Model, c
         (500, {"row_seconds": 0.003}, 6),
         (500, {"row_seconds": 0.03}, 1),
         (500, {"row_seconds": 0.0}, 1),
-        (None, {}, 1),
         (500, {"max_context": 112}, 12),
         (500, {"max_context": 100}, 1),
         (500, {"memory": 10 * 113 + 9}, 13),
@@ -713,19 +716,19 @@ def test_a_turn_that_is_cancelled_inside_a_call_ends_behind_it(endless: Model, c
         (500, {"memory": 10 * 113, "max_context": 105}, 5),
     ],
 )
-def test_rows_of_a_call(wanted: int | None, known: dict[str, Any], expected: int) -> None:
+def test_rows_of_a_call(wanted: int, known: dict[str, Any], expected: int) -> None:
     """With 100 rows held, of 10 bytes each."""
     known = {"row_seconds": ROW_SECONDS, "max_context": 1000, "memory": None} | known
-    model = SimpleNamespace(
-        _pace=SimpleNamespace(row_seconds=known["row_seconds"]),
-        _engine=SimpleNamespace(bytes_per_row=10),
+    resources = SimpleNamespace(
+        pace=SimpleNamespace(row_seconds=known["row_seconds"]),
+        engine=SimpleNamespace(bytes_per_row=10),
         max_context=known["max_context"],
     )
     limits = SimpleNamespace(memory=known["memory"])
-    session = SimpleNamespace(_model=model, _sequence=SimpleNamespace(length=100), limits=limits)
-    builder = None if wanted is None else SimpleNamespace(rows_to_wait=lambda: wanted)
-    turn: Any = SimpleNamespace(_session=session)
-    assert Turn._rows_a_call(turn, builder) == expected  # type: ignore[arg-type]
+    state = SimpleNamespace(resources=resources, sequence=SimpleNamespace(length=100), limits=limits)
+    builder: Any = SimpleNamespace(rows_to_wait=lambda: wanted)
+    worker: Any = SimpleNamespace(_state=state)
+    assert Worker._rows_a_call(worker, builder) == expected
 
 
 # ---- many at once ----
@@ -765,7 +768,7 @@ def test_eight_sessions_on_eight_threads_say_what_each_says_alone(model: Model) 
 
     alone = [talk(index) for index in range(8)], [run(index) for index in range(4)]
     assert len({str(said) for said in alone[0]}) == 8
-    model._listener._known.clear()  # hear again, at once
+    model.resources.features._known.clear()  # hear again, at once
     together = in_threads(
         [lambda index=index: talk(index) for index in range(8)] + [lambda index=index: run(index) for index in range(4)]
     )
@@ -832,9 +835,11 @@ def test_native_calls_let_other_threads_run(call: str) -> None:
 
 @pytest.mark.parametrize("call", ["encode", "decode_latents", "codec_stream", "prefill"])
 def test_engine_calls_let_other_threads_run(endless: Model, call: str) -> None:
-    engine, random = endless._engine, np.random.default_rng(0)
+    engine, random = endless.resources.engine, np.random.default_rng(0)
     codec, hidden = endless.bundle.manifest.codec, endless.bundle.manifest.model.hidden_size
-    heard = endless._listener._hearing.prepare(Sound(random.standard_normal(16000 * 250).astype(np.float32), 16000))
+    heard = endless.resources.features._hearing.prepare(
+        Sound(random.standard_normal(16000 * 250).astype(np.float32), 16000)
+    )
     latents = random.standard_normal((60_000, codec.latent_size)).astype(np.float32)
     prompt = random.standard_normal((6_000, hidden)).astype(np.float32)
     calls = {
@@ -861,7 +866,7 @@ def test_async_for_gives_the_same_events(model: Model, expected: list[Event]) ->
 
 def test_two_sessions_take_turns_on_one_event_loop(endless: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are under way at the same time: neither waits for the other's end."""
-    monkeypatch.setattr(turn_module, "QUEUE_EVENTS", 2)
+    monkeypatch.setattr(worker_module, "QUEUE_EVENTS", 2)
     order: list[int] = []
     sayings = [("One.", options(1, 300, "text")), ("Two.", options(2, 300, "text"))]
 
@@ -1007,7 +1012,7 @@ def test_a_dropped_session_frees_its_cache_at_once(model: Model, ending: str) ->
     session = begun(model)
     turn = turn_of(session)
     if ending == "failed":
-        session.limits = session_module.Limits(seconds=1e-9)
+        session.limits = Limits(seconds=1e-9)
         with pytest.raises(TimeLimitError):
             list(turn)
     elif ending == "cancelled":
@@ -1015,7 +1020,7 @@ def test_a_dropped_session_frees_its_cache_at_once(model: Model, ending: str) ->
         list(turn)
     else:
         list(turn)
-    thread, cache = turn._thread, weakref.ref(session._sequence)
+    thread, cache = turn._worker._thread, weakref.ref(session.state.sequence)
     assert thread is not None
     thread.join(HUNG)
     gc.disable()
@@ -1036,8 +1041,8 @@ def test_the_first_samples_come_with_the_first_row_that_decides_them(
     # the delay pattern completes a frame 7 rows after its first
     needed = first + math.ceil(codec.lookahead / codec.hop_length) + 7
     drawn: list[int] = []
-    put = turn._put_piece
-    turn._put_piece = lambda builder, index, piece: (drawn.append(len(builder.rows)), put(builder, index, piece))  # type: ignore
+    worker, put = turn._worker, turn._worker._put_piece
+    worker._put_piece = lambda piece: (drawn.append(len(piece.builder.rows)), put(piece))  # type: ignore[assignment]
     chunks = [event for event in turn if isinstance(event, SoundChunk)]
     assert len(chunks[0].samples) == (needed - 7) * codec.hop_length - codec.lookahead
     assert first * codec.hop_length <= len(chunks[0].samples) < (first + 1) * codec.hop_length

@@ -32,13 +32,13 @@ def codes_of(frames: int) -> np.ndarray:
 
 
 def latents_of(model: Model, frames: int) -> np.ndarray:
-    return model._engine.codes_to_latents(codes_of(frames))
+    return model.resources.engine.codes_to_latents(codes_of(frames))
 
 
 def assert_offline(found: np.ndarray, model: Model, frames: int) -> None:
     assert found.dtype == np.float32 and found.shape == (frames * model.bundle.manifest.codec.hop_length,)
     if frames:
-        expected = model._engine.decode_latents(latents_of(model, frames))
+        expected = model.resources.engine.decode_latents(latents_of(model, frames))
         np.testing.assert_allclose(found, expected, rtol=0, atol=SAMPLES * np.abs(expected).max())
 
 
@@ -59,7 +59,7 @@ def test_pieces_of_sound_join_to_the_offline_decode(
     model: Model, pushes: list[int], profile: str | ChunkProfile, paced: bool
 ) -> None:
     frames = sum(pushes)
-    decoder = SoundDecoder(model._engine, model.bundle, profile, Pace() if paced else None)
+    decoder = SoundDecoder(model.resources.engine, model.bundle, profile, Pace() if paced else None)
     latents, first = latents_of(model, frames), 0
     found = []
     for push in pushes:
@@ -173,7 +173,7 @@ def test_codes_that_are_none_are_refused(model: Model) -> None:
 def test_the_codec_is_loaded_or_refused_when_a_stream_is_opened(tiny_bundle: Path) -> None:
     """Not when the first frames have come, that somebody waits for. Nobody writes to what all streams begin with."""
     model = Model.open(tiny_bundle, threads=1, max_context=64)
-    engine: Any = model._engine
+    engine: Any = model.resources.engine
     decoder = SoundDecoder(engine, model.bundle)
     latents = np.random.default_rng(0).normal(size=(30, model.bundle.manifest.codec.latent_size)).astype(np.float32)
     sound = np.concatenate([decoder.push(latents), decoder.flush()])

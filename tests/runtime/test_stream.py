@@ -65,10 +65,10 @@ def test_the_first_sound_comes_with_the_row_that_makes_its_first_frame_certain(
         "rain", modality="audio", audio=AudioSampling(guidance=1.0, max_steps=60), profile="first_sound"
     )
     rows: list[int] = []
-    put = turn._put_piece
-    turn._put_piece = lambda builder, index, piece: (  # type: ignore[method-assign]
-        rows.append(len(builder.rows)) if len(piece) and not rows else None,
-        put(builder, index, piece),
+    worker, put = turn._worker, turn._worker._put_piece
+    worker._put_piece = lambda piece: (  # type: ignore[method-assign]
+        rows.append(len(piece.builder.rows)) if len(piece.content) and not rows else None,
+        put(piece),
     )[1]
     first = next(event for event in turn if isinstance(event, SoundChunk))
     assert rows == [1 + math.ceil(codec.lookahead / codec.hop_length) + 7]

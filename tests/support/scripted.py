@@ -48,7 +48,7 @@ class Script:
 @contextmanager
 def scripted(model: Model, *segments: Says | Plays) -> Iterator[Script]:
     """The model plays the segments, one after the other, whatever it is asked; all of them, or the test fails."""
-    script, vocabulary, text = Script(list(segments)), model._vocabulary, model._text
+    script, vocabulary, text = Script(list(segments)), model.resources.vocabulary, model.resources.tokenizer
     prefill, state = OnnxRuntimeSequence.prefill, {}
 
     def note(parts: Any) -> None:

@@ -36,7 +36,7 @@ def snr(samples: np.ndarray, wanted: np.ndarray) -> float:
 
 def streamed(model: Model, codes: np.ndarray, sizes: list[int]) -> np.ndarray:
     """Decoded frame by frame with the codec's state, in pushes of ``sizes`` in turn."""
-    decoder = SoundDecoder(model._engine, model.bundle, "first_sound")
+    decoder = SoundDecoder(model.resources.engine, model.bundle, "first_sound")
     pieces, at, turn = [], 0, 0
     while at < len(codes):
         size = sizes[turn % len(sizes)]
