@@ -28,7 +28,8 @@ from ..runtime.bundle import TOKENIZER, Bundle
 from ..runtime.cores import BY_OPTION, check_threads
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.errors import InputError
-from ..runtime.hearing import FeatureSpec, Hearing
+from ..runtime.feature_spec import FeatureSpec
+from ..runtime.hearing import Hearing
 from ..runtime.quality import Verdict, ungated, verdicts
 from ..runtime.reading import shown
 from .blocks import Progress

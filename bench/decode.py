@@ -15,6 +15,7 @@ from ..runtime.sampling import AudioSampling, TextSampling
 from .blocks import Samples
 from .case import Case, Derived
 from .common import WARM_UP, Modality, check_rows, fill, sampling_of
+from .published import TorchDecode
 from .schema import Setting
 from .statistics import Summary
 from .subjects import AnySubject, PeerSubject
@@ -54,8 +55,6 @@ class Decode:
         if isinstance(subject, PeerSubject):
             if self.batch > 1:
                 raise InputError(f"--batch {self.batch}: {subject.about.name} is measured with one conversation only")
-            from .peers.torch_cases import TorchDecode
-
             return TorchDecode(subject.reference, context, self.modality, guidance, seed)
         rows = block + WARM_UP
         sampling = sampling_of(subject.bundle, self.modality, guidance, seed, rows)

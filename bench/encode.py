@@ -11,7 +11,8 @@ import numpy as np
 
 from ..runtime.bundle import Bundle
 from ..runtime.errors import InputError
-from ..runtime.hearing import FeatureSpec, Hearing
+from ..runtime.feature_spec import FeatureSpec
+from ..runtime.hearing import Hearing
 from ..runtime.sound import Sound
 from .blocks import Samples
 from .case import Case

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..runtime.bundle import WEIGHTS, Bundle
 from ..runtime.chunks import PROFILES
-from ..runtime.engines.tensorrt_library import FP8_SM
+from ..runtime.engines.build_commands import FP8_SM
 from ..runtime.files import resolved
 from ..runtime.tensors import MappedTensors
 from .common import check_rows, sampling_of

@@ -12,6 +12,7 @@ from ..runtime.errors import InputError
 from .blocks import Samples
 from .case import Case, Derived
 from .common import Modality, check_rows, fill, random_prompt, sampling_of
+from .published import TorchPrefill
 from .schema import Setting
 from .statistics import Summary
 from .subjects import AnySubject, BundleSubject, PeerSubject
@@ -53,8 +54,6 @@ class Prefill:
         if isinstance(subject, PeerSubject):
             if context:
                 raise InputError(f"--context {context}: {subject.about.name} is measured from an empty cache only")
-            from .peers.torch_cases import TorchPrefill
-
             return TorchPrefill(subject.reference, rows, cast(float, setting["guidance"]), seed)
         subject.engine(max(self.rows) + max(self.contexts) + _SPARE)
         return _EnginePrefill(subject, rows, context, self.modality, cast(float, setting["guidance"]), seed)

@@ -31,9 +31,9 @@ from transformers import XcodecConfig, XcodecModel
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniAudioEncoderConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
-from ..runtime.cli_common import live_bytes
 from ..runtime.errors import InputError
 from ..runtime.files import replacing_folder
+from ..runtime.terminal_live import live_bytes
 from ..runtime.vocabulary import STREAMS, Vocabulary
 from .streamed_checkpoint import Filling, Progress, check_space, lay_out
 

@@ -11,7 +11,7 @@ from typing import ClassVar, cast
 import numpy as np
 
 from ..runtime.bundle import TOKENIZER, Bundle
-from ..runtime.chat import TextCodec, prompt_parts
+from ..runtime.chat import prompt_parts
 from ..runtime.chunks import ChunkProfile
 from ..runtime.engines import Engine
 from ..runtime.errors import EngineError, InputError
@@ -19,6 +19,7 @@ from ..runtime.events import SegmentEnded, SoundChunk, TurnEnded
 from ..runtime.model import Model
 from ..runtime.post_codec import open_post_codec
 from ..runtime.sampling import SHORTEST_SOUND_ROWS, AudioSampling
+from ..runtime.tokenizer import TextCodec
 from ..runtime.vocabulary import ROLES, STREAMS
 from .blocks import Samples
 from .case import Case, Derived

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..runtime.bundle import Bundle
-from ..runtime.cli_common import tell_engine
 from ..runtime.cores import BY_OPTION, check_threads
 from ..runtime.engines.base import Engine
 from ..runtime.engines.selection import choose
@@ -20,6 +19,7 @@ from ..runtime.files import resolved
 from ..runtime.resources import DEFAULT_CONTEXT
 from ..runtime.stopping import raise_interrupt
 from ..runtime.tensors import widen
+from ..runtime.terminal_report import tell_engine
 from .schema import Subject
 
 if TYPE_CHECKING:

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from ..runtime.bundle import TOKENIZER, Bundle
-from ..runtime.chat import Message, TextCodec, check_messages, prompt_parts
+from ..runtime.chat import Message, check_messages, prompt_parts
 from ..runtime.engines.base import Engine
 from ..runtime.engines.base import Sequence as EngineSequence
+from ..runtime.feature_spec import FeatureSpec
 from ..runtime.generate import Modality
-from ..runtime.hearing import FeatureSpec
 from ..runtime.sampling import AudioSampling, TextSampling
 from ..runtime.sound import Sound
 from ..runtime.tensors import widen
+from ..runtime.tokenizer import TextCodec
 from ..runtime.vocabulary import MODALITIES, ROLES, STREAMS, Vocabulary
 from .qwen2 import BackboneShape
 

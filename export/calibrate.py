@@ -18,7 +18,8 @@ from ..runtime.bundle import Bundle
 from ..runtime.chat import Message
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.engines.onnxruntime_parts import OnnxRuntimeParts
-from ..runtime.hearing import FeatureSpec, Hearing
+from ..runtime.feature_spec import FeatureSpec
+from ..runtime.hearing import Hearing
 from ..runtime.sound import Sound
 from .agreement import branches, embed_parts, hold_rows, read_rows
 from .forward import hidden_states

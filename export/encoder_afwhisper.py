@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..runtime.errors import ExportError
-from ..runtime.hearing import AF_WHISPER
+from ..runtime.feature_spec import AF_WHISPER
 from .checkpoint import TensorSource
 from .encoder_common import (
     CHECKPOINT_PREFIX,

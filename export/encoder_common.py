@@ -14,7 +14,7 @@ import numpy as np
 from transformers.audio_utils import mel_filter_bank
 
 from ..runtime.errors import ExportError
-from ..runtime.hearing import FeatureSpec
+from ..runtime.feature_spec import FeatureSpec
 from ..runtime.reading import shown
 from .checkpoint import TensorSource
 from .fields import MOST_SIZE

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..runtime.errors import ExportError
-from ..runtime.hearing import OMNI
+from ..runtime.feature_spec import OMNI
 from .checkpoint import TensorSource
 from .encoder_common import (
     CHECKPOINT_PREFIX,

@@ -13,7 +13,8 @@ from ..runtime.bundle import GOLDEN
 from ..runtime.cores import library_threads
 from ..runtime.engines.arithmetic import Arithmetic, logits_tolerance, part_tolerance
 from ..runtime.errors import ExportError
-from ..runtime.hearing import FeatureSpec, Hearing
+from ..runtime.feature_spec import FeatureSpec
+from ..runtime.hearing import Hearing
 from ..runtime.manifest import Manifest
 from ..runtime.sound import Sound
 from ..runtime.tensors import widen

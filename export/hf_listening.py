@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..runtime.hearing import FeatureSpec
+from ..runtime.feature_spec import FeatureSpec
 from .encoder_afwhisper import plan_encoder as plan_afwhisper
 from .encoder_common import ADAPTOR_PREFIX, CHECKPOINT_PREFIX, audio_config
 from .encoder_omni import plan_encoder as plan_omni

@@ -17,8 +17,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from ..runtime.chat import TextCodec
 from ..runtime.errors import ExportError
+from ..runtime.tokenizer import TextCodec
 from ..runtime.vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, SPECIALS, Vocabulary
 from .run import Recipe
 from .tokenizer import write_tokenizer

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runtime.cli_common import in_bytes
 from ..runtime.files import replacing_folder
 from ..runtime.sampling import TextSampling
+from ..runtime.shown import in_bytes
 from ..runtime.vocabulary import BOS, EOS, EOT, SPECIALS, STREAMS
 from .hf_listening import write_listening
 from .hf_tokenizer import PADDING, rebuilt_otherwise, write_hf_tokenizer

@@ -16,7 +16,7 @@ import torch
 
 from ..runtime.chat import Message
 from ..runtime.errors import ExportError
-from ..runtime.hearing import FeatureSpec
+from ..runtime.feature_spec import FeatureSpec
 from .agreement import probe_sound
 from .calibration_set import QUESTION
 from .float8 import LARGEST_FLOAT16, scale_of

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..runtime.bundle import Bundle
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
-from ..runtime.hearing import FeatureSpec, Hearing
+from ..runtime.feature_spec import FeatureSpec
+from ..runtime.hearing import Hearing
 from ..runtime.vocabulary import STREAMS
 from .agreement import compare, cosine, held_codes, hold_rows, probe_sound, signal_to_noise
 from .codec import CodecPart

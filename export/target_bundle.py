@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from ..runtime.cli_common import in_bytes, table
+from ..runtime.cli_tables import table
+from ..runtime.shown import in_bytes
 from .exporter import export_run
 from .targets import Made, Order, Progress, refuse_others
 

@@ -50,13 +50,13 @@ class Made:
 
 Target = Callable[[Order, Progress], Made]
 
-#: Name of ``--engine`` -> module in this room, whose function ``target`` is a :data:`Target`.
-TARGETS: dict[str, str] = {
-    "onnxruntime": "target_bundle",
-    "huggingface": "huggingface",
-    "tensorrt-llm": "tensorrt_llm",
-    "tensorrt-rtx": "target_tensorrt_rtx",
-    "tensorrt": "target_tensorrt",
+#: Name of ``--engine`` -> module in this room, and its function that is a :data:`Target`.
+TARGETS: dict[str, tuple[str, str]] = {
+    "onnxruntime": ("target_bundle", "target"),
+    "huggingface": ("huggingface", "target"),
+    "tensorrt-llm": ("tensorrt_llm", "target"),
+    "tensorrt-rtx": ("tensorrt_target", "tensorrt_rtx"),
+    "tensorrt": ("tensorrt_target", "tensorrt"),
 }
 
 #: The options that say where a training run is, which every target takes.
@@ -92,7 +92,9 @@ def find_target(engine: str) -> Target:
     missing."""
     if engine not in TARGETS:
         raise InputError(f"--engine {engine}: choose {', '.join(TARGETS)}")
-    return importlib.import_module(f"{__package__}.{TARGETS[engine]}").target
+    module, function = TARGETS[engine]
+    target: Target = getattr(importlib.import_module(f"{__package__}.{module}"), function)
+    return target
 
 
 def refuse_others(order: Order, engine: str) -> None:

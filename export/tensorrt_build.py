@@ -18,8 +18,8 @@ import onnx
 from onnx import TensorProto
 
 from ..runtime.engine_files import EngineProfile
+from ..runtime.engines.build_commands import LibraryName
 from ..runtime.engines.tensorrt_library import Library, joined, load_library, make_logger
-from ..runtime.engines.tensorrt_names import LibraryName
 from ..runtime.errors import EngineError, ExportError
 from .tensorrt_compare import differences, layers_of
 

@@ -10,10 +10,7 @@ from ..runtime.engine_files import EngineProfile, Range
 from ..runtime.errors import ExportError
 from .tensorrt_build import BuildReport, build, find_library
 from .tensorrt_graph import dimensions, fix_dimensions, load_graph, make_constant
-
-#: What a named dimension, or a number that sizes depend on, is in an engine: one number, or its smallest, most likely
-#: and largest value.
-Size = int | tuple[int, int, int]
+from .tensorrt_parts import Size, shape_range
 
 
 def build_part(onnx_path: Path, *, compute_capability: str | Sequence[str], sizes: Mapping[str, Size]) -> BuildReport:
@@ -33,15 +30,6 @@ def build_part(onnx_path: Path, *, compute_capability: str | Sequence[str], size
     fixed = {symbol: size for symbol in symbols if isinstance(size := sizes[symbol], int)}
     profiles = {name: each for name, shape in inputs.items() if (each := shape_range(shape, sizes)) is not None}
     return build_engine(onnx_path, compute_capability=compute_capability, profiles=profiles, fixed=fixed, values=values)
-
-
-def shape_range(shape: Sequence[int | str], sizes: Mapping[str, Size]) -> Range | None:
-    """Smallest, most likely and largest shape of an input; None where nothing of it varies."""
-    known = [d if isinstance(d, int) else sizes[d] for d in shape]
-    if all(isinstance(size, int) for size in known):
-        return None
-    low, likely, high = (tuple(d if isinstance(d, int) else d[which] for d in known) for which in range(3))
-    return low, likely, high
 
 
 def build_engine(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 
 from ..runtime.bundle import Bundle
-from ..runtime.engine_files import CacheKind, EngineProfile
+from ..runtime.engine_files import CacheKind, EngineProfile, Range
 from ..runtime.engines import tensorrt_names as names
 from ..runtime.errors import ExportError, InputError
-from ..runtime.hearing import AF_WHISPER, FeatureSpec
+from ..runtime.feature_spec import AF_WHISPER, FeatureSpec
 from .tensorrt_appended import with_appended_cache
-from .tensorrt_check import Size, shape_range
 from .tensorrt_graph import dimensions, fix_dimensions, load_graph, with_own_positions
 from .tensorrt_primitives import in_primitives
 
@@ -28,6 +27,9 @@ LIKELY_FRAMES, MOST_FRAMES = 10, 64
 #: Seconds of sound up to which the encoder's first profile goes.
 SHORT_SECONDS = 30
 
+#: What a named dimension, or a number that sizes depend on, is in an engine: one number, or its smallest, most likely
+#: and largest value.
+Size = int | tuple[int, int, int]
 #: Of every profile, sizes of the named dimensions; and of inputs that sizes depend on, their numbers.
 _Sizes = Mapping[str, Size]
 
@@ -142,3 +144,12 @@ def _profiles(model: onnx.ModelProto, path: Path, wanted: Mapping[str, _Sizes]) 
 
 def _spread(size: Size) -> tuple[int, int, int]:
     return (size, size, size) if isinstance(size, int) else size
+
+
+def shape_range(shape: Sequence[int | str], sizes: Mapping[str, Size]) -> Range | None:
+    """Smallest, most likely and largest shape of an input; None where nothing of it varies."""
+    known = [d if isinstance(d, int) else sizes[d] for d in shape]
+    if all(isinstance(size, int) for size in known):
+        return None
+    low, likely, high = (tuple(d if isinstance(d, int) else d[which] for d in known) for which in range(3))
+    return low, likely, high

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..runtime.bundle import MANIFEST, WEIGHTS, Bundle, describe_file
-from ..runtime.cli_common import in_bytes
 from ..runtime.engine_files import EngineFile
-from ..runtime.engines.tensorrt_library import FP8_SM, Library, local_sm, sm_name
+from ..runtime.engines.build_commands import FP8_SM, sm_name
+from ..runtime.engines.tensorrt_library import Library, local_sm
 from ..runtime.errors import EngineError, ExportError, InputError
 from ..runtime.files import replacing_file, replacing_folder, resolved
 from ..runtime.manifest import BundleFile, Manifest
+from ..runtime.shown import in_bytes
 from .targets import Made, Order, Progress, Target, refuse_built, refuse_others
 from .tensorrt_build import BuildReport, build, find_library, known_sms
 from .tensorrt_parts import PartPlan, plan_parts

@@ -16,8 +16,8 @@ from typing import NoReturn
 import numpy as np
 
 from .errors import BundleError
+from .feature_spec import AF_WHISPER, FeatureSpec, feature_rows
 from .graph_header import MOST_FIELDS, Declared, GraphHeader, read_graph_header
-from .hearing import AF_WHISPER, FeatureSpec, feature_rows
 from .manifest import Manifest
 from .reading import MOST_SIZE, shown
 from .sound_limits import HIGHEST_RATE, LOWEST_RATE

@@ -34,10 +34,7 @@ from .cli_common import (
     check_heard,
     given,
     heard,
-    live_bytes,
-    live_rows,
     open_model,
-    report,
     tell_cut,
 )
 from .cli_compare import compare
@@ -55,6 +52,8 @@ from .manifest import CodecIdentity, PostCodecIdentity
 from .post_codec import Resampler
 from .shown import in_a_line
 from .stopping import caught, raise_interrupt
+from .terminal_live import live_bytes, live_rows
+from .terminal_report import report
 
 app = typer.Typer(
     cls=WholeSentences,

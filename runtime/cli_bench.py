@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperCommand
 
-from .cli_common import LiveLine, QuietOption, ThreadsOption, named_or_packaged, print_any
+from .cli_common import QuietOption, ThreadsOption, named_or_packaged
 from .cli_help import WholeSentences
 from .cli_tables import terminal_columns
 from .compiled import check_native
@@ -23,6 +23,8 @@ from .errors import InputError, OutputError, UalmError
 from .extras import Extra, install_hint
 from .files import check_place, replacing_file
 from .stopping import raise_interrupt
+from .terminal_live import LiveLine
+from .terminal_report import print_any
 
 app = typer.Typer(
     cls=WholeSentences,

@@ -8,12 +8,14 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
-from .cli_common import LiveLine, print_any, sound_progress, tell_cut
+from .cli_common import tell_cut
 from .cli_tables import CONTROLS as CONTROLS
 from .errors import UalmError
 from .events import Event, SegmentEnded, SegmentStarted, SoundChunk, TextDelta
 from .finish import FinishReason
 from .shown import in_a_line
+from .terminal_live import LiveLine, sound_progress
+from .terminal_report import print_any
 
 
 class View(Protocol):

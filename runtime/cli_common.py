@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from .cli_once import first_in_this_shell
-from .cli_tables import CONTROLS, terminal_columns
-from .cli_tables import table as table
+from .cli_tables import terminal_columns
 from .cores import BY_OPTION, check_threads
-from .engines.selection import Choice
 from .errors import InputError
 from .finish import FinishReason
 from .manifest import CodecIdentity
@@ -28,7 +18,7 @@ from .model import Model
 from .options import rows_of_sound
 from .packaged import default_bundle
 from .sound import Sound
-from .standard_streams import StandardOutputError, not_printed
+from .terminal_report import tell_engine
 
 BundleOption = Annotated[
     Path | None,
@@ -70,9 +60,6 @@ ContextOption = Annotated[int | None, typer.Option("--max-context", help="Rows t
 #: The file name that stands for standard input or output.
 STANDARD = Path("-")
 
-#: Progress goes to standard error, and only if that is a terminal.
-progress = Console(stderr=True)
-
 
 def named_or_packaged(bundle: Path | None, *, quiet: bool = False) -> Path:
     """The folder that was named; else the model that comes with ualm.
@@ -113,12 +100,6 @@ def about_model(model: Model) -> dict[str, object]:
     return model.choice.to_json()
 
 
-def tell_engine(choice: Choice) -> None:
-    """One line on standard error about the engine that was chosen, where there is anything to choose."""
-    if (told := choice.told()) is not None:
-        print(f"ualm: {told.translate(CONTROLS)}", file=sys.stderr, flush=True)
-
-
 def given(**options: Any) -> dict[str, Any]:
     """The options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
@@ -154,96 +135,3 @@ def heard(sound: Path, model: Model) -> Path | Sound:
     if sound != STANDARD:
         return sound
     return Sound.from_file(sys.stdin.buffer, longest=model.longest_sound)
-
-
-def print_any(text: str) -> None:
-    """Print to standard output at once; letters that a terminal lacks are escaped and do not cost the answer."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors != "backslashreplace":
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        print(text, end="", flush=True)
-    except StandardOutputError:
-        raise
-    except OSError as error:
-        raise not_printed(error) from error
-
-
-def report(as_json: bool, result: Mapping[str, object], plain: str, *, said: bool = False) -> None:
-    """The one result of a verb, as a JSON object or as lines for people. ``said``: the model's own words, which only a
-    terminal, that would obey some of them, is not given as they are."""
-    if not said or sys.stdout.isatty():
-        plain = plain.translate(CONTROLS)
-    print_any((json.dumps(result) if as_json else plain) + "\n")
-
-
-def in_bytes(size: int) -> str:
-    """A number of bytes, as wide as any other, for a column of a table."""
-    value, unit = float(size), "bytes"
-    for larger in ("KiB", "MiB", "GiB"):
-        if value >= 1024:
-            value, unit = value / 1024, larger
-    return f"{value:>7.0f} {unit}" if unit == "bytes" else f"{value:>7.1f} {unit}"
-
-
-def _rewritable() -> bool:
-    """Whether what is on standard error can be taken back; a dumb terminal would keep it, or an empty line of it."""
-    return progress.is_terminal and not progress.is_dumb_terminal
-
-
-class LiveLine:
-    """One line on standard error that is rewritten, and gone in the end; nothing where that is not possible.
-
-    It takes the whole line of the terminal that the cursor is in: nothing else may stand there, from either stream.
-    """
-
-    def __init__(self) -> None:
-        self._live: Live | None = None
-
-    def show(self, text: str) -> None:
-        if not _rewritable():
-            return
-        line = Text(text, no_wrap=True, overflow="ellipsis")
-        if self._live is None:
-            # standard output stays as it is: what is printed there meanwhile must not land on standard error
-            self._live = Live(line, console=progress, transient=True, refresh_per_second=8, redirect_stdout=False)
-            self._live.start(refresh=True)
-        else:
-            self._live.update(line)
-
-    def hide(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-
-def sound_progress(made: float, elapsed: float) -> str:
-    """``made`` seconds of sound after ``elapsed`` seconds, for a live line."""
-    factor = f", real-time factor {elapsed / made:.2f}" if made else ""
-    return f"{made:.1f} s of sound, {elapsed:.1f} s{factor}"
-
-
-@contextmanager
-def live_rows(show: Callable[[int, float], str]) -> Iterator[Callable[[str, int], None]]:
-    """A live line while rows come in: ``show(rows, elapsed seconds)`` is its text."""
-    line, started = LiveLine(), time.perf_counter()
-    try:
-        yield lambda modality, rows: line.show(show(rows, time.perf_counter() - started))
-    finally:
-        line.hide()
-
-
-@contextmanager
-def live_bytes() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage of a long job: call with stage, bytes done, bytes in all (0: not known)."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=progress, transient=True, disable=not _rewritable()) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def update(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total or None)
-            bar.update(tasks[stage], completed=done, total=total or None)
-
-        yield update

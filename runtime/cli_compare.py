@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_common import JsonOption, LiveLine, QuietOption, ThreadsOption, in_bytes, report, table
+from .cli_common import JsonOption, QuietOption, ThreadsOption
+from .cli_tables import table
 from .compiled import check_native
 from .errors import UalmError
 from .extras import install_hint
+from .shown import in_bytes
 from .stopping import raise_interrupt
+from .terminal_live import LiveLine
+from .terminal_report import report
 
 if TYPE_CHECKING:
     from ualm.bench.compare import Compared, Speed

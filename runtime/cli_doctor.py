@@ -8,12 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from .bundle import Bundle
-from .cli_common import EngineOption, JsonOption, LiveLine, QuietOption, in_bytes, report, table, tell_packaged
+from .cli_common import EngineOption, JsonOption, QuietOption, tell_packaged
+from .cli_tables import table
 from .doctor import GOLDEN_CONTEXT, Check, check_golden, cuda_build, engines, gpus, machine, native_module, versions
 from .engines.selection import choose
 from .errors import UalmError
 from .packaged import packaged_bundle
+from .shown import in_bytes
 from .stopping import raise_interrupt
+from .terminal_live import LiveLine
+from .terminal_report import report
 
 
 def doctor(

@@ -19,7 +19,6 @@ from .cli_common import (
     EngineOption,
     GuidanceOption,
     JsonOption,
-    LiveLine,
     MaxSecondsOption,
     PlayOption,
     PlotOption,
@@ -30,10 +29,7 @@ from .cli_common import (
     TopKOption,
     about_model,
     given,
-    live_rows,
     open_model,
-    report,
-    sound_progress,
     steps_of,
     tell_cut,
 )
@@ -46,6 +42,8 @@ from .plot import check_plot, save_spectrogram
 from .sampling import AudioSampling
 from .sound import Sound, check_writable
 from .sound_out import SUFFIXES, encoding_of
+from .terminal_live import LiveLine, live_rows, sound_progress
+from .terminal_report import report
 from .vocabulary import STREAMS
 
 #: What goes into a pipe.

@@ -12,11 +12,13 @@ import numpy as np
 import typer
 
 from .bundle import MANIFEST, Bundle
-from .cli_common import JsonOption, QuietOption, in_bytes, named_or_packaged, report, table
-from .cli_tables import terminal_columns
+from .cli_common import JsonOption, QuietOption, named_or_packaged
+from .cli_tables import table, terminal_columns
 from .quality import Verdict, verdicts
 from .reading import read_json
 from .resources import DEFAULT_CONTEXT
+from .shown import in_bytes
+from .terminal_report import report
 from .vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, SPECIALS, STREAMS
 
 #: Columns of the words that a model knows, and those before them; a narrow terminal has less room.

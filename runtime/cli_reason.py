@@ -19,7 +19,6 @@ from .cli_common import (
     EngineOption,
     GuidanceOption,
     JsonOption,
-    LiveLine,
     MaxSecondsOption,
     MaxTokensOption,
     PlayOption,
@@ -33,9 +32,6 @@ from .cli_common import (
     about_model,
     given,
     open_model,
-    print_any,
-    report,
-    sound_progress,
     steps_of,
     tell_cut,
 )
@@ -60,6 +56,8 @@ from .stages import (
     Verdict,
 )
 from .standard_streams import check_open
+from .terminal_live import LiveLine, sound_progress
+from .terminal_report import print_any, report
 
 #: The prompt that stands for the lines of standard input.
 _STDIN = "-"

@@ -25,7 +25,8 @@ from .engines.base import Engine
 from .engines.device_check import cuda_facts
 from .engines.selection import ENGINES, why_not
 from .errors import BundleError, EngineError, UalmError
-from .hearing import FeatureSpec, Hearing
+from .feature_spec import FeatureSpec
+from .hearing import Hearing
 from .sampling import AudioSampling, TextSampling
 from .sound import Sound
 from .stopping import raise_interrupt

@@ -21,8 +21,8 @@ from .cores import check_threads
 from .engines.base import Engine
 from .engines.selection import Choice, choose
 from .errors import InputError, UalmError
+from .feature_spec import FeatureSpec
 from .generate import Modality, OnRows
-from .hearing import FeatureSpec
 from .knowledge import Knowledge
 from .options import AudioOptions, TextOptions
 from .packaged import default_bundle

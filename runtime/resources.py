@@ -9,18 +9,20 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .bundle import TOKENIZER, Bundle
-from .chat import CheckedMessage, Message, TextCodec, check_messages, prompt_parts, read_sources
+from .chat import CheckedMessage, Message, check_messages, prompt_parts, read_sources
 from .chunks import ChunkProfile, Pace
 from .engines.base import Engine
 from .errors import InputError
+from .feature_spec import FeatureSpec
 from .generate import Modality
-from .hearing import FeatureSpec, Hearing
+from .hearing import Hearing
 from .listening import Listener
 from .options import changed
 from .post_codec import open_post_codec
 from .sampling import AudioSampling, TextSampling, check_kind
 from .segment import SegmentBuilder
 from .sound import Sound
+from .tokenizer import TextCodec
 from .vocabulary import Vocabulary
 
 #: Rows reserved for a conversation by default: five minutes of heard sound and a long answer.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from .bundle import Bundle
-from .chat import TextCodec
 from .chunks import ChunkProfile, Pace
 from .engines.base import Engine, Frames
 from .finish import FinishReason, finish_reason
@@ -16,6 +15,7 @@ from .shown import shortened
 from .sound import Sound
 from .sound_decoder import SoundDecoder
 from .text_stream import TextStream
+from .tokenizer import TextCodec
 from .vocabulary import STREAMS
 
 

@@ -14,3 +14,12 @@ def in_a_line(error: BaseException) -> str:
 def shortened(text: str, letters: int = _LETTERS) -> str:
     """A text, or as much of it as fits, and then an ellipsis."""
     return text if len(text) <= letters else text[: letters - 3] + "..."
+
+
+def in_bytes(size: int) -> str:
+    """A number of bytes, as wide as any other, for a column of a table."""
+    value, unit = float(size), "bytes"
+    for larger in ("KiB", "MiB", "GiB"):
+        if value >= 1024:
+            value, unit = value / 1024, larger
+    return f"{value:>7.0f} {unit}" if unit == "bytes" else f"{value:>7.1f} {unit}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .chat import TextCodec
+from .tokenizer import TextCodec
 
 #: What could still become part of a clean-up pattern (" 's", " n't", " ' ", ...): spaces and its first characters, with
 #: spaces between them that another pattern may take away. Behind any other end, no pattern can reach back.

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ...runtime.cli_common import LiveLine
 from ...runtime.cores import cores
 from ...runtime.errors import InputError
+from ...runtime.terminal_live import LiveLine
 from ..environment import current_load, describe_run
 from ..report import to_table
 from ..schema import Run

@@ -6,8 +6,9 @@ import shutil
 from typing import TYPE_CHECKING
 
 from ...runtime.bundle import Bundle
+from ...runtime.engines.build_commands import sm_name
 from ...runtime.engines.selection import why_not
-from ...runtime.engines.tensorrt_library import load_library, local_sm, sm_name
+from ...runtime.engines.tensorrt_library import load_library, local_sm
 from ...runtime.errors import EngineError
 from ...runtime.extras import install_hint
 from ...runtime.stopping import raise_interrupt
@@ -17,7 +18,7 @@ from .loop import check_bundle, measure_bundle
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ...runtime.engines.tensorrt_names import LibraryName
+    from ...runtime.engines.build_commands import LibraryName
     from .ground import Ground
 
 #: Rows of cache that the engines are compiled for: more than any measurement of the loop holds.

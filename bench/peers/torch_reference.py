@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from ...export.run import find_run, read_recipe
 from ...runtime.errors import ExportError
 from ...runtime.sampling import AudioSampling, TextSampling
 from ...runtime.vocabulary import EOS, EOT, MODALITIES, PAD, ROLES, SPECIALS, STREAMS, Vocabulary
-from ..common import Modality
+
+Modality = Literal["audio", "text"]
 
 
 class TorchReference:
@@ -115,12 +116,14 @@ class TorchReference:
         ids = torch.from_numpy(part.astype(np.int64)).to(self.device)
         return torch.nn.functional.embedding(ids, self._embedding).sum(1)[None]
 
+    @torch.inference_mode()
     def prefill(self, parts: Sequence[np.ndarray]) -> tuple[Any, torch.Tensor]:
         """Take a prompt in: the cache, and the logits [8, ids] behind its last row."""
         cache = DynamicCache()
         hidden = self.through(torch.cat([self.embed(part) for part in parts], dim=1), cache)
         return cache, self._logits(hidden)[0]
 
+    @torch.inference_mode()
     def with_null_branch(self, cache: Any) -> Any:
         """The cache and beside it, as a second branch, that of as many rows of zeros."""
         null: Any = DynamicCache()
@@ -131,6 +134,7 @@ class TorchReference:
             both.update(torch.cat([mine.keys, other.keys]), torch.cat([mine.values, other.values]), layer)
         return both
 
+    @torch.inference_mode()
     def frame(
         self, row: np.ndarray, cache: Any, modality: Modality, sampling: AudioSampling | TextSampling, random: Any
     ) -> np.ndarray:
@@ -183,6 +187,7 @@ class TorchReference:
         """The row that a segment begins with, int64 [8]."""
         return self.vocabulary.special_row(MODALITIES[modality]).astype(np.int64)
 
+    @torch.inference_mode()
     def noise(self, rows: int, branches: int) -> Any:
         """A cache that holds ``rows`` rows of noise."""
         cache, s = DynamicCache(), self._shape

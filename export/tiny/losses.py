@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...runtime.hearing import OMNI, FeatureSpec, log_mel, normalized
+from ...runtime.feature_spec import OMNI, FeatureSpec
+from ...runtime.hearing import log_mel, normalized
 from ...runtime.vocabulary import EOS, STREAMS, Vocabulary
 from .network import TinyUalm
 from .writer import AUDIO, MODALITY, TEXT, Example

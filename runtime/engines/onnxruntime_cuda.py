@@ -9,6 +9,7 @@ from ..bundle import Bundle
 from ..errors import EngineError
 from .arithmetic import Arithmetic, Part, arithmetic_of
 from .base import Sequence as EngineSequence
+from .build_commands import EXPORT_INT8, FP8_SM, RTX_SMS, build_command
 from .device import Device, Number, told_errors
 from .device_body import Modality
 from .device_cache import CacheShape
@@ -23,7 +24,6 @@ from .onnxruntime_codec import ROLE as CODEC_STREAM
 from .onnxruntime_device import OnnxRuntimeBody, PositionTables
 from .onnxruntime_library import ort
 from .onnxruntime_parts import OnnxRuntimeParts
-from .tensorrt_library import EXPORT_INT8, FP8_SM, RTX_SMS, build_command
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"

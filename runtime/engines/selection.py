@@ -22,7 +22,7 @@ from .presence import gpu_is_there
 if TYPE_CHECKING:
     from ..bundle import Bundle
     from .base import Engine
-    from .tensorrt_names import LibraryName
+    from .build_commands import LibraryName
 
 logger = logging.getLogger(__name__)
 

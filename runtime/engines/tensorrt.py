@@ -17,6 +17,7 @@ from ..tensors import widen
 from .arithmetic import Arithmetic, Part, arithmetic_of
 from .base import CodecStream
 from .base import Sequence as EngineSequence
+from .build_commands import LibraryName, build_command, sm_name
 from .device import Device, told_errors
 from .device_body import Modality
 from .device_cache import CacheShape
@@ -27,8 +28,8 @@ from .device_sequence import DeviceSequence
 from .tensorrt_body import BodyParts, TensorRtBody
 from .tensorrt_codec import Side, TensorRtCodecStream, TensorRtEncoder
 from .tensorrt_context import CompiledPart, CompiledParts
-from .tensorrt_library import Library, build_advice, build_command, load_library, no_engines_for, sm_name
-from .tensorrt_names import OFFSETS, LibraryName
+from .tensorrt_library import Library, build_advice, load_library, no_engines_for
+from .tensorrt_names import OFFSETS
 
 #: Parts that an engine needs.
 ROLES = ("backbone", "head.text", "head.audio", "head.modality", "encoder", "codec.stream")

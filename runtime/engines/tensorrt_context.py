@@ -16,8 +16,9 @@ from typing import Any
 
 from ..engine_files import EngineFile
 from ..errors import EngineError
+from .build_commands import export_command
 from .device import Buffer, Device, Stream
-from .tensorrt_library import Library, export_command, make_logger
+from .tensorrt_library import Library, make_logger
 
 
 class Scratch:

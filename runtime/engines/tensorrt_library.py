@@ -9,10 +9,8 @@ from __future__ import annotations
 import ctypes
 import importlib
 import re
-import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle
@@ -20,18 +18,12 @@ from ..engine_files import CacheKind
 from ..errors import EngineError
 from ..extras import install_hint
 from ..stopping import raise_interrupt
-from .tensorrt_names import LibraryName
+from .build_commands import EXPORT_INT8, FP8_SM, RTX_SMS, LibraryName, build_command, sm_name
 
 _MODULES: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _TITLES: dict[LibraryName, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 #: The oldest TensorRT whose parser and bindings were looked at: that of JetPack 6.
 _OLDEST = (10, 3)
-#: First compute capability that multiplies float8.
-FP8_SM = 89
-#: Compute capabilities that TensorRT-RTX 1.7 builds for, for advice where it is not installed.
-RTX_SMS = (75, 80, 86, 89, 120, 121)
-#: What to do with an fp8 body where none can be multiplied.
-EXPORT_INT8 = "export the run with --precision int8"
 _INSTALL: dict[LibraryName, str] = {
     "tensorrt": f"{install_hint('tensorrt')} (on Jetson it comes with JetPack)",
     "tensorrt-rtx": install_hint("tensorrt-rtx"),
@@ -170,21 +162,3 @@ def build_advice(bundle: Bundle, library: Library, sm: int) -> str:
     if problem is not None:
         return f"{problem}; build TensorRT's engines on this machine: {build_command(bundle, 'tensorrt', sm)}"
     return f"build them with: {build_command(bundle, library.name, sm, able=library.builds_for)}"
-
-
-def build_command(bundle: Bundle, name: LibraryName, sm: int, *options: str, able: tuple[int, ...] = RTX_SMS) -> str:
-    """The command that builds a bundle's engines for a GPU. It replaces those of ``name``, and so names their GPUs as
-    well, as far as the library is still ``able`` to build for them."""
-    before = {each for engine in bundle.manifest.engines if engine.engine == name for each in engine.sms}
-    return export_command(bundle.folder, name, {sm} | before & set(able), *options)
-
-
-def export_command(folder: Path, name: LibraryName, sms: Collection[int], *options: str) -> str:
-    """The command that builds the engines of the bundle in ``folder`` anew, in place."""
-    target = ("--target", ",".join(map(sm_name, sorted(sms)))) if name == "tensorrt-rtx" else ()
-    return shlex.join(("ualm", "export", str(folder), "--engine", name, *target, *options, "-o", str(folder)))
-
-
-def sm_name(sm: int) -> str:
-    """A compute capability as ``--target`` spells it: 89 -> "sm89"."""
-    return f"sm{sm}"

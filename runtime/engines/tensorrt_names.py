@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-#: The two libraries, by the names of ``--engine``.
-LibraryName = Literal["tensorrt", "tensorrt-rtx"]
-
 #: Inputs and outputs of the body that stand for its positions, see ``export/tensorrt_graph.py``.
 POSITION, OFFSETS, COLUMNS = "position", "row_offsets", "columns"
 COS, SIN = "cos_table", "sin_table"

@@ -11,8 +11,8 @@ import torch
 from support.cases import CASES
 from support.reference import Reference
 from support.runs import make_run
-from ualm.bench.peers.torch_cases import TorchDecode, TorchPrefill
 from ualm.bench.peers.torch_reference import TorchReference
+from ualm.bench.published import TorchDecode, TorchPrefill
 from ualm.runtime import AudioSampling, ExportError, TextSampling
 
 #: Cases whose first segment shows something of its own.

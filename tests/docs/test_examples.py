@@ -17,7 +17,7 @@ import ualm.runtime
 from support.runs import make_run
 from support.sounds import make_sound
 from ualm.runtime import AudioSampling, InputError, Model, TextSampling, errors, events, listening, state, worker
-from ualm.runtime.hearing import FeatureSpec
+from ualm.runtime.feature_spec import FeatureSpec
 from ualm.runtime.resources import DEFAULT_CONTEXT
 from ualm.runtime.sampling import SHORTEST_SOUND_ROWS
 

@@ -20,10 +20,11 @@ from ualm.runtime import EngineError
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engine_files import EngineFile
 from ualm.runtime.engines import onnxruntime_cuda
+from ualm.runtime.engines.build_commands import RTX_SMS
 from ualm.runtime.engines.device_check import CudaFacts, GpuFacts
 from ualm.runtime.engines.tensorrt import refusal
 from ualm.runtime.engines.tensorrt_context import CompiledParts
-from ualm.runtime.engines.tensorrt_library import RTX_SMS, Library, no_engines_for
+from ualm.runtime.engines.tensorrt_library import Library, no_engines_for
 
 Command = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[2]

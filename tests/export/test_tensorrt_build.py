@@ -30,8 +30,9 @@ from ualm.export.tensorrt_parts import plan_body, plan_parts
 from ualm.export.tensorrt_target import add_engines, tensorrt, tensorrt_rtx
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engine_files import CacheKind
+from ualm.runtime.engines.build_commands import RTX_SMS
 from ualm.runtime.engines.tensorrt import ROLES, find_engines
-from ualm.runtime.engines.tensorrt_library import RTX_SMS, Library, load_library, make_logger
+from ualm.runtime.engines.tensorrt_library import Library, load_library, make_logger
 from ualm.runtime.errors import BundleError, EngineError, ExportError, InputError
 from ualm.runtime.packaged import default_bundle
 

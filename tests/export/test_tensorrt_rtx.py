@@ -19,7 +19,8 @@ from support.runs import make_run
 from ualm.export.codec import PREFIX, plan_codec
 from ualm.export.codec_layers import decoder_convolutions
 from ualm.export.exporter import export_run
-from ualm.export.tensorrt_check import BuildReport, Size, build_engine, build_part
+from ualm.export.tensorrt_check import BuildReport, build_engine, build_part
+from ualm.export.tensorrt_parts import Size
 from ualm.export.weights import WeightStore
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.errors import ExportError

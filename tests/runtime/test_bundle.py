@@ -14,10 +14,10 @@ import pytest
 
 from ualm.runtime import Model
 from ualm.runtime.bundle import GOLDEN, MANIFEST, TOKENIZER, WEIGHTS, Bundle, describe_file
-from ualm.runtime.chat import TextCodec
 from ualm.runtime.errors import BundleError, InputError
 from ualm.runtime.manifest import SCHEMA_VERSION, digest_of
 from ualm.runtime.tensors import MappedTensors
+from ualm.runtime.tokenizer import TextCodec
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import pytest
 
 from ualm.runtime import InputError, Sound, Speech
 from ualm.runtime.bundle import TOKENIZER, Bundle
-from ualm.runtime.chat import TextCodec, check_messages, prompt_parts
+from ualm.runtime.chat import check_messages, prompt_parts
+from ualm.runtime.tokenizer import TextCodec
 from ualm.runtime.vocabulary import Vocabulary
 
 HEARD = np.full((3, 4), 0.5, np.float32)

@@ -11,17 +11,8 @@ from transformers import WhisperFeatureExtractor
 from support.sounds import make_sound
 from ualm.runtime import hearing
 from ualm.runtime.errors import BundleError, InputError
-from ualm.runtime.hearing import (
-    AF_WHISPER,
-    MASKED,
-    OMNI,
-    FeatureSpec,
-    Hearing,
-    feature_rows,
-    log_mel,
-    normalized,
-    without_silence,
-)
+from ualm.runtime.feature_spec import AF_WHISPER, OMNI, FeatureSpec, feature_rows
+from ualm.runtime.hearing import MASKED, Hearing, log_mel, normalized, without_silence
 from ualm.runtime.sound import Sound, to_mono
 
 MELS = 16

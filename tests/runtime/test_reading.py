@@ -17,10 +17,10 @@ from tokenizers import Tokenizer
 
 from ualm.runtime import reading
 from ualm.runtime.bundle import GOLDEN, MANIFEST, TOKENIZER, Bundle
-from ualm.runtime.chat import TextCodec
 from ualm.runtime.errors import BundleError
 from ualm.runtime.reading import check_file, first_line, parse_json, read_bytes, read_json, shown
 from ualm.runtime.tensors import MappedTensors
+from ualm.runtime.tokenizer import TextCodec
 from ualm.runtime.tokenizer_file import read_tokenizer
 
 

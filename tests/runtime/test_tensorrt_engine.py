@@ -43,7 +43,8 @@ from ualm.runtime.engines.tensorrt import TensorRtEngine, find_engines, refusal
 from ualm.runtime.engines.tensorrt_body import bucket_rows
 from ualm.runtime.engines.tensorrt_context import CompiledParts, Scratch
 from ualm.runtime.engines.tensorrt_library import Library
-from ualm.runtime.hearing import FeatureSpec, Hearing
+from ualm.runtime.feature_spec import FeatureSpec
+from ualm.runtime.hearing import Hearing
 from ualm.runtime.sound import Sound
 
 CONTEXT = 640

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
 from ualm.runtime.bundle import TOKENIZER
-from ualm.runtime.chat import TextCodec
 from ualm.runtime.text_stream import TextStream
+from ualm.runtime.tokenizer import TextCodec
 
 
 @pytest.fixture(scope="module")

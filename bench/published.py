@@ -1,18 +1,19 @@
-"""What is measured of the published algorithm in torch: a frame, and a prompt with the null branch behind it."""
+"""What is measured of the published algorithm (``peers``): a frame, and a prompt with the null branch behind it."""
 
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-import torch
+from ..runtime.sampling import AudioSampling, TextSampling
+from ..runtime.vocabulary import EOS, EOT
+from .blocks import Samples
+from .case import Derived
+from .common import WARM_UP, Modality, random_prompt
+from .statistics import Summary
 
-from ...runtime.sampling import AudioSampling, TextSampling
-from ...runtime.vocabulary import EOS, EOT
-from ..blocks import Samples
-from ..case import Derived
-from ..common import WARM_UP, Modality, random_prompt
-from ..statistics import Summary
-from .torch_reference import TorchReference
+if TYPE_CHECKING:
+    from .peers.torch_reference import TorchReference
 
 #: Frames a second of the published codec: 16 kHz in hops of 320 samples.
 _FRAMES_A_SECOND = 50
@@ -29,7 +30,6 @@ class TorchDecode:
         self._begin()
         self.block(1)
 
-    @torch.inference_mode()
     def block(self, count: int) -> Samples:
         times: list[float] = []
         self._begin()
@@ -65,7 +65,6 @@ class TorchPrefill:
         self._prompt = random_prompt(reference.vocabulary, rows, seed)
         self.block(1)
 
-    @torch.inference_mode()
     def block(self, count: int) -> Samples:
         prefill, begin = [], []
         for _ in range(count):
