@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..export.agreement import (
+from ..export.quality.agreement import (
     HeldSegment,
     cosine,
     default_sampling,
@@ -24,19 +24,19 @@ from ..export.agreement import (
     signal_to_noise,
     tally,
 )
-from ..runtime.bundle import TOKENIZER, Bundle
-from ..runtime.cores import BY_OPTION, check_threads
-from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
+from ..runtime.audio.features import Hearing
+from ..runtime.bundle.bundle import TOKENIZER, Bundle
+from ..runtime.bundle.feature_spec import FeatureSpec
+from ..runtime.bundle.quality import Verdict, ungated, verdicts
+from ..runtime.engines.onnxruntime.cpu import OnnxRuntimeEngine
 from ..runtime.errors import InputError
-from ..runtime.feature_spec import FeatureSpec
-from ..runtime.hearing import Hearing
-from ..runtime.quality import Verdict, ungated, verdicts
-from ..runtime.reading import shown
-from .blocks import Progress
-from .decode import Decode
-from .scenario import run_scenario
-from .schema import Comparison
-from .subjects import Request, check_count
+from ..runtime.files.reading import shown
+from ..runtime.process.cores import BY_OPTION, check_threads
+from .harness.blocks import Progress
+from .harness.measure import run_scenario
+from .harness.subjects import Request, check_count
+from .report.schema import Comparison
+from .scenarios.decode import Decode
 
 #: Rows that a conversation of the prompts may have.
 CONTEXT = 1024

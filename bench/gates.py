@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..export.tiny.examine import against, codes_of, examine, read_gates, table
-from ..runtime.cores import BY_OPTION, check_threads
-from ..runtime.files import replacing_file
-from .blocks import Progress
+from ..export.tiny.judging.examine import against, codes_of, examine, read_gates, table
+from ..runtime.files.writing import replacing_file
+from ..runtime.process.cores import BY_OPTION, check_threads
+from .harness.blocks import Progress
 
 
 def judge_bundle(

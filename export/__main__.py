@@ -1,6 +1,6 @@
 """``python -m ualm.export RUN -o BUNDLE``: the same as ``ualm export``."""
 
-from ..runtime.command import main
+from ..runtime.cli.command import main
 
 if __name__ == "__main__":
     import sys

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..runtime.bundle import MANIFEST
+from ..runtime.bundle.bundle import MANIFEST
+from ..runtime.bundle.manifest import CodecIdentity
 from ..runtime.errors import InputError, OutputError
-from ..runtime.files import check_new_folder, resolved
-from ..runtime.manifest import CodecIdentity
-from .calibration_set import calibration_files, check_calibrated
-from .precision import Precision, check_text_precision
-from .targets import TARGETS, TEXT_TARGETS, Order, refuse_built, refuse_others
+from ..runtime.files.writing import check_new_folder, resolved
+from .formats.precision import Precision, check_text_precision
+from .quality.calibration_set import calibration_files, check_calibrated
+from .targets.registry import TARGETS, TEXT_TARGETS, Order, refuse_built, refuse_others
 
 
 def check_order(order: Order, engine: str) -> None:
@@ -38,7 +38,7 @@ def check_order(order: Order, engine: str) -> None:
         if resolved(order.output) != resolved(order.run):  # else the bundle's engines are made anew
             _check_output(order.output)
         return
-    from .run import find_run, read_recipe  # needs yaml, which is not there where a bundle is only compiled
+    from .run.recipe import find_run, read_recipe  # needs yaml, which is not there where a bundle is only compiled
 
     files = find_run(order.run, config=order.config, weights=order.weights, step=order.step)
     recipe = read_recipe(files.config)

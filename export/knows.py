@@ -8,7 +8,7 @@ nothing then, or something else: its manifest is written anew, with a new digest
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from ualm.runtime import command
+    from ualm.runtime.cli import command
 
     command.run("ualm.export.knows")
 
@@ -18,11 +18,11 @@ import json
 import sys
 from pathlib import Path
 
-from ..runtime.bundle import MANIFEST, Bundle
+from ..runtime.bundle.bundle import MANIFEST, Bundle
+from ..runtime.bundle.knowledge import Knowledge
 from ..runtime.errors import UalmError
-from ..runtime.files import replacing_file
-from ..runtime.knowledge import Knowledge
-from .exporter import read_knows
+from ..runtime.files.writing import replacing_file
+from .bundle import read_knows
 
 
 def write_knows(folder: Path, knows: Knowledge | None) -> bool:
@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         if arguments.tiny:
-            from .tiny.run_folder import knowledge
+            from .tiny.training.run_folder import knowledge
 
             knows: Knowledge | None = knowledge()
         else:

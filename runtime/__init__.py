@@ -10,8 +10,14 @@ The names are loaded when the first of them is used: the command must be ready f
 
 TYPE_CHECKING = False  # as in typing, without importing it
 if TYPE_CHECKING:
-    from .answer import Answer
-    from .chunks import ChunkProfile
+    from .audio.pacing import ChunkProfile
+    from .audio.stream_decoder import SoundDecoder
+    from .conversation.answer import Answer
+    from .conversation.events import SegmentEnded, SegmentStarted, SoundChunk, TextDelta, TurnEnded
+    from .conversation.segment import Segment
+    from .conversation.session import Session
+    from .conversation.sound_stream import SoundStream
+    from .conversation.turn import Turn
     from .errors import (
         BundleError,
         ContextError,
@@ -27,16 +33,9 @@ if TYPE_CHECKING:
         TimeLimitError,
         UalmError,
     )
-    from .events import SegmentEnded, SegmentStarted, SoundChunk, TextDelta, TurnEnded
     from .model import Model
-    from .reasoning import Reasoning
-    from .sampling import AudioSampling, TextSampling
-    from .segment import Segment
-    from .session import Session
-    from .sound import Sound, Speech
-    from .sound_decoder import SoundDecoder
-    from .sound_stream import SoundStream
-    from .stages import (
+    from .reasoning.modes import Reasoning
+    from .reasoning.results import (
         ReasoningEnded,
         ReasoningResult,
         Stage,
@@ -46,7 +45,8 @@ if TYPE_CHECKING:
         StageText,
         Verdict,
     )
-    from .turn import Turn
+    from .sampling import AudioSampling, TextSampling
+    from .sound.sound import Sound, Speech
 
     __version__: str
 
@@ -96,18 +96,18 @@ __all__ = [
 #: Where the names are, those first that load least.
 _HOMES = (
     "errors",
-    "answer",
-    "events",
-    "chunks",
+    "conversation.answer",
+    "conversation.events",
+    "audio.pacing",
     "sampling",
-    "segment",
-    "sound",
-    "sound_decoder",
-    "stages",
-    "turn",
-    "sound_stream",
-    "session",
-    "reasoning",
+    "conversation.segment",
+    "sound.sound",
+    "audio.stream_decoder",
+    "reasoning.results",
+    "conversation.turn",
+    "conversation.sound_stream",
+    "conversation.session",
+    "reasoning.modes",
     "model",
 )
 

@@ -12,32 +12,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .answer import Answer
-from .answering import AnswerOptions, Piece, SegmentDone, answer_segments
-from .bundle import Bundle, Verify
-from .chat import Content, Message
-from .chunks import ChunkProfile
-from .cores import check_threads
-from .engines.base import Engine
-from .engines.selection import Choice, choose
+from .audio.pacing import ChunkProfile
+from .audio.stream_decoder import SoundDecoder
+from .bundle.bundle import Bundle, Verify
+from .bundle.feature_spec import FeatureSpec
+from .bundle.knowledge import Knowledge
+from .bundle.packaged import default_bundle
+from .conversation.answer import Answer
+from .conversation.answering import AnswerOptions, Piece, SegmentDone, answer_segments
+from .conversation.loop import Modality, OnRows
+from .conversation.options import AudioOptions, TextOptions
+from .conversation.prompt import Content, Message
+from .conversation.resources import DEFAULT_CONTEXT, Resources, check_modality
+from .conversation.segment import Segment
+from .conversation.session import Session
+from .conversation.sound_stream import SoundStream
+from .conversation.state import Limits, SessionState
+from .engines.protocol import Engine
+from .engines.registry import Choice, choose
 from .errors import InputError, UalmError
-from .feature_spec import FeatureSpec
-from .generate import Modality, OnRows
-from .knowledge import Knowledge
-from .options import AudioOptions, TextOptions
-from .packaged import default_bundle
-from .reading import shown
-from .reasoning import Reasoning
-from .resources import DEFAULT_CONTEXT, Resources, check_modality
+from .files.reading import shown
+from .process.cores import check_threads
+from .reasoning.modes import Reasoning
+from .reasoning.results import ReasonMode
 from .sampling import SHORTEST_SOUND_ROWS, AudioSampling, Mode, TextSampling, check_options
-from .segment import Segment
-from .session import Session
-from .sound import Sound, Speech
-from .sound_decoder import SoundDecoder
-from .sound_in import Source
-from .sound_stream import SoundStream
-from .stages import ReasonMode
-from .state import Limits, SessionState
+from .sound.reading import Source
+from .sound.sound import Sound, Speech
 from .vocabulary import check_codes
 
 if sys.version_info >= (3, 11):

@@ -10,8 +10,9 @@ from hypothesis import settings
 
 from support import fast_tier
 from support.runs import Run, make_run
-from ualm.export.exporter import export_run
-from ualm.runtime import cli, packaged
+from ualm.export.bundle import export_run
+from ualm.runtime.bundle import packaged
+from ualm.runtime.cli import main as cli
 
 torch.set_num_threads(1)
 # the same examples at every run: a test fails because of a change, not because of a draw (look for new ones with

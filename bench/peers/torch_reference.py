@@ -19,9 +19,9 @@ import torch
 from transformers import DynamicCache, Qwen2Config, Qwen2Model
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from ...export.checkpoint import Checkpoint
-from ...export.heads import EMBEDDING, HEAD, STREAM_EMBEDDING
-from ...export.run import find_run, read_recipe
+from ...export.parts.heads import EMBEDDING, HEAD, STREAM_EMBEDDING
+from ...export.run.checkpoint import Checkpoint
+from ...export.run.recipe import find_run, read_recipe
 from ...runtime.errors import ExportError
 from ...runtime.sampling import AudioSampling, TextSampling
 from ...runtime.vocabulary import EOS, EOT, MODALITIES, PAD, ROLES, SPECIALS, STREAMS, Vocabulary

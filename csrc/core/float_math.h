@@ -1,5 +1,5 @@
 // Natural log and exp in float32 from our own polynomials, so that a CPU and a GPU draw the same token from the same
-// logits (their libm differ in the last bit). Both stay within 1 ulp of the exact value: tests/native/test_float_math.py.
+// logits (their libm differ in the last bit). Both stay within 1 ulp of the exact value: tests/csrc/cpu/test_float_math.py.
 #pragma once
 
 #include "core/host_device.h"

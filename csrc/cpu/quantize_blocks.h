@@ -1,4 +1,4 @@
-// Block quantisation of a weight matrix at export: the formats and their layout are those of export/quantize.py.
+// Block quantisation of a weight matrix at export: the formats and their layout are those of export/formats/blocks.py.
 #pragma once
 
 #include <cstdint>

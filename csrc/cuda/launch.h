@@ -12,7 +12,7 @@
 namespace ualm::cuda {
 
 constexpr int32_t kMaxSequences = 64;
-constexpr int32_t kQuantBlock = 32;  // inputs that share a scale in int8 weights: export/quantize.py
+constexpr int32_t kQuantBlock = 32;  // inputs that share a scale in int8 weights: export/formats/blocks.py
 
 // What became of a launch. Neither set: the kernel is on the stream.
 struct Launched {

@@ -8,7 +8,7 @@ writes the training run; ``all`` is the three. ``ualm export RUN -o BUNDLE`` mak
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from ualm.runtime import command
+    from ualm.runtime.cli import command
 
     command.run("ualm.export.tiny.__main__")
 
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import torch
 
-from ...runtime.cores import check_threads, cores
 from ...runtime.errors import UalmError
-from .soundfont import SOUNDFONT
-from .training import Recipe
-from .workshop import Workshop
+from ...runtime.process.cores import check_threads, cores
+from .corpus.soundfont import SOUNDFONT
+from .training.loop import Recipe
+from .training.stages import Workshop
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What an engine computes in, and how far that takes it from the golden vector, which is float32.
 
-Where the numbers come from: docs/precision.md, "The golden vector"; ``ualm.bench.arithmetic`` measures them.
+Where the numbers come from: docs/precision.md, "The golden vector"; ``ualm.bench.evidence.arithmetic`` measures them.
 """
 
 from __future__ import annotations

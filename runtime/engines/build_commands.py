@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
 
 #: The two TensorRT libraries, by the names of ``--engine``.
 LibraryName = Literal["tensorrt", "tensorrt-rtx"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ualm.bench import scenario
-from ualm.bench.bandwidth import BandwidthMeter
-from ualm.bench.schema import Report, from_json
+from ualm.bench.harness import measure as scenario
+from ualm.bench.meters.bandwidth import BandwidthMeter
+from ualm.bench.report.schema import Report, from_json
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ import pytest
 from support.bundles import changed_manifest
 from support.runs import make_run
 from ualm.bench import compare
-from ualm.export.agreement import hold_rows
-from ualm.export.exporter import export_run
-from ualm.export.precision import BACKBONE, CODEC, ENCODER
-from ualm.runtime.bundle import Bundle
-from ualm.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from ualm.export.bundle import export_run
+from ualm.export.formats.precision import BACKBONE, CODEC, ENCODER
+from ualm.export.quality.agreement import hold_rows
+from ualm.runtime.bundle.bundle import Bundle
+from ualm.runtime.bundle.quality import COSINE_GATES, GATES, SNR_GATES, misses, ungated, verdicts
+from ualm.runtime.engines.onnxruntime.cpu import OnnxRuntimeEngine
 from ualm.runtime.errors import EngineError, InputError
-from ualm.runtime.quality import COSINE_GATES, GATES, SNR_GATES, misses, ungated, verdicts
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -218,7 +218,7 @@ def test_it_needs_the_base_packages_alone() -> None:
     code = (
         "import sys\n"
         "for name in ('torch', 'transformers', 'onnx', 'yaml', 'safetensors', 'scipy'): sys.modules[name] = None\n"
-        "import ualm.bench.compare, ualm.runtime.cli_compare\n"
+        "import ualm.bench.compare, ualm.runtime.cli.verbs.compare\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")

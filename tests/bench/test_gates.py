@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ualm.export.tiny.gates import WANTED
-from ualm.runtime import packaged
+from ualm.export.tiny.judging.gates import WANTED
+from ualm.runtime.bundle import packaged
 
 Command = Callable[..., tuple[int, str, str]]
 SHIPPED = packaged.packaged_bundle()
 
 #: The full judgement of the shipped model, as its card tells it.
-KEPT = json.loads((Path(__file__).resolve().parents[2] / "export" / "tiny" / "gates_int8.json").read_text())
+KEPT = json.loads((Path(__file__).resolve().parents[2] / "export" / "tiny" / "judging" / "gates_int8.json").read_text())
 #: Cases that may be wrong in the sample, beyond what the gate allows: of few, one is many per cent.
 _SLACK = 1
 

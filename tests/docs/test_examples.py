@@ -16,9 +16,11 @@ import soundfile
 import ualm.runtime
 from support.runs import make_run
 from support.sounds import make_sound
-from ualm.runtime import AudioSampling, InputError, Model, TextSampling, errors, events, listening, state, worker
-from ualm.runtime.feature_spec import FeatureSpec
-from ualm.runtime.resources import DEFAULT_CONTEXT
+from ualm.runtime import AudioSampling, InputError, Model, TextSampling, errors
+from ualm.runtime.audio import feature_cache as listening
+from ualm.runtime.bundle.feature_spec import FeatureSpec
+from ualm.runtime.conversation import events, state, worker
+from ualm.runtime.conversation.resources import DEFAULT_CONTEXT
 from ualm.runtime.sampling import SHORTEST_SOUND_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,21 +26,22 @@ from support.figures import (
     written_like,
 )
 from support.kept_values import SelectorError, Value, evaluate
-from ualm.bench.bandwidth import READING_SECONDS
-from ualm.bench.blocks import BLOCK_SECONDS
-from ualm.bench.devices import DEVICES
-from ualm.bench.formats import read_report, write_json
-from ualm.bench.load import _COLD
-from ualm.bench.memory import LOOK
-from ualm.bench.scenario import _QUIET
-from ualm.bench.schema import Measurement, Subject
-from ualm.bench.statistics import SMALLEST_EFFECT, summarize
-from ualm.bench.stream import PLAYABLE_SECONDS
-from ualm.bench.traffic import NEAR_BEST
-from ualm.export import float8, quantize
-from ualm.export.tensorrt_parts import SHORT_SECONDS
-from ualm.export.tiny.card import model_card
-from ualm.runtime.chunks import MARGIN
+from ualm.bench.harness.blocks import BLOCK_SECONDS
+from ualm.bench.harness.measure import _QUIET
+from ualm.bench.meters.bandwidth import READING_SECONDS
+from ualm.bench.meters.memory import LOOK
+from ualm.bench.meters.traffic import NEAR_BEST
+from ualm.bench.planner.devices import DEVICES
+from ualm.bench.report.formats import read_report, write_json
+from ualm.bench.report.schema import Measurement, Subject
+from ualm.bench.report.statistics import SMALLEST_EFFECT, summarize
+from ualm.bench.scenarios.load import _COLD
+from ualm.bench.scenarios.stream import PLAYABLE_SECONDS
+from ualm.export.formats import blocks as quantize
+from ualm.export.formats import float8
+from ualm.export.targets.tensorrt.parts import SHORT_SECONDS
+from ualm.export.tiny.judging.card import model_card
+from ualm.runtime.audio.pacing import MARGIN
 
 _SAID = "what the command printed once: an example of its output"
 _PLAN = "computed by ualm bench plan, measured by nothing"

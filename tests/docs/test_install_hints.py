@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from ualm.runtime.extras import Extra, install_hint
+from ualm.runtime.process.extras import Extra, install_hint
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,7 +63,7 @@ def test_what_counts_as_a_package_of_an_index(text, taken):
 
 def test_no_text_takes_ualm_from_an_index():
     found = texts()
-    assert len(found) > 200 and {"README.md", "runtime/plot.py", "docs/tensorrt.md", ".ci/run"} <= set(found)
+    assert len(found) > 200 and {"README.md", "runtime/cli/plot.py", "docs/tensorrt.md", ".ci/run"} <= set(found)
     assert [
         (name, line) for name, text in found.items() for line in text.splitlines() if _FROM_AN_INDEX.search(line)
     ] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from support.cuda_shim import load_shim
+from support.cuda.shim import load_shim
 
 ROOT = Path(__file__).resolve().parents[2]
 #: How the name of a variable of the environment stands in the product; a setting of CMake in a loop over both.

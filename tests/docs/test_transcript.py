@@ -37,7 +37,7 @@ def test_the_commands_show_what_the_page_shows_and_draw_its_picture(tmp_path, mo
     for variable in ("UALM_BUNDLE", "UALM_ENGINE"):
         monkeypatch.delenv(variable, raising=False)
     lines = transcript()
-    script = [f'ualm() {{ "{sys.executable}" -m ualm.runtime.cli "$@"; }}', "set -e"]
+    script = [f'ualm() {{ "{sys.executable}" -m ualm.runtime.cli.main "$@"; }}', "set -e"]
     for line in lines:
         if line.startswith("$ "):
             script += [f"echo '{line}'", line.removeprefix("$ ")]

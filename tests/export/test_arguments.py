@@ -12,7 +12,7 @@ import pytest
 
 from support.runs import Run
 from ualm.export.arguments import check_order
-from ualm.export.targets import TAKES, TARGETS, Order
+from ualm.export.targets.registry import TAKES, TARGETS, Order
 from ualm.runtime.errors import OutputError, UalmError
 
 #: Runs commands in one process, and tells of each its error, and whether torch was loaded for it.

@@ -23,12 +23,12 @@ import torch
 import yaml
 
 from support.runs import CHECKPOINT, Run
-from ualm.export import checkpoint, records
-from ualm.export.calibration_set import CalibrationSet
-from ualm.export.checkpoint import Checkpoint
-from ualm.export.exporter import export_run
-from ualm.export.run import read_recipe
-from ualm.export.yaml_file import MOST_YAML, MOST_YAML_VALUES
+from ualm.export.bundle import export_run
+from ualm.export.quality.calibration_set import CalibrationSet
+from ualm.export.run import checkpoint, records
+from ualm.export.run.checkpoint import Checkpoint
+from ualm.export.run.recipe import read_recipe
+from ualm.export.run.yaml_file import MOST_YAML, MOST_YAML_VALUES
 from ualm.runtime.errors import ExportError
 
 QWEN = Path("Qwen") / "Qwen2.5-tiny"
@@ -356,7 +356,7 @@ def test_ids_beyond_the_vocabulary_are_refused(run, place, index):
 def test_the_next_export_removes_what_a_killed_one_left(tiny_run, tmp_path):
     (tmp_path / ".bundle.0123456789abcdef").mkdir()  # somebody else's
     stopped = (
-        "import os, signal, sys; from pathlib import Path; from ualm.export.exporter import export_run\n"
+        "import os, signal, sys; from pathlib import Path; from ualm.export.bundle import export_run\n"
         "def progress(stage, done, total):\n"
         "    if stage == 'weights' and done: os.kill(os.getpid(), signal.SIGKILL)\n"
         "export_run(Path(sys.argv[1]), Path(sys.argv[2]), progress=progress)"

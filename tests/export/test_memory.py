@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ualm.bench.random_run import SHAPES, write_random_run
+from ualm.bench.random_run.run import SHAPES, write_random_run
 
 GIB = 2**30
 

@@ -23,9 +23,9 @@ import torch
 import yaml
 
 from support.runs import CHECKPOINT, Run, make_run
-from ualm.export.exporter import export_run
-from ualm.export.run import find_run
-from ualm.runtime.bundle import Bundle
+from ualm.export.bundle import export_run
+from ualm.export.run.recipe import find_run
+from ualm.runtime.bundle.bundle import Bundle
 from ualm.runtime.errors import ExportError, OutputError, UalmError
 
 CODEC = "multimodal_io_dict.discrete_audio.codec_model."

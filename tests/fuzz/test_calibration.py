@@ -13,7 +13,7 @@ import soundfile
 
 from support.fuzzing import run_cases
 from support.mutations import changed_bytes
-from ualm.export.calibration_set import MOST_EXAMPLES, MOST_SOUND_BYTES, CalibrationSet
+from ualm.export.quality.calibration_set import MOST_EXAMPLES, MOST_SOUND_BYTES, CalibrationSet
 from ualm.runtime import Sound
 
 pytestmark = pytest.mark.fuzz

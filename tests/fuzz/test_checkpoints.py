@@ -29,11 +29,11 @@ import yaml
 
 from support import fuzzing
 from support.runs import CHECKPOINT, make_run
-from ualm.export.checkpoint import Checkpoint
-from ualm.export.exporter import export_run
-from ualm.runtime.bundle import MANIFEST, TOKENIZER, WEIGHTS
+from ualm.export.bundle import export_run
+from ualm.export.run.checkpoint import Checkpoint
+from ualm.runtime.bundle.bundle import MANIFEST, TOKENIZER, WEIGHTS
 from ualm.runtime.errors import BundleError
-from ualm.runtime.tensors import MappedTensors
+from ualm.runtime.files.safetensors_reader import MappedTensors
 
 pytestmark = pytest.mark.fuzz
 
@@ -85,7 +85,7 @@ def unharmed() -> Unharmed:
 
 def _note_sources(patched: pytest.MonkeyPatch, sources: dict[str, set[str]]) -> None:
     """Have an export note which tensors of the checkpoint are read while each of its own is made."""
-    from ualm.export import weights
+    from ualm.export.formats import store as weights
 
     add, read = weights.WeightStore.add, Checkpoint.read
     made: list[str] = []

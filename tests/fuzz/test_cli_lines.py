@@ -18,8 +18,9 @@ import typer
 from support.command_lines import CLOSED, FULL, GONE, Done, run_line
 from support.fuzzing import LONGEST_MESSAGE, MOST_BYTES, run_cases
 from support.sounds import make_sound
-from ualm.runtime import cli, cli_bench
-from ualm.runtime.sound import Sound
+from ualm.runtime.cli import main as cli
+from ualm.runtime.cli.verbs import bench as cli_bench
+from ualm.runtime.sound.sound import Sound
 
 pytestmark = pytest.mark.fuzz
 
@@ -68,7 +69,13 @@ TEXTS = {
 }  # fmt: skip
 #: Loaded once, for every copy of the process.
 LOADED = (
-    *("onnxruntime", "ualm.export.exporter", "ualm.export.targets", "ualm.bench.scenario", "ualm.bench.plan_report"),
+    *(
+        "onnxruntime",
+        "ualm.export.bundle",
+        "ualm.export.targets.registry",
+        "ualm.bench.harness.measure",
+        "ualm.bench.planner.render",
+    ),
     *(f"ualm.bench.{module}" for module, _, _ in cli_bench.PROGRAMS.values()),
 )
 if BUNDLE in os.environ:

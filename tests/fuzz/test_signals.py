@@ -21,8 +21,8 @@ import ualm.runtime
 from support.fuzzing import MOST_SECONDS, busy_seconds, run_cases
 from support.sounds import make_sound, write_sound
 from support.told import but_cut
-from ualm.runtime.bundle import Bundle
-from ualm.runtime.sound import Sound
+from ualm.runtime.bundle.bundle import Bundle
+from ualm.runtime.sound.sound import Sound
 
 pytestmark = [
     pytest.mark.fuzz,
@@ -66,7 +66,7 @@ def heed_signals() -> None:
 
 def start(name: str, folder: Path, places: dict[str, str]) -> subprocess.Popen[str]:
     program, arguments, lines = COMMANDS[name]
-    modules = {"cli": "ualm.runtime.cli", "export": "ualm.export"}
+    modules = {"cli": "ualm.runtime.cli.main", "export": "ualm.export"}
     command = [str(INSTALLED)] if program == "installed" else [sys.executable, "-m", modules[program]]
     (folder / "lines").write_text(lines)
     environment = {**os.environ, "XDG_CACHE_HOME": places["CACHE"], "OMP_NUM_THREADS": "1"}

@@ -20,7 +20,7 @@ from support.fuzzing import run_cases
 from support.mutations import ODD_NUMBERS, changed_bytes
 from support.recordings import ffmpeg, flac_total, rf64, wav
 from ualm.runtime import Sound
-from ualm.runtime.sound import to_mono
+from ualm.runtime.sound.sound import to_mono
 
 pytestmark = pytest.mark.fuzz
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from support.runs import make_run
-from ualm.export.exporter import export_run
+from ualm.export.bundle import export_run
 from ualm.runtime import (
     AudioSampling,
     ContextError,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from support.runs import make_run
-from ualm.bench.memory import memory_of
-from ualm.export.exporter import export_run
+from ualm.bench.meters.memory import memory_of
+from ualm.export.bundle import export_run
 from ualm.runtime import Model
 
 pytestmark = pytest.mark.full
@@ -37,7 +37,7 @@ def model(bundle: Path) -> Iterator[Model]:
 #: A process of its own: what earlier tests have given back to the allocator would hide a growth.
 _GENERATE = """
 import json, sys
-from ualm.bench.memory import memory_of
+from ualm.bench.meters.memory import memory_of
 from ualm.runtime import Model
 held = []
 with Model.open(sys.argv[1], threads=1) as model:

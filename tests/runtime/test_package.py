@@ -13,7 +13,9 @@ import pytest
 
 import ualm
 import ualm.runtime
-from ualm.runtime import EngineError, Model, _native, cli, compiled
+from ualm.runtime import EngineError, Model, _native
+from ualm.runtime.cli import main as cli
+from ualm.runtime.process import native_module as compiled
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,7 +92,7 @@ print("Model" in vars(runtime), "Model" in vars(ualm), ualm.Model is runtime.Mod
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert found.stdout.splitlines() == [
         "Model ualm.bench",
-        "ualm.runtime.errors ualm.runtime.cli ualm.runtime._native False",
+        "ualm.runtime.errors ualm.runtime.cli.main ualm.runtime._native False",
         "True False True",
     ], found.stderr
 
@@ -100,7 +102,7 @@ print("Model" in vars(runtime), "Model" in vars(ualm), ualm.Model is runtime.Mod
     [
         ("from ualm import Model", "ualm.runtime.errors"),  # the first of those that are looked through
         ("from ualm.runtime import Model", "ualm.runtime.errors"),
-        ("from ualm.runtime import sound", "ualm.runtime.sound"),
+        ("from ualm.runtime import sound", "ualm.runtime.sound.sound"),
         ("from ualm import bench", "ualm.bench"),
     ],
 )

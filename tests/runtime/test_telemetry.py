@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ualm.runtime.engines import onnxruntime_library
-from ualm.runtime.engines.onnxruntime_library import TELEMETRY
+from ualm.runtime.engines.onnxruntime import library as onnxruntime_library
+from ualm.runtime.engines.onnxruntime.library import TELEMETRY
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORTED = "import ualm.runtime.engines.onnxruntime"
+IMPORTED = "import ualm.runtime.engines.onnxruntime.cpu"
 
 
 def run(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -65,4 +65,4 @@ def test_the_library_is_imported_in_one_place() -> None:
                 names = [node.module or ""]
             if any(name.partition(".")[0] == "onnxruntime" for name in names):
                 places.add(file.relative_to(ROOT).as_posix())
-    assert places == {"runtime/engines/onnxruntime_library.py"}
+    assert places == {"runtime/engines/onnxruntime/library.py"}

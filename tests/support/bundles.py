@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ualm.runtime.bundle import MANIFEST, Bundle
-from ualm.runtime.post_codec import Resampler
+from ualm.runtime.audio.post_codec import Resampler
+from ualm.runtime.bundle.bundle import MANIFEST, Bundle
 
 
 def changed_manifest(bundle: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from ualm.runtime import command
+from ualm.runtime.cli import command
 
 #: What a standard stream may be, beside a file's bytes to read or a file to capture it in.
 CLOSED, FULL, GONE = "closed", "full", "gone"

@@ -9,11 +9,11 @@ import numpy as np
 import onnxruntime
 import torch
 
-from ualm.export.encoder_common import ADAPTOR_PREFIX, MEL_FILTERS, EncoderPart
-from ualm.export.weights import WeightStore
+from ualm.export.formats.store import WeightStore
+from ualm.export.parts.encoders.whisper import ADAPTOR_PREFIX, MEL_FILTERS, EncoderPart
+from ualm.runtime.audio.features import Hearing
 from ualm.runtime.errors import ExportError
-from ualm.runtime.hearing import Hearing
-from ualm.runtime.sound import Sound
+from ualm.runtime.sound.sound import Sound
 
 
 class Tensors(dict):

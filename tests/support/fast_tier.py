@@ -13,18 +13,23 @@ TESTS = Path(__file__).resolve().parents[1]
 #: Processor time that the tier may take in all, collection and imports included: seconds.
 LIMIT = 60.0
 FILES = (
-    *("bench/test_blocks.py", "bench/test_environment.py", "bench/test_statistics.py"),
+    *("bench/harness/test_blocks.py", "bench/meters/test_environment.py", "bench/report/test_statistics.py"),
     *("docs/test_index.py", "docs/test_issue_forms.py", "docs/test_limits.py", "docs/test_notices.py"),
-    *("export/test_quantize.py",),
-    *("native/test_against_model.py", "native/test_arguments.py", "native/test_random_numbers.py"),
-    *("native/test_sums.py",),
-    *("runtime/test_chat.py", "runtime/test_files.py", "runtime/test_parity.py", "runtime/test_reading.py"),
-    *("runtime/test_sampling.py", "runtime/test_sound.py", "runtime/test_stream.py"),
+    *("export/formats/test_blocks.py",),
+    *("csrc/cpu/test_against_model.py", "csrc/cpu/test_arguments.py", "csrc/cpu/test_random_numbers.py"),
+    *("csrc/cpu/test_sums.py",),
+    *(
+        "runtime/conversation/test_prompt.py",
+        "runtime/files/test_writing.py",
+        "parity/test_parity.py",
+        "runtime/files/test_reading.py",
+    ),
+    *("runtime/test_sampling.py", "runtime/sound/test_sound.py", "runtime/conversation/test_sound_stream.py"),
 )
 #: Files of which only tests with such a parameter are of the tier.
 PARAMETERS = {
     # whole conversations against the slow reference: a sound with guidance, one that is heard, text that plays
-    "runtime/test_parity.py": ("caption_guidance_3", "omni_44k_stereo", "text_then_audio"),
+    "parity/test_parity.py": ("caption_guidance_3", "omni_44k_stereo", "text_then_audio"),
 }
 _seconds: Counter[str] = Counter()
 

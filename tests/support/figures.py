@@ -18,7 +18,7 @@ if __name__ == "__main__":  # as a program, it is outside of its package
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support.kept_values import SelectorError, evaluate, scoped
-from ualm.runtime.files import replacing_file
+from ualm.runtime.files.writing import replacing_file
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"

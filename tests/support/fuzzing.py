@@ -32,7 +32,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from ualm.bench.memory import memory_of, peak_rss
+from ualm.bench.meters.memory import memory_of, peak_rss
 from ualm.runtime.errors import UalmError
 
 MOST_SECONDS = 10.0

@@ -15,11 +15,11 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from support.cuda_shim import load_shim
-from ualm.runtime.bundle import Bundle
+from support.cuda.shim import load_shim
+from ualm.runtime.bundle.bundle import Bundle
 from ualm.runtime.engines.arithmetic import Arithmetic, Part, arithmetic_of
-from ualm.runtime.engines.device import Device
-from ualm.runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
+from ualm.runtime.engines.device.device import Device
+from ualm.runtime.engines.onnxruntime.cuda import OnnxRuntimeCudaEngine
 
 #: Bits of a fraction, the leading one included.
 _BITS = {TensorProto.FLOAT16: 11, TensorProto.BFLOAT16: 8}

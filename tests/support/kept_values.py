@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ualm.bench.formats import read_report
-from ualm.bench.schema import Comparison, Measurement, Report
-from ualm.bench.statistics import Summary
+from ualm.bench.report.formats import read_report
+from ualm.bench.report.schema import Comparison, Measurement, Report
+from ualm.bench.report.statistics import Summary
 from ualm.runtime.errors import InputError
 
 #: Units, each with what it measures and how much of that one is. What a page may write with one is in any of its kind.

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from ualm.runtime import Model
-from ualm.runtime.engines.base import Frames
-from ualm.runtime.engines.onnxruntime import OnnxRuntimeSequence
+from ualm.runtime.engines.onnxruntime.cpu import OnnxRuntimeSequence
+from ualm.runtime.engines.protocol import Frames
 from ualm.runtime.vocabulary import CHOOSABLE, EOS, EOT, MODALITIES, STREAMS
 
 

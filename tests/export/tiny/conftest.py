@@ -8,10 +8,10 @@ import pytest
 import soundfile
 from tokenizers import Tokenizer
 
-from ualm.export.tiny.domain import DRUMS, HIT, HOP, LAST, NOTES, SLOTS, Clip, FrameBank, sounds
-from ualm.export.tiny.soundfont import SOUNDFONT, render_sounds
-from ualm.export.tiny.tokens import TEXT_SIZE, content_tokens, train_tokenizer
-from ualm.export.tiny.writer import Studio
+from ualm.export.tiny.corpus.domain import DRUMS, HIT, HOP, LAST, NOTES, SLOTS, Clip, FrameBank, sounds
+from ualm.export.tiny.corpus.soundfont import SOUNDFONT, render_sounds
+from ualm.export.tiny.corpus.tokens import TEXT_SIZE, content_tokens, train_tokenizer
+from ualm.export.tiny.corpus.writer import Studio
 from ualm.runtime.vocabulary import Vocabulary
 
 #: What renders.flac holds, one after the other: real renders of the MIT soundfont, 24 frames each.

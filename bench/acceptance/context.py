@@ -1,0 +1,139 @@
+"""What the stages stand on: the device, its meter, engines on it, or, in a dry run, what stands in for them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.packaged import default_bundle
+from ...runtime.engines.device.device import Device
+from ...runtime.engines.device.facts import CudaFacts, cuda_facts, gpu_problem, load_kernels
+from ...runtime.engines.onnxruntime.cuda import NAME, OnnxRuntimeCudaEngine
+from ...runtime.engines.protocol import Engine
+from ...runtime.engines.registry import CPU, ENGINES, choose, why_not
+from ...runtime.errors import EngineError, InputError
+from ...runtime.files.writing import resolved
+from ...runtime.process.cores import cores
+from ...runtime.process.stopping import raise_interrupt
+from ..harness.subjects import BundleSubject, Request, precisions_of
+from ..meters.bandwidth import BandwidthMeter, Meter
+from ..meters.gpu import CopyMeter, describe_gpu
+from ..report.schema import Gpu, Subject
+
+#: What a rehearsal reads, to have a figure where a GPU's copy bandwidth would stand.
+_REHEARSAL_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where and how the stages run.
+
+    ``shim``: in a dry run, the module that holds the kernels compiled for the CPU (tests/cuda builds it). ``bundle``:
+    what the loop is tried with, None for the model that comes with ualm. ``work``: where large files may lie.
+    """
+
+    out: Path
+    work: Path
+    seed: int
+    dry_run: bool
+    shim: Path | None = None
+    bundle_folder: Path | None = None
+    progress: Callable[[str], None] = lambda text: None
+
+    @cached_property
+    def facts(self) -> CudaFacts:
+        return cuda_facts()
+
+    @cached_property
+    def device(self) -> Device:
+        """The GPU, or the host shim; :class:`EngineError` where there is none."""
+        if self.dry_run:
+            return Device(self._shim(), kind="cpu")
+        problem = gpu_problem(self.facts)
+        if problem is not None:
+            raise EngineError(f"{problem}; --dry-run rehearses without a GPU")
+        return Device(load_kernels())
+
+    def _shim(self) -> ModuleType:
+        if self.shim is None or not self.shim.is_file():
+            raise InputError(f"--shim {self.shim}: no such file; docs/gpu.md says how to build one")
+        # a name of its own, which is the tests': pybind11 gives a process one module of a name, whatever its file
+        spec = importlib.util.spec_from_file_location("ualm_cuda_shim._cuda", self.shim)
+        try:
+            if spec is None or spec.loader is None:
+                raise ImportError("no Python module")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        except ImportError as error:
+            raise_interrupt(error)
+            raise InputError(f"--shim {self.shim}: {error}; docs/gpu.md says how to build one") from error
+        return module
+
+    @cached_property
+    def meter(self) -> Meter:
+        """The bandwidth that figures are held against: of copies on the GPU, in a dry run of reads on the host."""
+        meter: Meter = (
+            BandwidthMeter(cores(), buffer_bytes=_REHEARSAL_BYTES) if self.dry_run else CopyMeter(self.device)
+        )
+        meter.measure()
+        return meter
+
+    @cached_property
+    def gpu(self) -> Gpu | None:
+        """The GPU as a result describes it; None in a dry run."""
+        if self.dry_run:
+            return None
+        return describe_gpu(self.device)
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        return Bundle(default_bundle() if self.bundle_folder is None else self.bundle_folder)
+
+    def engines(self, bundle: Bundle, max_context: int) -> list[str]:
+        """Engines on the GPU that can open ``bundle``; :class:`EngineError` with all reasons if none can."""
+        if self.dry_run:
+            return [NAME]
+        reasons = {name: why_not(name, bundle, max_context) for name in ENGINES if name != CPU}
+        found = [name for name, reason in reasons.items() if reason is None]
+        if not found:
+            raise EngineError("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+        return found
+
+    def engine(self, name: str, bundle: Bundle, max_context: int) -> Engine:
+        """An engine under test; in a dry run with ONNX Runtime's CPU provider in place of the other."""
+        if self.dry_run:
+            return OnnxRuntimeCudaEngine(bundle, self.device, max_context=max_context)
+        return choose(name, bundle, threads=None, max_context=max_context).engine
+
+    @property
+    def torch_device(self) -> str:
+        """torch's name of the same device."""
+        return "cpu" if self.dry_run else "cuda"
+
+    def subject(self, name: str, folder: Path) -> DeviceSubject:
+        """A bundle that scenarios measure on this ground, in the engine ``name``."""
+        return DeviceSubject(folder, self, name)
+
+
+class DeviceSubject(BundleSubject):
+    """A bundle in the engine under test."""
+
+    #: Engine files hold what they were built for, and a GPU allocates what is reserved.
+    least_context = 2048
+
+    def __init__(self, folder: Path, ground: Ground, engine: str) -> None:
+        super().__init__(folder, Request(folder, seed=ground.seed), resolved(folder).name)
+        self._ground, self._name_of_engine = ground, engine
+
+    def open(self, max_context: int) -> Engine:
+        return self._ground.engine(self._name_of_engine, self.bundle, max_context)
+
+    @cached_property
+    def about(self) -> Subject:
+        engine = "device loop on the CPU, a rehearsal" if self._ground.dry_run else self._name_of_engine
+        return Subject(self.bundle.folder.name, engine, self.bundle.digest, precisions_of(self.bundle))

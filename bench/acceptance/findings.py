@@ -1,0 +1,93 @@
+"""What a stage found, and how it is kept: one result of the bench a stage, and all of them in one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...runtime.errors import InputError, UalmError
+from ...runtime.files.reading import first_line
+from ...runtime.files.writing import replacing_file
+from ...runtime.process.stopping import raise_interrupt
+from ..report.formats import read_report, write_json
+from ..report.schema import Check, Comparison, Measurement, Report, Run
+
+#: The file that holds all stages.
+WHOLE = "gpu_acceptance.json"
+_STAGE = "stage_{}.json"
+
+
+class Skip(Exception):
+    """A stage, or a check, that does not apply here; the message says why."""
+
+
+@dataclass
+class Findings:
+    """What the stage ``stage`` has found so far."""
+
+    stage: str
+    checks: list[Check] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def check(self, name: str, found: Callable[[], str]) -> None:
+        """Add a check: ``found`` returns what it found, or raises :class:`AssertionError` or an error of ours."""
+        with self.checking(name) as say:
+            say.append(found())
+
+    @contextmanager
+    def checking(self, name: str) -> Iterator[list[str]]:
+        """A check as a block; what it says goes into the list. A failure is kept, and the stage goes on."""
+        began, said, verdict = time.perf_counter(), list[str](), "pass"
+        try:
+            yield said
+        except Skip as reason:
+            verdict, said = "skipped", [str(reason)]
+        except (AssertionError, UalmError, ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
+            raise_interrupt(error)
+            verdict, said = "fail", [first_line(error)]
+        self.checks.append(Check(self.stage, name, verdict, "; ".join(said), time.perf_counter() - began))
+
+    def take(self, report: Report) -> None:
+        """Add what a scenario measured."""
+        self.measurements += report.measurements
+        self.comparisons += report.comparisons
+        self.notes += [note for note in report.notes if note not in self.notes]
+
+    def report(self, run: Run) -> Report:
+        return Report(
+            run, tuple(self.measurements), tuple(self.comparisons), tuple(self.notes), checks=tuple(self.checks)
+        )
+
+
+def keep(folder: Path, name: str, report: Report) -> Path:
+    """Write a stage's report, whole or not at all."""
+    path = folder / _STAGE.format(name)
+    with replacing_file(path) as temporary:
+        temporary.write_text(write_json(report), encoding="utf-8", newline="")
+    return path
+
+
+def gather(folder: Path, order: list[str], run: Run) -> Report:
+    """All stages that lie in ``folder``, in one report; stages of a rehearsal and of a GPU are not mixed."""
+    found = Findings("")
+    for name in order:
+        path = folder / _STAGE.format(name)
+        if not path.exists():
+            continue
+        report = read_report(path)[0]
+        if report.run.dry_run != run.dry_run:
+            raise InputError(
+                f"{path}: was made {'by a dry run' if report.run.dry_run else 'on a GPU'}, this run was not; give "
+                "another --out"
+            )
+        found.take(report)
+        found.checks += report.checks
+    whole = found.report(run)
+    with replacing_file(folder / WHOLE) as temporary:
+        temporary.write_text(write_json(whole), encoding="utf-8", newline="")
+    return whole

@@ -1,0 +1,72 @@
+"""One try at TensorRT-RTX in a process of its own, which may crash: build a product, load it, run it.
+
+``python -m ualm.bench.acceptance.rtx_probe default|8.0|8.0,8.6,8.9`` prints a JSON object: how far it came, and the
+library's own words where it came no further. Building needs no GPU, but for the default target; the rest does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+ROWS, INPUTS, OUTPUTS = 2, 64, 48
+
+
+def probe(target: str, *, run: bool) -> dict[str, Any]:
+    """Build for compute capabilities, "default" for the GPU at hand; with ``run``, load and run what was built."""
+    import tensorrt_rtx as trt
+
+    found: dict[str, Any] = {"target": target, "library": trt.__version__, "reached": "import"}
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    weights = np.random.default_rng(0).standard_normal((INPUTS, OUTPUTS)).astype(np.float32)
+    x = network.add_input("x", trt.float32, (ROWS, INPUTS))
+    matrix = network.add_constant(weights.shape, trt.Weights(weights)).get_output(0)
+    plain = trt.MatrixOperation.NONE
+    y = network.add_matrix_multiply(x, plain, matrix, plain).get_output(0)
+    y.name = "y"
+    network.mark_output(y)
+    config = builder.create_builder_config()
+    if target != "default":
+        names = [f"SM{each.replace('.', '')}" for each in target.split(",")]
+        config.num_compute_capabilities = len(names)
+        for index, name in enumerate(names):
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+    content = builder.build_serialized_network(network, config)
+    if content is None:
+        return found | {"problem": "it was not built"}
+    found |= {"reached": "build", "bytes": content.nbytes}
+    if not run:
+        return found
+    engine = trt.Runtime(logger).deserialize_cuda_engine(content)
+    if engine is None:
+        return found | {"problem": "the engine does not load on this GPU"}
+    found["reached"] = "load"
+    return found | _run(engine, weights)
+
+
+def _run(engine: Any, weights: np.ndarray) -> dict[str, Any]:
+    from ...runtime.engines.device.device import Device
+    from ...runtime.engines.device.facts import load_kernels
+
+    device = Device(load_kernels())
+    x = np.random.default_rng(1).standard_normal((ROWS, INPUTS)).astype(np.float32)
+    y = np.empty((ROWS, OUTPUTS), np.float32)
+    places = device.uploaded(x), device.allocate(y.nbytes)
+    context = engine.create_execution_context()
+    context.set_tensor_address("x", places[0].address)
+    context.set_tensor_address("y", places[1].address)
+    if not context.execute_async_v3(device.stream.handle):
+        return {"problem": "the engine does not run"}
+    device.download(y, places[1].address)
+    device.synchronize()
+    expected = x.astype(np.float64) @ weights
+    return {"reached": "run", "worst": float(np.abs(y - expected).max() / np.abs(expected).max())}
+
+
+if __name__ == "__main__":
+    print(json.dumps(probe(sys.argv[1], run=sys.argv[2:] != ["build"])))

@@ -1,0 +1,1 @@
+"""Measurements that a gate or a tolerance rests on."""

@@ -1,0 +1,1 @@
+"""How subjects are measured in turn, block by block."""

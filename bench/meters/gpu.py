@@ -1,0 +1,98 @@
+"""A GPU as the bench sees it: what it is, and how fast it copies within its memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.engines.device.device import Buffer, Device
+from ...runtime.engines.device.facts import driver_version, load_kernels
+from ...runtime.engines.registry import CPU, ENGINES, VARIABLE, why_not
+from ..report.schema import Bandwidth, Gpu
+from .bandwidth import READING_SECONDS, Meter
+
+#: Bytes of a copy, far beyond any cache of a GPU.
+COPY_BYTES = 1 << 30
+
+
+class CopyMeter(Meter):
+    """Copies one buffer into another on the device, timed by its own clock; each byte counts twice, read and written.
+
+    The buffers are held for a reading only: a GPU gives memory at once, and an engine may need all of it.
+    """
+
+    def __init__(self, device: Device, *, nbytes: int = COPY_BYTES, reading_seconds: float = READING_SECONDS) -> None:
+        super().__init__(reading_seconds)
+        free, _ = device.memory()
+        self._device, self._bytes = device, min(nbytes, free // 4)
+        self._buffers: tuple[Buffer, Buffer] | None = None
+
+    def read(self) -> float:
+        try:
+            return super().read()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        self._buffers = None
+
+    @property
+    def result(self) -> Bandwidth:
+        return self._summary(0, self._bytes, "device", "copy")
+
+    def _pass(self) -> tuple[int, float]:
+        if self._buffers is None:
+            self._buffers = self._device.allocate(self._bytes), self._device.allocate(self._bytes)
+            # the first copies meet memory that was never touched, and frames that an engine launched ahead
+            spent = 0.0
+            while spent < self._reading_seconds / 2:
+                spent += self._time()
+        return 2 * self._bytes, self._time()
+
+    def _time(self) -> float:
+        """Seconds of a copy."""
+        assert self._buffers is not None
+        source, target = self._buffers
+        begin, end = (self._device.event(timed=True) for _ in range(2))
+        begin.record()
+        self._device.copy(target.address, source.address, self._bytes)
+        end.record()
+        end.wait()
+        return max(end.since(begin) / 1000, 1e-9)
+
+
+def describe_gpu(device: Device) -> Gpu:
+    """The GPU as a result describes it."""
+    about, cuda = device.cuda.device_properties(device.index), device.cuda.driver_version()
+    return Gpu(
+        name=about["name"],
+        compute_capability="{}.{}".format(*about["capability"]),
+        memory_bytes=about["memory_bytes"],
+        multiprocessors=about["multiprocessors"],
+        driver=driver_version(),
+        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+        clocks_mhz=_clocks(),
+    )
+
+
+def gpu_of(engine: str | None, bundle: Bundle, max_context: int) -> Device | None:
+    """The GPU that ``engine`` computes on (None: the engine that the environment names or that would be chosen).
+
+    None where that is the CPU, and where the engine cannot run, of which opening it will tell.
+    """
+    engine = engine or os.environ.get(VARIABLE)
+    names = ENGINES if not engine else [engine] if engine in ENGINES else []
+    found = next((name for name in names if why_not(name, bundle, max_context) is None), CPU)
+    return None if found == CPU else Device(load_kernels())
+
+
+def _clocks() -> dict[str, int]:
+    """Highest clocks in MHz, by nvidia-smi; empty where it does not say."""
+    query = ["nvidia-smi", "--query-gpu=clocks.max.sm,clocks.max.mem", "--format=csv,noheader,nounits", "-i", "0"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
+        processors, memory = (int(part) for part in said.split(","))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+    return {"processors": processors, "memory": memory}

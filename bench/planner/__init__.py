@@ -1,0 +1,1 @@
+"""What a device would make of a model, computed and not measured."""

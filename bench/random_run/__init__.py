@@ -1,0 +1,1 @@
+"""Training runs of any shape with random weights."""

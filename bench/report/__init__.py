@@ -1,0 +1,1 @@
+"""Reports: their form, their statistics, and how they are shown."""

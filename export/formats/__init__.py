@@ -1,0 +1,1 @@
+"""What weights are stored in: formats, rounding, and the files that hold them."""

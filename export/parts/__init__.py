@@ -1,0 +1,1 @@
+"""The parts of a bundle as graphs: body, heads, codec and encoders."""

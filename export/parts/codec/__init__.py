@@ -1,0 +1,1 @@
+"""The codec as graphs: whole sounds, and piece by piece."""

@@ -1,0 +1,1 @@
+"""The sound encoders as graphs."""

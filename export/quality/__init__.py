@@ -1,0 +1,1 @@
+"""What an export measures of itself, and how it fits what it rounds."""

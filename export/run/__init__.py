@@ -1,0 +1,1 @@
+"""A training run: its files, its settings and its checkpoint."""

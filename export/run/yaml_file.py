@@ -1,0 +1,92 @@
+"""YAML within limits.
+
+A file of a kilobyte can stand for gigabytes: an alias may name what holds ten aliases of what holds ten aliases. Values
+are therefore counted where they stand, those behind an alias once for each time that it is used, before any of them is
+made.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import yaml
+
+from ...runtime.files.reading import MOST_DEPTH, read_text
+
+#: Bytes of a YAML file. A train.yaml has some kilobytes.
+MOST_YAML = 256 << 10
+#: Values of a YAML file, with what aliases stand for.
+MOST_YAML_VALUES = 10_000
+#: Characters of a number or a date.
+MOST_NUMBER = 64
+
+
+#: libyaml's where it was built in: the other one reads some thousand values a second.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """What a YAML file says. ValueError and ``yaml.YAMLError`` say what is wrong with it, OSError that it cannot be
+    read."""
+    text = read_text(path, MOST_YAML)
+    _check_as_written(text)
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _Weight().of(node)
+        return loader.construct_document(node)
+    except (LookupError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+        # what the constructors of numbers and dates stumble over where a tag asks for one, as in "!!int x"
+        raise ValueError(f"a value does not fit its tag ({type(error).__name__})") from error
+    finally:
+        loader.dispose()
+
+
+def _check_as_written(text: str) -> None:
+    """Count values and levels event by event, before anything recursive looks at them."""
+    count = depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        count += isinstance(event, yaml.NodeEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        _limit(count, depth)
+
+
+class _Weight:
+    """Counts the values that a node stands for, and its levels, through its aliases."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[int, int]] = {}
+        self.under_way: set[int] = set()
+
+    def of(self, node: Any) -> tuple[int, int]:
+        if id(node) in self.known:
+            return self.known[id(node)]
+        if id(node) in self.under_way:
+            raise ValueError(f"line {node.start_mark.line + 1}: an alias stands within what it names")
+        if isinstance(node, yaml.ScalarNode):
+            if len(node.value) > MOST_NUMBER and not node.tag.endswith((":str", ":binary")):
+                raise ValueError(
+                    f"line {node.start_mark.line + 1}: a number or date of {len(node.value)} characters; at most "
+                    f"{MOST_NUMBER} are read"
+                )
+            return 1, 0
+        self.under_way.add(id(node))
+        children = node.value if isinstance(node, yaml.SequenceNode) else [each for pair in node.value for each in pair]
+        count, depth = 1, 0
+        for child in children:
+            more, deeper = self.of(child)
+            count, depth = count + more, max(depth, deeper)
+            _limit(count, depth + 1)
+        self.under_way.remove(id(node))
+        self.known[id(node)] = count, depth + 1
+        return count, depth + 1
+
+
+def _limit(count: int, depth: int) -> None:
+    if count > MOST_YAML_VALUES:
+        raise ValueError(f"it stands for more than {MOST_YAML_VALUES} values; write them out without aliases, or fewer")
+    if depth > MOST_DEPTH:
+        raise ValueError(f"its values are nested deeper than {MOST_DEPTH} levels")

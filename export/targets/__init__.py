@@ -1,0 +1,1 @@
+"""What `ualm export --engine` makes of a training run."""

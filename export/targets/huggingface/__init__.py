@@ -1,0 +1,1 @@
+"""The text side as a model of Hugging Face transformers."""

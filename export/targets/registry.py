@@ -1,0 +1,124 @@
+"""What `ualm export --engine` can make of a training run: a name for each, and the function that makes it.
+
+A target takes an :class:`Order` and gives what it :class:`Made`. Its module is imported when it is asked for, because
+each may need libraries of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ...runtime.bundle.manifest import CodecIdentity, PostCodecIdentity
+from ...runtime.errors import InputError
+
+#: Called with a stage's name, the bytes done and the bytes in all (0: not known).
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for. A field that holds its default was not given."""
+
+    run: Path | None
+    output: Path
+    config: Path | None = None
+    weights: Path | None = None
+    step: int | None = None
+    precision: str | None = None
+    encoder_precision: str | None = None
+    codec_precision: str | None = None
+    prefill: str | None = None
+    calibrate: Path | None = None
+    accept_quality: bool = False
+    post_codec: Callable[[CodecIdentity], PostCodecIdentity] | None = None
+    #: GPUs to compile for ("sm89,sm120"), and rows of the cache to compile the body for.
+    target: str | None = None
+    max_context: int | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What there is to tell: an object for ``--json``, and lines for people."""
+
+    result: Mapping[str, Any]
+    lines: tuple[str, ...]
+
+
+Target = Callable[[Order, Progress], Made]
+
+#: Name of ``--engine`` -> module in this room, and its function that is a :data:`Target`.
+TARGETS: dict[str, tuple[str, str]] = {
+    "onnxruntime": ("bundle", "target"),
+    "huggingface": ("huggingface.target", "target"),
+    "tensorrt-llm": ("tensorrt_llm", "target"),
+    "tensorrt-rtx": ("tensorrt.target", "tensorrt_rtx"),
+    "tensorrt": ("tensorrt.target", "tensorrt"),
+}
+
+#: The options that say where a training run is, which every target takes.
+RUN_OPTIONS = ("run", "output", "config", "weights", "step")
+#: Options that say what is in a bundle.
+BUNDLE_OPTIONS = (
+    "precision",
+    "encoder_precision",
+    "codec_precision",
+    "prefill",
+    "calibrate",
+    "accept_quality",
+    "post_codec",
+)
+
+#: Name of ``--engine`` -> fields of the order that it takes beside :data:`RUN_OPTIONS`.
+TAKES: dict[str, tuple[str, ...]] = {
+    "onnxruntime": BUNDLE_OPTIONS,
+    "huggingface": ("precision",),
+    "tensorrt-llm": ("precision",),
+    "tensorrt-rtx": (*BUNDLE_OPTIONS, "target", "max_context"),
+    "tensorrt": (*BUNDLE_OPTIONS, "max_context"),
+}
+#: Those that take the text side alone.
+TEXT_TARGETS = ("huggingface", "tensorrt-llm")
+
+#: Field of an order -> how the command line spells it, where that is not ``--field-name``.
+_SPELLINGS = {"post_codec": "--sound-rate and --sound-channels"}
+
+
+def find_target(engine: str) -> Target:
+    """The function behind ``--engine``; :class:`InputError` for an unknown name, ``ImportError`` where a library is
+    missing."""
+    if engine not in TARGETS:
+        raise InputError(f"--engine {engine}: choose {', '.join(TARGETS)}")
+    module, function = TARGETS[engine]
+    target: Target = getattr(importlib.import_module(f"{__package__}.{module}"), function)
+    return target
+
+
+def refuse_others(order: Order, engine: str) -> None:
+    """:class:`InputError` for an option that was given and that a target neither takes nor may ignore."""
+    if engine == "tensorrt" and order.target is not None:
+        raise InputError(
+            f"--target {order.target}: TensorRT builds for the GPU that it sees, and for no other; leave it out, and "
+            "run this on the machine where the engine is to run"
+        )
+    for field in fields(order):
+        if field.name not in (*RUN_OPTIONS, *TAKES[engine]) and getattr(order, field.name) != field.default:
+            raise InputError(f"{_spelt(field.name)}: does not apply to --engine {engine}; leave it out")
+
+
+def refuse_built(order: Order) -> None:
+    """:class:`InputError` for an option of an export, where what is to be compiled is a bundle already."""
+    for name in ("config", "weights", "step", *BUNDLE_OPTIONS):
+        value = getattr(order, name)
+        if value is not None and value is not False:
+            raise InputError(
+                f"{_spelt(name)}: {order.run} is a bundle, and what is in it was chosen when it was exported; leave it "
+                "out, or give the training run"
+            )
+
+
+def _spelt(field: str) -> str:
+    return _SPELLINGS.get(field, f"--{field.replace('_', '-')}")

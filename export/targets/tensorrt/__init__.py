@@ -1,0 +1,1 @@
+"""A bundle's parts as engines of TensorRT and TensorRT-RTX."""

@@ -1,0 +1,144 @@
+"""The body for libraries that cannot write a cache in place, TensorRT before 10.15: the rows fed leave it apart.
+
+The bundle's graph is told the cache and gives it back, written. Without a layer that does so in place, every step would
+copy the whole of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from ....runtime.engines.tensorrt.names import COLUMNS, OFFSETS, POSITION
+from ....runtime.errors import ExportError
+from .rewrite import Rewrite
+
+#: What hides a column. Finite, so that nowhere infinity is taken from infinity; no sum of a score with it rounds to
+#: anything else, and its exponential beside any score is 0.
+_HIDDEN = np.float32(-1e30)
+
+
+def with_appended_cache(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the body that counts its positions (``with_own_positions``) whose cache is an input alone.
+
+    The keys and values of the rows fed are outputs, ``new_key.i``, ``new_value.i`` [batch, kv_heads, rows, head_dim],
+    which the engine's owner appends. A row looks at what is held, columns 0 .. position of the cache, and at the rows
+    fed with it: two sets of scores under one softmax, so that neither the cache nor its keys are copied together with
+    the new ones. ``columns`` says by its length how many rows of the cache are looked at, at least the position.
+
+    Scores and sums are float32 whatever the cache is: Qwen's keys have biases of hundreds, which half precision's
+    scores do not survive. Half operands reach a product behind a cast, so that a library may read halves and sum in
+    float32.
+    """
+    rewrite = Rewrite(model)
+    made_by = {out: node for node in model.graph.node for out in node.output}
+    renamed: dict[str, str] = {}
+    columns = _Columns(rewrite)
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            writes = [write for name in node.input[1:3] if (write := _write_behind(name, made_by)) is not None]
+            if node.attribute or len(writes) != 2:
+                raise ExportError(f"graph {model.graph.name}: {node.name!r} is no attention of the standard dialect")
+            for write in writes:
+                renamed[write.input[1]] = write.output[0].replace("present_", "new_")
+            pasts, new = ([write.input[index] for write in writes] for index in (0, 1))
+            _attend(rewrite, columns, node, node.input[0], pasts, new)
+        else:
+            rewrite.keep(node)
+    for output in rewrite.graph.output:
+        if output.name.startswith("present_"):
+            output.name = output.name.replace("present_", "new_")
+            dimension = output.type.tensor_type.shape.dim[2]
+            dimension.Clear()
+            dimension.dim_param = "rows"
+    return rewrite.finish(renamed)
+
+
+def _write_behind(held: str, made_by: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
+    """The write of the cache whose slice is ``held``, if it is one."""
+    cut = made_by.get(held)
+    write = made_by.get(cut.input[0]) if cut is not None and cut.op_type == "Slice" else None
+    return write if write is not None and write.op_type == "TensorScatter" else None
+
+
+class _Columns:
+    """What all layers share: how many rows of the cache are looked at, and what hides columns of the scores."""
+
+    def __init__(self, rewrite: Rewrite) -> None:
+        self._rewrite, op, constant = rewrite, rewrite.op, rewrite.constant
+        seen, hidden = constant("seen", np.float32(0)), constant("hidden", _HIDDEN)
+        self.looked_at = op("Shape", COLUMNS, name="appended.looked_at")
+        # what is held lies before every row that is fed
+        held = op("Less", COLUMNS, POSITION, name="appended.is_held")
+        self.held = op("Where", held, seen, hidden, name="appended.held")
+        across = op("Unsqueeze", OFFSETS, constant("first", np.array([0])), name="appended.across")
+        down = op("Unsqueeze", OFFSETS, constant("second", np.array([1])), name="appended.down")
+        earlier = op("LessOrEqual", across, down, name="appended.is_earlier")
+        self._fed = op("Where", earlier, seen, hidden, name="appended.fed")
+        self._by_group: dict[int, str] = {1: self._fed}
+
+    def fed(self, group: int) -> str:
+        """For ``group`` heads with the same keys, one below the other: [group x rows, rows]."""
+        if group not in self._by_group:
+            repeats = self._rewrite.constant(f"repeats.{group}", np.array([group, 1]))
+            self._by_group[group] = self._rewrite.op("Tile", self._fed, repeats, name=f"appended.fed.{group}")
+        return self._by_group[group]
+
+
+def _attend(
+    rewrite: Rewrite, columns: _Columns, node: onnx.NodeProto, q: str, pasts: Sequence[str], new: Sequence[str]
+) -> None:
+    """Attention of ``q`` [batch, heads, rows, head_dim] over held and new keys and values.
+
+    Heads that share keys lie one below the other, [batch, kv_heads, group x rows, head_dim], so that keys are not
+    repeated.
+    """
+    kind = rewrite.types[q]
+    heads, head_dim = rewrite.size(q, 1), rewrite.size(q, 3)
+    kv_heads = rewrite.size(pasts[0], 1)
+    name = node.name
+
+    def op(kind: str, *inputs: str, at: str, **attributes: Any) -> str:
+        return rewrite.op(kind, *inputs, name=f"{name}.{at}", **attributes)
+
+    def wide(value: str, at: str) -> str:
+        return value if kind == TensorProto.FLOAT else op("Cast", value, at=f"{at}.wide", to=TensorProto.FLOAT)
+
+    def narrow(value: str, at: str) -> str:
+        return value if kind == TensorProto.FLOAT else op("Cast", value, at=f"{at}.narrow", to=kind)
+
+    begin, rows = rewrite.constant("begin", np.array([0])), rewrite.constant("row_axis", np.array([2]))
+    last = rewrite.constant("last_axis", np.array([-1]))
+    scale = rewrite.constant(f"scale.{head_dim}", np.float32(1 / np.sqrt(head_dim)))
+    grouped = rewrite.constant(f"grouped.{kv_heads}.{head_dim}", np.array([0, kv_heads, -1, head_dim]))
+    query = wide(op("Reshape", q, grouped, at="query"), "query")
+
+    held_key, held_value = (
+        op("Slice", past, begin, columns.looked_at, rows, at=f"held_{letter}")
+        for letter, past in zip("kv", pasts, strict=True)
+    )
+    parts = ("held", "fed")
+    scores, values = [], []
+    for at, key, value, mask in (
+        ("held", held_key, held_value, columns.held),
+        ("fed", new[0], new[1], columns.fed(heads // kv_heads)),
+    ):
+        key = wide(op("Transpose", key, at=f"{at}_key", perm=[0, 1, 3, 2]), f"{at}_key")
+        score = op("Mul", op("MatMul", query, key, at=f"{at}_products"), scale, at=f"{at}_scaled")
+        scores.append(op("Add", score, mask, at=f"{at}_scores"))
+        values.append(wide(value, f"{at}_value"))
+    highest = [op("ReduceMax", score, last, at=f"{at}_highest") for at, score in zip(parts, scores, strict=True)]
+    peak = op("Max", *highest, at="peak")
+    sums, products = [], []
+    for at, score, value in zip(parts, scores, values, strict=True):
+        weight = op("Exp", op("Sub", score, peak, at=f"{at}_below"), at=f"{at}_weights")
+        sums.append(op("ReduceSum", weight, last, at=f"{at}_sum"))
+        half = wide(narrow(weight, f"{at}_weights"), f"{at}_weights")
+        products.append(op("MatMul", half, value, at=f"{at}_values"))
+    mixed = op("Div", op("Add", *products, at="mixed"), op("Add", *sums, at="sum"), at="divided")
+    by_head = rewrite.constant(f"by_head.{heads}.{head_dim}", np.array([0, heads, -1, head_dim]))
+    rewrite.op("Reshape", narrow(mixed, "mixed"), by_head, name=name, output=node.output[0])

@@ -1,0 +1,1 @@
+"""How ualm-tiny is judged, and what that gave."""

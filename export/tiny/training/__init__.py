@@ -1,0 +1,1 @@
+"""How ualm-tiny is trained."""

@@ -1,0 +1,67 @@
+"""What a user is told once a shell: the shells that have heard it stand in one small file of the user's own."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import UalmError
+from ..files.writing import replacing_file
+
+#: Shells that are remembered, where it cannot be seen which have ended.
+_MOST = 50
+#: A process: its number, and when it began, for numbers are given again.
+_Process = list[object]
+
+
+def first_in_this_shell() -> bool:
+    """Whether this is asked for the first time in this shell, which is remembered; True where that is not possible.
+
+    The shell is the one that began the terminal's session, or whatever process started this one.
+    """
+    shells = _shells()
+    with suppress(OSError, RuntimeError, UalmError):  # RuntimeError: no home
+        place = _place()
+        heard = _heard(place)
+        if any(shell in heard for shell in shells):
+            return False
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing_file(place) as temporary:
+            temporary.write_text(json.dumps([*heard, *shells][-_MOST:]) + "\n", encoding="utf-8")
+    return True
+
+
+def _place() -> Path:
+    """Where the system clears it away when the user has left, if there is such a place."""
+    runtime, cache = os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("XDG_CACHE_HOME")
+    if runtime and Path(runtime).is_dir():
+        return Path(runtime) / "ualm" / "told.json"
+    return (Path(cache) if cache else Path.home() / ".cache") / "ualm" / "told.json"
+
+
+def _heard(place: Path) -> list[_Process]:
+    """The shells of before that have not ended; none where the file is missing or damaged, which is written again."""
+    try:
+        found = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else []
+    except ValueError:
+        return []
+    pairs = [each for each in found if isinstance(each, list) and len(each) == 2] if isinstance(found, list) else []
+    return [each for each in pairs if type(each[0]) is int and _began(each[0]) == each[1]]
+
+
+def _shells() -> list[_Process]:
+    numbers = {os.getppid(), os.getsid(0) if hasattr(os, "getsid") else 0}
+    return [[number, began] for number in sorted(numbers) if (began := _began(number)) is not None]
+
+
+def _began(process: int) -> str | None:
+    """When a process began, in the system's own count; "" where that is not told, None where there is none."""
+    if not Path("/proc/self/stat").exists():
+        return ""
+    try:
+        told = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return told.rpartition(")")[2].split()[19]  # field 22; the name before it may hold spaces

@@ -1,0 +1,256 @@
+"""A conversation whose cache is kept: turns, fork, truncate, save and restore.
+
+A turn counts when its TurnEnded is handed over: one that is cancelled, left, fails or reaches a limit before is taken
+back, and the session stands where it stood. A turn boundary is a number of cache rows, so taking back is forgetting the
+rows behind it, which whatever uses the session next does first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..audio.pacing import ChunkProfile
+from ..engines.sequence import check_room
+from ..errors import ContextError, EngineError, InputError, MemoryLimitError, SessionError, UalmError
+from ..files.reading import check_file, check_values, first_line, parse_json
+from ..files.saved_arrays import SavedArrays
+from ..files.writing import replacing_file
+from ..sampling import AudioSampling, TextSampling
+from ..sound.limits import DECODED_BYTES
+from .loop import Modality
+from .prompt import Content, Message
+from .resources import Resources
+from .segment import Segment
+from .state import Limits, SessionState
+from .transcript import Said, packed, unpacked
+from .turn import Turn, open_turn
+
+#: Bytes of what a saved session says about itself: where its turns end, and the texts that were said.
+MOST_ABOUT = 16 << 20
+
+
+class Session:
+    """A conversation with a model. Made by :meth:`Model.session`; one turn at a time.
+
+    Several sessions of one model may run at once; a session itself must not be used by two threads at once, except for
+    :meth:`Turn.cancel`. It needs no closing, since its cache goes with the last reference; as a context manager, also
+    of ``async with``, or by :meth:`close`, it gives the cache back at once.
+    """
+
+    def __init__(self, state: SessionState) -> None:
+        self.state = state  # what turns and reasonings work on
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of each turn; another :class:`Limits` may be set for the turns to come."""
+        return self.state.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self.state.limits = limits
+
+    @property
+    def turns(self) -> int:
+        """Whole turns held."""
+        return self.state.turns
+
+    @property
+    def rows(self) -> int:
+        """Cache rows held by the whole turns; ``Model.max_context`` is the most."""
+        return self.state.rows
+
+    @property
+    def transcript(self) -> tuple[Said, ...]:
+        """What was said in the whole turns, as (role, content) pairs: messages as they were given, answers as texts and
+        sounds. :meth:`Model.run` takes it."""
+        return tuple(message for turn in self.state.said for message in turn)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.state.closed else f"{self.rows} of {self.state.resources.max_context} rows"
+        return f"Session({self.turns} turns, {state})"
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """:meth:`close`, without blocking the event loop."""
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Cancel a turn that is under way, wait until it has stopped, and give the cache back."""
+        self.state.close()
+
+    def turn(
+        self,
+        messages: Content | Sequence[Message],
+        *,
+        modality: Modality | None = None,
+        audio: AudioSampling | None = None,
+        text: TextSampling | None = None,
+        profile: str | ChunkProfile = "balanced",
+        max_seconds: float | None = None,
+        max_tokens: int | None = None,
+    ) -> Turn:
+        """Say something; iterate over the returned :class:`Turn` for the answer's events.
+
+        ``messages``: a str, a sound or a path as the user's message, or messages as in :meth:`Model.run`.
+        ``max_seconds``: longest sound, in place of the ``max_steps`` of ``audio``; ``max_tokens``: longest text, in
+        place of that of ``text``.
+        ``profile``: how large the pieces of a sound are, "first_sound", "balanced", "throughput" or a ChunkProfile.
+        Bad input is refused here; the work starts with the iteration.
+        """
+        options: dict[str, Any] = {"modality": modality, "audio": audio, "text": text, "profile": profile}
+        return open_turn(self.state, messages, **options, max_seconds=max_seconds, max_tokens=max_tokens)
+
+    def ask(
+        self,
+        messages: Content | Sequence[Message],
+        *,
+        modality: Modality | None = None,
+        audio: AudioSampling | None = None,
+        text: TextSampling | None = None,
+        profile: str | ChunkProfile = "balanced",
+        max_seconds: float | None = None,
+        max_tokens: int | None = None,
+    ) -> list[Segment]:
+        """One whole turn at once, as :meth:`turn` takes it: its segments."""
+        options: dict[str, Any] = {"modality": modality, "audio": audio, "text": text, "profile": profile}
+        limits: dict[str, Any] = {"max_seconds": max_seconds, "max_tokens": max_tokens}
+        return open_turn(self.state, messages, **options, **limits, live=False).segments()
+
+    def truncate(self, turns: int) -> None:
+        """Forget all but the first ``turns`` turns."""
+        sequence = self.state.settle("truncate")
+        if type(turns) is not int or not 0 <= turns <= self.turns:
+            raise InputError(f"turns = {turns!r}: give a whole number from 0 to {self.turns}, the turns held")
+        del self.state.ends[turns + 1 :], self.state.said[turns:]
+        sequence.truncate(self.rows)
+
+    def fork(self) -> Session:
+        """A second session that holds the same turns; nothing is computed again."""
+        sequence = self.state.settle("fork")
+        other = SessionState(self.state.resources, self.limits, sequence.fork())
+        other.ends, other.said = list(self.state.ends), list(self.state.said)
+        return Session(other)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the session to a file (a NumPy ``.npz``), for :meth:`Model.restore`.
+
+        :class:`SessionError` for what :meth:`Model.restore` would refuse: texts of more than :data:`MOST_ABOUT` bytes,
+        or a sound of more than ``sound_limits.DECODED_BYTES``.
+        """
+        target = _path(path)
+        sequence, state = self.state.settle("save"), self.state
+        said, sounds = packed(state.said)
+        model = state.resources.bundle.digest
+        about = {"format": "ualm-session", "version": 1, "model": model, "ends": state.ends}
+        written = np.frombuffer(json.dumps(about | {"said": said}).encode(), np.uint8)
+        _check_saved(target, written, sounds)
+        with replacing_file(target) as temporary, open(temporary, "wb") as file:
+            arrays: dict[str, Any] = {"about": written, "cache": sequence.save(), **sounds}
+            np.savez(file, **arrays)
+
+    @classmethod
+    def restored(cls, resources: Resources, path: str | os.PathLike[str], limits: Limits) -> Session:
+        """See :meth:`Model.restore`."""
+        file = _path(path)
+        try:
+            check_file(file)
+            with SavedArrays(file) as stored:
+                found, ends, turns = _about(stored)
+                if found != resources.bundle.digest:
+                    raise SessionError(
+                        f"{file}: was saved with another bundle ({found!s:.12}); open that one to restore it"
+                    )
+                needed = ends[-1] * resources.engine.bytes_per_row
+                if limits.memory is not None and needed > limits.memory:
+                    raise MemoryLimitError(
+                        f"{file}: its {ends[-1]} rows need {needed} bytes of cache, but memory_limit = {limits.memory}"
+                    )
+                try:
+                    check_room(0, ends[-1], resources.max_context)
+                except ContextError as error:
+                    raise ContextError(f"{file}: {error}") from error
+                shape = resources.bundle.manifest.model
+                row = 2 * shape.layers * shape.kv_heads * shape.head_dim * np.dtype(np.float32).itemsize
+                cache = stored.read("cache", ends[-1] * row)
+                if not np.isfinite(cache).all():
+                    raise ValueError("its cache holds NaN or infinity")
+                said = unpacked(turns, stored)
+        except FileNotFoundError:
+            raise SessionError(f"{file}: no such file; save a session first") from None
+        except OSError as error:
+            why = error.strerror or error
+            raise SessionError(f"{file}: cannot be read ({why}); check its name and permissions") from error
+        except ValueError as error:
+            if isinstance(error, UalmError):
+                raise
+            raise SessionError(f"{file}: not a saved session ({first_line(error)}); save it again") from error
+        state = SessionState(resources, limits)
+        try:
+            state.sequence.restore(cache)
+        except EngineError as error:
+            raise SessionError(f"{file}: {error}; save it again") from error
+        state.ends, state.said = ends, said
+        return cls(state)
+
+
+def _about(stored: SavedArrays) -> tuple[object, list[int], list[object]]:
+    """Which bundle a saved session is of, the rows at which its turns end, and what was said in each.
+
+    ValueError where it is no session.
+    """
+    about = parse_json(stored.read("about", MOST_ABOUT).tobytes())
+    if not isinstance(about, dict) or about.get("format") != "ualm-session" or about.get("version") != 1:
+        raise ValueError("not a session of version 1")
+    ends, cache = about.get("ends"), stored.describe("cache")
+    if not isinstance(ends, list) or not all(type(end) is int for end in ends):
+        raise ValueError("it does not say where its turns end")
+    if ends != sorted({0, *ends}) or len(cache.shape) != 5 or cache.shape[3] != ends[-1]:
+        shown = f"{ends!s:.80}"
+        raise ValueError(f"turns that end at rows {shown} and a cache of {list(cache.shape)} do not agree")
+    # a file of an earlier version does not tell what was said
+    turns = about.get("said", [[] for _ in ends[1:]])
+    if not isinstance(turns, list) or len(turns) != len(ends) - 1:
+        raise ValueError(f"it does not tell of the {len(ends) - 1} turns that it holds")
+    return about.get("model"), ends, turns
+
+
+def _check_saved(target: Path, about: np.ndarray, sounds: Mapping[str, np.ndarray]) -> None:
+    """Nothing is saved that would not be restored."""
+    try:
+        if about.nbytes > MOST_ABOUT:
+            raise ValueError(f"what was said takes {about.nbytes} bytes, and at most {MOST_ABOUT} are restored")
+        check_values(about.tobytes())
+        for name, values in sounds.items():
+            if values.nbytes > DECODED_BYTES:
+                raise ValueError(f"{name} takes {values.nbytes} bytes, and at most {DECODED_BYTES} are restored")
+    except ValueError as error:
+        raise SessionError(f"{target}: {error}; truncate the session, and save it again") from error
+
+
+def _path(path: object) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"a {type(path).__name__} names no file; give the path of a saved session")
+    return Path(path)

@@ -1,0 +1,222 @@
+"""One conversation on a device: the sequence protocol over a body, its cache and the frame loop."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Parts
+from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+
+from ... import _native
+from ...errors import EngineError
+from ...sampling import AudioSampling, Mode, TextSampling
+from ...vocabulary import CHOOSABLE, MODALITIES, STREAMS
+from ..protocol import Frames
+from ..sequence import check_room, check_truncation
+from ..timing import Clock
+from .device import told_errors
+from .loop import Drawn, Flight
+from .pool import WorkspacePool
+from .protocol import DeviceStep
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _told(method: _Method) -> _Method:
+    """See :func:`told_errors`."""
+
+    @functools.wraps(method)
+    def call(self: DeviceSequence, *arguments: Any, **options: Any) -> Any:
+        with told_errors(self._device.cuda):
+            return method(self, *arguments, **options)
+
+    return cast(_Method, call)
+
+
+class DeviceSequence:
+    """See :class:`base.Sequence`. Branch 0 is conditional, branch 1 the null branch.
+
+    What is launched ahead writes cache rows behind those that count; whatever comes next on the stream overwrites them.
+    """
+
+    def __init__(self, pool: WorkspacePool) -> None:
+        self._pool, self._engine, self._device = pool, pool.model, pool.model.device
+        with told_errors(self._device.cuda):
+            self._work = pool.take()
+        weakref.finalize(self, pool.give_back, self._work).atexit = False
+        self._length = self._null_rows = 0
+        self._step: DeviceStep | None = None
+        self._branches, self._columns = 1, 0
+        self._flight: Flight | None = None
+        self._running = False
+        self._clock = Clock()
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def library_seconds(self) -> float:
+        """Waiting for the device counts: it is the library's work that is waited for."""
+        return self._clock.seconds
+
+    @_told
+    def prefill(self, parts: Parts[np.ndarray]) -> None:
+        rows = sum(map(len, parts))
+        check_room(self._length, rows, self._engine.max_context)
+        self._running, body = False, self._engine.body
+        for pieces in _chunks(parts, body.prefill_rows):
+            count = sum(map(len, pieces))
+            with self._device.lock:
+                self._embed(pieces)
+                with self._clock:
+                    body.prefill(self._work.cache, self._work.chunk, count, self._length, self._work.hidden)
+            self._length += count
+
+    def _embed(self, pieces: list[np.ndarray]) -> None:
+        """Embeddings of a chunk's rows and features, one behind the other."""
+        at, width, work = 0, self._engine.model.hidden_size, self._work
+        for piece in pieces:
+            target = work.chunk.address + at * width * 4
+            if piece.dtype == np.float32:
+                self._device.upload(target, piece)
+            else:
+                ids = self._engine.checked_ids(piece)
+                address = work.ids.address + at * STREAMS * 4
+                self._device.upload(address, ids)
+                work.sampler.embed(address, len(ids), target, copies=1)
+            at += len(piece)
+
+    def truncate(self, length: int) -> None:
+        check_truncation(length, self._length)
+        self._length, self._null_rows = length, min(self._null_rows, length)
+        self._running = False
+        self._work.mend(length)
+
+    @_told
+    def fork(self) -> DeviceSequence:
+        other = DeviceSequence(self._pool)
+        with self._device.lock:
+            mine, theirs = self._work, other._work
+            theirs.cache.copy_rows(mine.cache, self._length)
+            self._device.copy(theirs.hidden.address, mine.hidden.address, mine.hidden.nbytes)
+        other._length = self._length
+        return other
+
+    @_told
+    def save(self) -> np.ndarray:
+        with self._device.lock:
+            return self._work.cache.save(self._length)
+
+    @_told
+    def restore(self, cache: np.ndarray) -> None:
+        model, rows = self._engine.model, cache.shape[3] if cache.ndim == 5 else 0
+        if cache.shape != (model.layers, 2, model.kv_heads, rows, model.head_dim) or cache.dtype != np.float32:
+            raise EngineError(f"restore: {cache.dtype} {list(cache.shape)} is not a cache of this model")
+        self.truncate(0)
+        check_room(self._length, rows, self._engine.max_context)
+        with self._device.lock:
+            self._work.cache.restore(cache)
+        self._length = rows
+
+    @_told
+    def modality_logits(self) -> np.ndarray:
+        with self._device.lock, self._clock:
+            self._engine.body.modality_logits(self._work.hidden, self._work.choice)
+            return self._read(self._work.choice.address, (len(CHOOSABLE),))
+
+    @_told
+    def begin_segment(
+        self, modality: Literal["audio", "text"], sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
+    ) -> None:
+        device, work, sampler = self._device, self._work, self._work.sampler
+        self._branches = 2 if sampling.guidance > 1 else 1
+        # without the lock: a part that is loaded now has a lock of its own, and loading may collect what waits for ours
+        step, frame = work.frame(modality, self._branches)
+        with device.lock:
+            sampler.begin(modality, sampling, mode=mode, segment=segment)
+            if self._branches == 2:
+                # a later segment writes its rows behind these: they stay right for the next null branch
+                self._engine.fill_null_prefix(work.cache, self._null_rows, self._length)
+                self._null_rows = self._length
+            device.upload(work.ids.address, self._engine.vocabulary.special_row(MODALITIES[modality])[None])
+            sampler.embed(work.ids.address, 1, step.embeddings.address, copies=self._branches)
+            step.begin(self._length)
+        room = self._engine.max_context - self._length
+        self._flight = Flight(
+            device,
+            frame,
+            work.outbox,
+            self._clock,
+            start=self._length,
+            most=min(sampling.max_steps, room),
+            sound=modality == "audio",
+            ahead=self._engine.ahead,
+        )
+        self._step, self._columns, self._running = step, self._engine.columns(modality), True
+
+    @_told
+    def run_frames(self, count: int) -> Frames:
+        if self._flight is None or not self._running:
+            raise EngineError("run_frames: no segment is under way")
+        rows = np.empty((count, STREAMS), np.int32)
+        latents = np.empty((count, len(self._engine.rvq_bias)), np.float32)
+        drawn = complete = 0
+        end: Literal["stop", "limit"] | None = None
+        while drawn < count and end is None:
+            check_room(self._length, 1, self._engine.max_context)
+            self._length += 1  # the frame has fed its row, also where none could be drawn
+            got = self._take(self._flight, count - drawn)
+            rows[drawn] = got.row
+            drawn += 1
+            if got.latent is not None:
+                latents[complete] = got.latent
+                complete += 1
+            end = "stop" if got.flags & _native.STOP else "limit" if got.flags & _native.LIMIT else None
+        self._running = end is None
+        return Frames(rows[:drawn], latents[:complete], end)
+
+    def _take(self, flight: Flight, wanted: int) -> Drawn:
+        try:
+            return flight.take(wanted=wanted)
+        except EngineError:
+            self._work.spoilt = True
+            raise
+
+    @property
+    def logits(self) -> np.ndarray:
+        if self._step is None or self._flight is None:
+            raise EngineError("logits: no segment has begun")
+        if self._flight.in_flight:
+            raise EngineError(
+                f"logits: {self._flight.in_flight} frames are launched ahead, so those of the last row are gone; draw "
+                "one row in a segment's first call, or set the engine's ahead to 0"
+            )
+        with self._device.lock:
+            return self._read(self._step.logits.address, (self._branches, self._columns))
+
+    def _read(self, address: int, shape: tuple[int, ...]) -> np.ndarray:
+        values = np.empty(shape, np.float32)
+        self._device.download(values, address)
+        self._device.synchronize()
+        return values
+
+
+def _chunks(parts: Parts[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Rows of all parts in order, ``size`` at a time, each chunk as the pieces of parts that it is made of."""
+    chunk: list[np.ndarray] = []
+    room = size
+    for part in parts:
+        at = 0
+        while at < len(part):
+            piece = part[at : at + room]
+            chunk.append(piece)
+            at, room = at + len(piece), room - len(piece)
+            if not room:
+                yield chunk
+                chunk, room = [], size
+    if chunk:
+        yield chunk

@@ -1,0 +1,1 @@
+"""The process that we run in: signals, streams, processor cores, what is installed."""

@@ -1,0 +1,103 @@
+"""The standard streams of the command, whatever it was started with: closed, full, or with a reader that leaves."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from typing import Any, TextIO
+
+from ..errors import InputError, OutputError
+
+
+class StandardOutputError(OutputError):
+    """Nobody reads standard output any more, or the disk behind it is full: there is no use in going on."""
+
+
+class StandardInputError(InputError):
+    """Standard input cannot be read."""
+
+
+def check_open(why: str) -> None:
+    """Refuse a standard input that was closed; ``why`` it is needed ends the message."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise StandardInputError(f"standard input: is closed; {why}")
+
+
+def not_printed(error: OSError) -> StandardOutputError:
+    """The error of the command where the system has refused what it printed."""
+    why = "is closed" if error.errno == errno.EBADF else error.strerror or error
+    return StandardOutputError(f"standard output: {why}; the result could not be printed")
+
+
+def guard() -> None:
+    """Make the three descriptors and their file objects fit to be used, once, before any file is opened.
+
+    The next file that is opened gets the lowest descriptor that is free: where standard error was closed, notices would
+    go into that file. A descriptor that is missing is opened on the null device, standard output for reading, so that a
+    write says what it is. ``sys.stdin`` is None where it was closed, as Python has it. What standard output does not
+    take is a :class:`StandardOutputError`, once; what standard error does not take is lost, since nobody can be told.
+    """
+    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, mode)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            os.set_inheritable(descriptor, True)
+    sys.stdout = _text(_Results(1, "w", closefd=False), sys.stdout)
+    sys.stderr = _text(_Notices(2, "w", closefd=False), sys.stderr, errors="backslashreplace", line_buffering=True)
+
+
+def settle(status: str | int | None) -> str | int | None:
+    """Write what is left in the streams, and give the exit status for :func:`sys.exit`."""
+    try:
+        sys.stdout.flush()
+    except OutputError as error:
+        return status or f"ualm: {error}"
+    return status
+
+
+class _Results(io.FileIO):
+    _failed = False
+
+    def write(self, data: Any, /) -> int:
+        if self._failed:  # it was told; what is left must not be tried again at every flush until the end
+            return len(data)
+        try:
+            written: int | None = super().write(data)
+        except OSError as error:
+            self._failed = True
+            raise not_printed(error) from error
+        if written is None:
+            self._failed = True
+            raise StandardOutputError("standard output: does not wait for its reader; give one that blocks")
+        return written
+
+
+class _Notices(io.FileIO):
+    def write(self, data: Any, /) -> int:
+        try:
+            written: int | None = super().write(data)
+        except OSError:
+            return len(data)
+        return len(data) if written is None else written
+
+
+def _text(
+    raw: io.FileIO, before: TextIO | None, errors: str | None = None, line_buffering: bool | None = None
+) -> TextIO:
+    """``raw`` as a text file that encodes as the one of Python's that it replaces; None: there was none."""
+    if isinstance(before, io.TextIOWrapper):
+        errors = errors or before.errors
+        line_buffering = before.line_buffering or before.write_through if line_buffering is None else line_buffering
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=getattr(before, "encoding", None) or "utf-8",
+        errors=errors,
+        newline="\n",
+        line_buffering=bool(line_buffering),
+    )

@@ -1,0 +1,5 @@
+"""UALM-Reason: thinking before, between and after sounds, over a session."""
+
+from .modes import Reasoning
+
+__all__ = ["Reasoning"]

@@ -1,0 +1,1 @@
+"""The compiled sampler against a slow model of it."""

@@ -1,0 +1,1 @@
+"""A stand-in for TensorRT, and what its real bindings say."""
