@@ -10,13 +10,10 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
-from ... import _native
 from ...errors import EngineError
 from ...sampling import AudioSampling, Mode, TextSampling
 from ...vocabulary import CHOOSABLE, MODALITIES, STREAMS
-from ..protocol import Frames
-from ..sequence import check_room, check_truncation
-from ..timing import Clock
+from ..sequence import SequenceBase, check_room
 from .device import told_errors
 from .loop import Drawn, Flight
 from .pool import WorkspacePool
@@ -36,32 +33,22 @@ def _told(method: _Method) -> _Method:
     return cast(_Method, call)
 
 
-class DeviceSequence:
+class DeviceSequence(SequenceBase):
     """See :class:`base.Sequence`. Branch 0 is conditional, branch 1 the null branch.
 
     What is launched ahead writes cache rows behind those that count; whatever comes next on the stream overwrites them.
     """
 
     def __init__(self, pool: WorkspacePool) -> None:
-        self._pool, self._engine, self._device = pool, pool.model, pool.model.device
+        model = pool.model
+        super().__init__(model.model, max_context=model.max_context, latent_size=len(model.rvq_bias))
+        self._pool, self._engine, self._device = pool, model, model.device
         with told_errors(self._device.cuda):
             self._work = pool.take()
         weakref.finalize(self, pool.give_back, self._work).atexit = False
-        self._length = self._null_rows = 0
         self._step: DeviceStep | None = None
-        self._branches, self._columns = 1, 0
+        self._columns = 0
         self._flight: Flight | None = None
-        self._running = False
-        self._clock = Clock()
-
-    @property
-    def length(self) -> int:
-        return self._length
-
-    @property
-    def library_seconds(self) -> float:
-        """Waiting for the device counts: it is the library's work that is waited for."""
-        return self._clock.seconds
 
     @_told
     def prefill(self, parts: Parts[np.ndarray]) -> None:
@@ -91,10 +78,8 @@ class DeviceSequence:
             at += len(piece)
 
     def truncate(self, length: int) -> None:
-        check_truncation(length, self._length)
-        self._length, self._null_rows = length, min(self._null_rows, length)
-        self._running = False
-        self._work.mend(length)
+        super().truncate(length)
+        self._work.clear_spoilt(length)
 
     @_told
     def fork(self) -> DeviceSequence:
@@ -112,15 +97,9 @@ class DeviceSequence:
             return self._work.cache.save(self._length)
 
     @_told
-    def restore(self, cache: np.ndarray) -> None:
-        model, rows = self._engine.model, cache.shape[3] if cache.ndim == 5 else 0
-        if cache.shape != (model.layers, 2, model.kv_heads, rows, model.head_dim) or cache.dtype != np.float32:
-            raise EngineError(f"restore: {cache.dtype} {list(cache.shape)} is not a cache of this model")
-        self.truncate(0)
-        check_room(self._length, rows, self._engine.max_context)
+    def _write_cache(self, cache: np.ndarray) -> None:
         with self._device.lock:
             self._work.cache.restore(cache)
-        self._length = rows
 
     @_told
     def modality_logits(self) -> np.ndarray:
@@ -159,25 +138,14 @@ class DeviceSequence:
         self._step, self._columns, self._running = step, self._engine.columns(modality), True
 
     @_told
-    def run_frames(self, count: int) -> Frames:
-        if self._flight is None or not self._running:
-            raise EngineError("run_frames: no segment is under way")
-        rows = np.empty((count, STREAMS), np.int32)
-        latents = np.empty((count, len(self._engine.rvq_bias)), np.float32)
-        drawn = complete = 0
-        end: Literal["stop", "limit"] | None = None
-        while drawn < count and end is None:
-            check_room(self._length, 1, self._engine.max_context)
-            self._length += 1  # the frame has fed its row, also where none could be drawn
-            got = self._take(self._flight, count - drawn)
-            rows[drawn] = got.row
-            drawn += 1
-            if got.latent is not None:
-                latents[complete] = got.latent
-                complete += 1
-            end = "stop" if got.flags & _native.STOP else "limit" if got.flags & _native.LIMIT else None
-        self._running = end is None
-        return Frames(rows[:drawn], latents[:complete], end)
+    def _draw(self, row: np.ndarray, latent: np.ndarray, *, wanted: int) -> int:
+        assert self._flight is not None  # a segment is under way
+        self._length += 1  # the frame has fed its row, also where none could be drawn
+        got = self._take(self._flight, wanted)
+        row[:] = got.row
+        if got.latent is not None:
+            latent[:] = got.latent
+        return got.flags
 
     def _take(self, flight: Flight, wanted: int) -> Drawn:
         try:

@@ -42,12 +42,12 @@ class Workspace:
 
     def forget(self) -> None:
         """Leave nothing to the next conversation that it could take for its own."""
-        self.mend(0)
+        self.clear_spoilt(0)
         device = self._model.device
         with device.lock:
             device.cuda.set_bytes(self.hidden.address, 0, self.hidden.nbytes, device.stream.handle)
 
-    def mend(self, rows: int) -> None:
+    def clear_spoilt(self, rows: int) -> None:
         """Clear the cache behind ``rows``, where it may hold NaN.
 
         An engine that looks at more rows than are held gives the others no weight, but NaN times nothing is NaN.

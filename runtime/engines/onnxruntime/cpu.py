@@ -21,8 +21,7 @@ from ...errors import EngineError
 from ...sampling import AudioSampling, Mode, TextSampling
 from ...vocabulary import MODALITIES, STREAMS
 from ..arithmetic import Arithmetic, Part
-from ..protocol import Frames
-from ..sequence import check_room, check_truncation
+from ..sequence import SequenceBase, check_room
 from ..tables import rotary_tables
 from ..timing import Clock
 from .binding import Binding
@@ -35,7 +34,6 @@ PREFILL_ROWS = 256
 PREFILL_BODY_ROWS = 16
 #: The bodies that this engine can run, the fastest first. The last computes in float32 only where that is stored.
 BODIES = ("backbone.grouped", "backbone.float32", "backbone")
-_STOP, _LIMIT, _LATENT = _native.STOP, _native.LIMIT, _native.LATENT
 
 
 class OnnxRuntimeEngine(OnnxRuntimeParts):
@@ -142,10 +140,11 @@ class HeadCall:
         self.logits = self.run.output("logits", np.zeros((len(hidden), 2 + size), np.float32))
 
 
-class OnnxRuntimeSequence:
+class OnnxRuntimeSequence(SequenceBase):
     """KV cache, frame sampler and bindings of one conversation. Branch 0 is conditional, branch 1 the null branch."""
 
     def __init__(self, engine: OnnxRuntimeEngine) -> None:
+        super().__init__(engine.model, max_context=engine.max_context, latent_size=len(engine.rvq_bias))
         self._engine = engine
         model, vocabulary = engine.model, engine.vocabulary
         shape = (2, model.kv_heads, engine.max_context, model.head_dim)
@@ -166,23 +165,10 @@ class OnnxRuntimeSequence:
             rvq_table=engine.rvq_table,
             rvq_bias=engine.rvq_bias,
         )
-        self._length = 0
-        self._null_rows = 0
-        self._branches = 1
         self._hidden = np.zeros((1, model.hidden_size), np.float32)
         self._steps: dict[int, BodyCall] = {}
         self._heads: dict[tuple[str, int], HeadCall] = {}
         self._head: HeadCall | None = None
-        self._running = False
-        self._clock = Clock()
-
-    @property
-    def length(self) -> int:
-        return self._length
-
-    @property
-    def library_seconds(self) -> float:
-        return self._clock.seconds
 
     def prefill(self, parts: Parts[np.ndarray]) -> None:
         embeddings = np.concatenate([self._embed(part) for part in parts])
@@ -203,11 +189,6 @@ class OnnxRuntimeSequence:
         self._sampler.embed(np.ascontiguousarray(part, np.int32), out)
         return out
 
-    def truncate(self, length: int) -> None:
-        check_truncation(length, self._length)
-        self._length, self._null_rows = length, min(self._null_rows, length)
-        self._running = False
-
     def fork(self) -> OnnxRuntimeSequence:
         other = OnnxRuntimeSequence(self._engine)
         for mine, theirs in zip(self._cache, other._cache, strict=True):
@@ -219,16 +200,11 @@ class OnnxRuntimeSequence:
     def save(self) -> np.ndarray:
         return np.stack([[part[0, :, : self._length] for part in layer] for layer in self._cache])
 
-    def restore(self, cache: np.ndarray) -> None:
-        model, rows = self._engine.model, cache.shape[3] if cache.ndim == 5 else 0
-        if cache.shape != (model.layers, 2, model.kv_heads, rows, model.head_dim) or cache.dtype != np.float32:
-            raise EngineError(f"restore: {cache.dtype} {list(cache.shape)} is not a cache of this model")
-        self.truncate(0)
-        check_room(self._length, rows, self._engine.max_context)
+    def _write_cache(self, cache: np.ndarray) -> None:
+        rows = cache.shape[3]
         for layer, parts in zip(self._cache, cache, strict=True):
             for target, source in zip(layer, parts, strict=True):
                 target[0, :, :rows] = source
-        self._length = rows
 
     def modality_logits(self) -> np.ndarray:
         with self._clock:
@@ -262,30 +238,20 @@ class OnnxRuntimeSequence:
             self._heads[key] = HeadCall(self._engine, modality, step.hidden, self._clock)
         self._head, self._running = self._heads[key], True
 
-    def run_frames(self, count: int) -> Frames:
-        if self._head is None or not self._running:
-            raise EngineError("run_frames: no segment is under way")
-        step, head, sampler = self._step(self._branches), self._head, self._sampler
-        rows = np.empty((count, STREAMS), np.int32)
-        latents = np.empty((count, len(self._engine.rvq_bias)), np.float32)
-        drawn = complete = 0
-        end: Literal["stop", "limit"] | None = None
-        while drawn < count and end is None:
-            check_room(self._length, 1, self._engine.max_context)
-            step.run(self._length)
-            self._length += 1
-            head.run()
-            try:
-                flags = sampler.step(head.logits, rows[drawn], step.embeddings[0, 0], latents[min(complete, count - 1)])
-            except ValueError as error:
-                raise EngineError(f"the model's logits cannot be sampled: {error}") from error
-            if self._branches == 2:
-                step.embeddings[1] = step.embeddings[0]
-            drawn += 1
-            complete += bool(flags & _LATENT)
-            end = "stop" if flags & _STOP else "limit" if flags & _LIMIT else None
-        self._running = end is None
-        return Frames(rows[:drawn], latents[:complete], end)
+    def _draw(self, row: np.ndarray, latent: np.ndarray, *, wanted: int) -> int:
+        head = self._head
+        assert head is not None  # a segment is under way
+        step = self._step(self._branches)
+        step.run(self._length)
+        self._length += 1
+        head.run()
+        try:
+            flags: int = self._sampler.step(head.logits, row, step.embeddings[0, 0], latent)
+        except ValueError as error:
+            raise EngineError(f"the model's logits cannot be sampled: {error}") from error
+        if self._branches == 2:
+            step.embeddings[1] = step.embeddings[0]
+        return flags
 
     def follow(self, rows: np.ndarray) -> np.ndarray:
         """Take ``rows`` int32 [n, 8] as if the segment that has begun had drawn them, to compare models over equal
