@@ -24,7 +24,7 @@ from ..export.quality.agreement import (
     signal_to_noise,
     tally,
 )
-from ..runtime.audio.features import Hearing
+from ..runtime.audio.features import LogMelFrontend
 from ..runtime.bundle.bundle import TOKENIZER, Bundle
 from ..runtime.bundle.feature_spec import FeatureSpec
 from ..runtime.bundle.quality import Verdict, ungated, verdicts
@@ -199,7 +199,7 @@ def _agreement(
 
 def _features(engine: OnnxRuntimeEngine) -> np.ndarray:
     spec = FeatureSpec.from_json(engine.bundle.manifest.features)
-    heard = Hearing(spec, engine.bundle.table("encoder.mel_filters")).prepare(probe_sound(spec))
+    heard = LogMelFrontend(spec, engine.bundle.table("encoder.mel_filters")).prepare(probe_sound(spec))
     return engine.encode(heard.inputs)[: heard.rows]
 
 

@@ -14,10 +14,10 @@ from ..runtime.errors import InputError, OutputError
 from ..runtime.files.writing import check_new_folder, resolved
 from .formats.precision import Precision, check_text_precision
 from .quality.calibration_set import calibration_files, check_calibrated
-from .targets.registry import TARGETS, TEXT_TARGETS, Order, refuse_built, refuse_others
+from .targets.registry import TARGETS, TEXT_TARGETS, ExportRequest, refuse_built, refuse_others
 
 
-def check_order(order: Order, engine: str) -> None:
+def check_order(order: ExportRequest, engine: str) -> None:
     """Raise what ``--engine`` ``engine`` will say of the order's options and paths: an ``InputError``,
     ``ExportError`` or ``OutputError``."""
     if engine not in TARGETS:

@@ -20,7 +20,7 @@ from .bundle.knowledge import Knowledge
 from .bundle.packaged import default_bundle
 from .conversation.answer import Answer
 from .conversation.answering import AnswerOptions, Piece, SegmentDone, answer_segments
-from .conversation.loop import Modality, OnRows
+from .conversation.loop import OnRows
 from .conversation.options import AudioOptions, TextOptions
 from .conversation.prompt import Content, Message
 from .conversation.resources import DEFAULT_CONTEXT, Resources, check_modality
@@ -38,7 +38,7 @@ from .reasoning.results import ReasonMode
 from .sampling import SHORTEST_SOUND_ROWS, AudioSampling, Mode, TextSampling, check_options
 from .sound.reading import Source
 from .sound.sound import Sound, Speech
-from .vocabulary import check_codes
+from .vocabulary import Modality, check_codes
 
 if sys.version_info >= (3, 11):
     from typing import Unpack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,9 @@ ROLES = {"system": 4, "user": 5, "assistant": 6}
 #: Modality markers that may precede a message; the model itself chooses among ``CHOOSABLE``.
 MODALITIES = {"text": 7, "audio": 8, "speech": 9, "image": 10, "video": 11, "toolcall": 12}
 CHOOSABLE = ("text", "audio", "image", "video", "toolcall")
+
+#: What a segment is made of.
+Modality = Literal["audio", "text"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Vocabulary:
     @property
     def size(self) -> int:
         """Rows of the embedding table."""
-        return SPECIALS + self.text_size + STREAMS * (self.codebook_size + 1)
+        return SPECIALS + self.text_size + self.audio_size
 
     @property
     def pads(self) -> np.ndarray:
@@ -56,6 +59,15 @@ class Vocabulary:
     def special_row(self, token: int) -> np.ndarray:
         """A row with ``token`` in stream 0, int32 [8]."""
         return self.special_rows([token])[0]
+
+    @property
+    def audio_size(self) -> int:
+        """Ids of all codebooks: of each its pad, and its codes."""
+        return STREAMS * (self.codebook_size + 1)
+
+    def head_columns(self, modality: Modality) -> int:
+        """Logits of a head: eos, eot, then what the modality can draw."""
+        return 2 + (self.text_size if modality == "text" else self.audio_size)
 
     def special_rows(self, tokens: Sequence[int]) -> np.ndarray:
         """Rows with ``tokens`` in stream 0, int32 [n, 8]."""

@@ -49,7 +49,7 @@ def _build(ground: Ground, name: LibraryName, folder: Path) -> str:
     except EngineError as error:
         raise Skip(str(error)) from error
     try:
-        from ...export.targets.registry import Order
+        from ...export.targets.registry import ExportRequest
         from ...export.targets.tensorrt.build import known_sms
         from ...export.targets.tensorrt.target import TARGETS
     except ImportError as error:
@@ -59,7 +59,7 @@ def _build(ground: Ground, name: LibraryName, folder: Path) -> str:
         raise Skip(f"{library.title} does not build for {sm_name(sm)}")
     if folder.exists():  # engines of an older library, or for another GPU
         shutil.rmtree(folder)
-    order = Order(
+    order = ExportRequest(
         ground.bundle.folder,
         folder,
         target=sm_name(sm) if library.compiles_for_others else None,

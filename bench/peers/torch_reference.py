@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +24,7 @@ from ...export.run.checkpoint import Checkpoint
 from ...export.run.recipe import find_run, read_recipe
 from ...runtime.errors import ExportError
 from ...runtime.sampling import AudioSampling, TextSampling
-from ...runtime.vocabulary import EOS, EOT, MODALITIES, PAD, ROLES, SPECIALS, STREAMS, Vocabulary
-
-Modality = Literal["audio", "text"]
+from ...runtime.vocabulary import EOS, EOT, MODALITIES, PAD, ROLES, SPECIALS, STREAMS, Modality, Vocabulary
 
 
 class TorchReference:

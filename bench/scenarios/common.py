@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.engines.protocol import Sequence as EngineSequence
+from ...runtime.engines.protocol import EngineSequence
 from ...runtime.errors import InputError
 from ...runtime.sampling import AudioSampling, TextSampling
-from ...runtime.vocabulary import Vocabulary
+from ...runtime.vocabulary import Modality, Vocabulary
 from ..harness.blocks import Block, Samples
 from ..harness.protocol import Derived
 from ..report.statistics import Summary
-
-Modality = Literal["audio", "text"]
 
 #: Frames before each block that do not count: what was measured in between, a reading of the bandwidth included, has
 #: taken the caches and the cores. One frame touches all that the next one reads (weights, rows held, scratch), so that

@@ -12,13 +12,14 @@ from ...runtime.bundle.bundle import Bundle
 from ...runtime.engines.protocol import Engine
 from ...runtime.errors import InputError
 from ...runtime.sampling import AudioSampling, TextSampling
+from ...runtime.vocabulary import Modality
 from ..harness.blocks import Samples
 from ..harness.protocol import Case, Derived
 from ..harness.subjects import AnySubject, PeerSubject
 from ..meters.traffic import StepBytes, body_role, step_bytes, weight_bytes
 from ..report.schema import Setting
 from ..report.statistics import Summary
-from .common import WARM_UP, Modality, check_rows, fill, sampling_of
+from .common import WARM_UP, check_rows, fill, sampling_of
 from .published import TorchDecode
 
 #: Frames of the warm-up that tell how long one takes.

@@ -9,7 +9,7 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from ...runtime.audio.features import Hearing
+from ...runtime.audio.features import LogMelFrontend
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.feature_spec import FeatureSpec
 from ...runtime.errors import InputError
@@ -63,8 +63,8 @@ class Encode:
         return TimedSound(block_of, seconds)
 
 
-def _hearing(bundle: Bundle) -> Hearing:
-    return Hearing(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
+def _hearing(bundle: Bundle) -> LogMelFrontend:
+    return LogMelFrontend(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
 
 
 def _noise(bundle: Bundle, seconds: float, seed: int) -> Sound:

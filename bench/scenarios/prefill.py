@@ -9,12 +9,13 @@ from typing import ClassVar, cast
 
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.errors import InputError
+from ...runtime.vocabulary import Modality
 from ..harness.blocks import Samples
 from ..harness.protocol import Case, Derived
 from ..harness.subjects import AnySubject, BundleSubject, PeerSubject
 from ..report.schema import Setting
 from ..report.statistics import Summary
-from .common import Modality, check_rows, fill, random_prompt, sampling_of
+from .common import check_rows, fill, random_prompt, sampling_of
 from .published import TorchPrefill
 
 #: Rows beside those of the prompt: the modality row that begins a segment, and the first one drawn.

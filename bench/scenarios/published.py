@@ -6,11 +6,11 @@ import time
 from typing import TYPE_CHECKING
 
 from ...runtime.sampling import AudioSampling, TextSampling
-from ...runtime.vocabulary import EOS, EOT
+from ...runtime.vocabulary import EOS, EOT, Modality
 from ..harness.blocks import Samples
 from ..harness.protocol import Derived
 from ..report.statistics import Summary
-from .common import WARM_UP, Modality, random_prompt
+from .common import WARM_UP, random_prompt
 
 if TYPE_CHECKING:
     from ..peers.torch_reference import TorchReference

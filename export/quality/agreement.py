@@ -17,15 +17,13 @@ import numpy as np
 
 from ...runtime.bundle.bundle import TOKENIZER, Bundle
 from ...runtime.bundle.feature_spec import FeatureSpec
-from ...runtime.conversation.loop import Modality
 from ...runtime.conversation.prompt import Message, check_messages, prompt_parts
-from ...runtime.engines.protocol import Engine
-from ...runtime.engines.protocol import Sequence as EngineSequence
+from ...runtime.engines.protocol import Engine, EngineSequence
 from ...runtime.files.safetensors_reader import widen
 from ...runtime.sampling import AudioSampling, TextSampling
 from ...runtime.sound.sound import Sound
 from ...runtime.text.tokenizer import TextCodec
-from ...runtime.vocabulary import MODALITIES, ROLES, STREAMS, Vocabulary
+from ...runtime.vocabulary import MODALITIES, ROLES, STREAMS, Modality, Vocabulary
 from ..run.qwen2 import BackboneShape
 
 #: Prompts of the held rows; calibration never sees them.

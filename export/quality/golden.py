@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from ...runtime.audio.features import Hearing
+from ...runtime.audio.features import LogMelFrontend
 from ...runtime.bundle.bundle import GOLDEN
 from ...runtime.bundle.feature_spec import FeatureSpec
 from ...runtime.bundle.manifest import Manifest
@@ -116,7 +116,7 @@ def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndar
     latents = table[np.arange(STREAMS), inputs["codes"]].sum(axis=1, dtype=np.float32) + bias
     outputs["pcm"] = run("codec", {"latents": np.ascontiguousarray(latents.T[None])})[0]
     spec = FeatureSpec.from_json(manifest.features)
-    heard = Hearing(spec, weights["encoder.mel_filters"]).prepare(Sound(inputs["sound"], spec.sample_rate))
+    heard = LogMelFrontend(spec, weights["encoder.mel_filters"]).prepare(Sound(inputs["sound"], spec.sample_rate))
     outputs["features"] = run("encoder", heard.inputs)[: heard.rows]
     for name, values in outputs.items():
         if not np.isfinite(values).all():

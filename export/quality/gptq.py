@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ...runtime import _native
-from ...runtime.audio.features import Hearing
+from ...runtime.audio.features import LogMelFrontend
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.feature_spec import FeatureSpec
 from ...runtime.conversation.prompt import Message
@@ -60,7 +60,7 @@ def _context(bundle: Bundle) -> int:
 
 
 def _ears(bundle: Bundle, parts: OnnxRuntimeParts) -> Callable[[Sound], np.ndarray]:
-    hearing = Hearing(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
+    hearing = LogMelFrontend(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
 
     def hear(sound: Sound) -> np.ndarray:
         prepared = hearing.prepare(sound)

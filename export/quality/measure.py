@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.audio.features import Hearing
+from ...runtime.audio.features import LogMelFrontend
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.feature_spec import FeatureSpec
 from ...runtime.engines.onnxruntime.cpu import OnnxRuntimeEngine
@@ -45,7 +45,7 @@ def measure_quality(
         codes = held_codes(held, vocabulary)
         pcm = engine.decode_latents(engine.codes_to_latents(codes))
         spec = FeatureSpec.from_json(bundle.manifest.features)
-        heard = Hearing(spec, bundle.table("encoder.mel_filters")).prepare(probe_sound(spec))
+        heard = LogMelFrontend(spec, bundle.table("encoder.mel_filters")).prepare(probe_sound(spec))
         features = engine.encode(heard.inputs)[: heard.rows]
     finally:
         engine.close()

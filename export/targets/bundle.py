@@ -8,16 +8,16 @@ from typing import Any
 from ...runtime.shown import in_bytes
 from ...runtime.terminal.tables import table
 from ..bundle import export_run
-from .registry import Made, Order, Progress, refuse_others
+from .registry import ExportRequest, ExportResult, Progress, refuse_others
 
 
-def target(order: Order, progress: Progress) -> Made:
+def target(order: ExportRequest, progress: Progress) -> ExportResult:
     """Export a bundle for ONNX Runtime; raises as :func:`export_run`."""
     refuse_others(order, "onnxruntime")
     return export_bundle(order, progress)
 
 
-def export_bundle(order: Order, progress: Progress) -> Made:
+def export_bundle(order: ExportRequest, progress: Progress) -> ExportResult:
     """Export the bundle that every engine of ours opens; raises as :func:`export_run`."""
     made = export_run(
         order.run,
@@ -56,4 +56,4 @@ def export_bundle(order: Order, progress: Progress) -> Made:
     title = "agreement with fp32" + (", BELOW ITS GATES, accepted as it is" if made.missed else "")
     lines.append(table(title, gates))
     summary = f"{made.bundle}: exported, {in_bytes(size).strip()} in {seconds:.1f} s; next: {following}"
-    return Made(result, (*lines, summary))
+    return ExportResult(result, (*lines, summary))

@@ -1,7 +1,7 @@
 """What `ualm export --engine` can make of a training run: a name for each, and the function that makes it.
 
-A target takes an :class:`Order` and gives what it :class:`Made`. Its module is imported when it is asked for, because
-each may need libraries of its own.
+A target takes an :class:`ExportRequest` and gives an :class:`ExportResult`. Its module is imported when asked for,
+because each may need libraries of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Order:
+class ExportRequest:
     """What was asked for. A field that holds its default was not given."""
 
     run: Path | None
@@ -41,14 +41,14 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Made:
+class ExportResult:
     """What there is to tell: an object for ``--json``, and lines for people."""
 
     result: Mapping[str, Any]
     lines: tuple[str, ...]
 
 
-Target = Callable[[Order, Progress], Made]
+Target = Callable[[ExportRequest, Progress], ExportResult]
 
 #: Name of ``--engine`` -> module in this room, and its function that is a :data:`Target`.
 TARGETS: dict[str, tuple[str, str]] = {
@@ -97,7 +97,7 @@ def find_target(engine: str) -> Target:
     return target
 
 
-def refuse_others(order: Order, engine: str) -> None:
+def refuse_others(order: ExportRequest, engine: str) -> None:
     """:class:`InputError` for an option that was given and that a target neither takes nor may ignore."""
     if engine == "tensorrt" and order.target is not None:
         raise InputError(
@@ -109,7 +109,7 @@ def refuse_others(order: Order, engine: str) -> None:
             raise InputError(f"{_spelt(field.name)}: does not apply to --engine {engine}; leave it out")
 
 
-def refuse_built(order: Order) -> None:
+def refuse_built(order: ExportRequest) -> None:
     """:class:`InputError` for an option of an export, where what is to be compiled is a bundle already."""
     for name in ("config", "weights", "step", *BUNDLE_OPTIONS):
         value = getattr(order, name)

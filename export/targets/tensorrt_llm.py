@@ -27,7 +27,7 @@ from ..parts.heads import EMBEDDING, HEAD
 from ..run.config import Fields, read_json
 from .huggingface.target import FACTS, made, vocabulary_facts
 from .huggingface.tokenizer import write_hf_tokenizer
-from .registry import Made, Order, Progress, refuse_others
+from .registry import ExportRequest, ExportResult, Progress, refuse_others
 from .text_side import TextSide, read_text_side
 
 WEIGHTS = "rank0.safetensors"
@@ -36,7 +36,7 @@ TOKENIZER = "tokenizer"
 UNVERIFIED = "unverified: no TensorRT-LLM has read this; names and shapes were checked by rules of our own"
 
 
-def target(order: Order, progress: Progress) -> Made:
+def target(order: ExportRequest, progress: Progress) -> ExportResult:
     """Write the folder ``order.output``, whole or not at all. ``order.precision``: fp32, bf16 or fp16, what the
     checkpoint has by default. Raises :class:`ExportError`, naming the field or tensor."""
     began = time.perf_counter()

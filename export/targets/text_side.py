@@ -21,7 +21,7 @@ from ..parts.heads import EMBEDDING, HEAD, HeadsPlan
 from ..run.checkpoint import Checkpoint
 from ..run.qwen2 import BackboneShape
 from ..run.recipe import Recipe, RunFiles, find_run, read_recipe
-from .registry import Order
+from .registry import ExportRequest
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TextSide:
         return [range(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
 
 
-def read_text_side(order: Order) -> TextSide:
+def read_text_side(order: ExportRequest) -> TextSide:
     """Find and check the run of an order; raises :class:`ExportError` as an export to a bundle does."""
     check_text_precision(order.precision)
     files = find_run(order.run, config=order.config, weights=order.weights, step=order.step)

@@ -13,7 +13,7 @@ import numpy as np
 from ..engines.protocol import Engine
 from ..errors import EngineError
 from ..sound.sound import Sound
-from .features import Hearing
+from .features import LogMelFrontend
 
 #: Bytes of features kept: five minutes of sound at the 1.5B shape are 46 MB.
 CACHE_BYTES = 256 << 20
@@ -23,7 +23,7 @@ CACHE_BYTES = 256 << 20
 _POLL = 0.05
 
 
-class _Hearing:
+class _Job:
     """One sound being heard: whoever claims it first computes it, everybody waits for the same future."""
 
     def __init__(self, key: bytes, sound: Sound) -> None:
@@ -35,12 +35,12 @@ class _Hearing:
         return self._claimed.acquire(blocking=False)
 
 
-class Listener:
+class FeatureCache:
     """Hears sounds for one model: from any thread, each content once."""
 
-    def __init__(self, hearing: Hearing, engine: Engine, capacity: int = CACHE_BYTES) -> None:
+    def __init__(self, hearing: LogMelFrontend, engine: Engine, capacity: int = CACHE_BYTES) -> None:
         self._hearing, self._engine, self._capacity = hearing, engine, capacity
-        self._known: OrderedDict[bytes, _Hearing] = OrderedDict()
+        self._known: OrderedDict[bytes, _Job] = OrderedDict()
         self._lock = threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
         self._closed = False
@@ -95,15 +95,15 @@ class Listener:
         if worker is not None:
             worker.shutdown()
 
-    def _entry(self, key: bytes, sound: Sound) -> _Hearing:
+    def _entry(self, key: bytes, sound: Sound) -> _Job:
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
             else:
-                self._known[key] = _Hearing(key, sound)
+                self._known[key] = _Job(key, sound)
             return self._known[key]
 
-    def _compute(self, heard: _Hearing) -> None:
+    def _compute(self, heard: _Job) -> None:
         """Hear the sound, unless another thread does or did."""
         if not heard.claim():
             return

@@ -75,7 +75,7 @@ def log_mel(samples: np.ndarray, spec: FeatureSpec, filters: np.ndarray) -> np.n
     return mel
 
 
-class Hearing:
+class LogMelFrontend:
     """Turns sounds into the inputs of one bundle's encoder.
 
     ``filters``: float32 ``[n_fft // 2 + 1, n_mels]``, the tensor ``encoder.mel_filters`` of the bundle.

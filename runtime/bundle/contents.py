@@ -142,7 +142,7 @@ class _Contents:
             self._refuse(f"model.head_dim = {model.head_dim} is odd; halves of a head are turned against each other")
         if model.max_positions > MOST_POSITIONS:
             self._refuse(f"model.max_positions = {model.max_positions} is more than {MOST_POSITIONS}")
-        text, audio = vocabulary.text_size, STREAMS * (vocabulary.codebook_size + 1)
+        text, audio = vocabulary.text_size, vocabulary.audio_size
         bases = (vocabulary.text_base, vocabulary.audio_base)
         if bases not in ((SPECIALS, SPECIALS + text), (SPECIALS + audio, SPECIALS)):
             self._refuse(
@@ -265,7 +265,7 @@ class _Contents:
         columns = {
             "head.modality": len(CHOOSABLE),
             "head.text": 2 + vocabulary.text_size,
-            "head.audio": 2 + STREAMS * (vocabulary.codebook_size + 1),
+            "head.audio": vocabulary.head_columns("audio"),
         }
         for role, graph in graphs.items():
             compute = self._manifest.parts[role].get("compute", "float32")
@@ -404,7 +404,7 @@ class _Contents:
             "codes": ("I16", (lengths["codes"], STREAMS)),
             "sound": ("F32", (lengths["sound"],)),
             "logits.modality": ("F32", (1, len(CHOOSABLE))),
-            "logits.audio": ("F32", (2, 2 + STREAMS * (vocabulary.codebook_size + 1))),
+            "logits.audio": ("F32", (2, vocabulary.head_columns("audio"))),
             "logits.text": ("F32", (2, 2 + vocabulary.text_size)),
             "pcm": ("F32", (lengths["codes"] * codec.hop_length,)),
             "features": ("F32", (heard, hidden)),

@@ -168,9 +168,9 @@ def export(
     check_native()
     try:
         from ualm.export.arguments import check_order
-        from ualm.export.targets.registry import Order, find_target
+        from ualm.export.targets.registry import ExportRequest, find_target
 
-        order = Order(
+        order = ExportRequest(
             run=run,
             output=output,
             config=config,

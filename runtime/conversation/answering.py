@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..audio.pacing import PROFILES, ChunkProfile
-from ..engines.protocol import Sequence as EngineSequence
+from ..engines.protocol import EngineSequence
 from ..sampling import AudioSampling, Mode, TextSampling
-from .loop import ROWS_A_CALL, Began, Ended, Finish, Modality, answer
+from ..vocabulary import Modality
+from .loop import ROWS_A_CALL, Began, Ended, Finish, answer
 from .resources import Resources
 from .segment import Segment, SegmentBuilder
 

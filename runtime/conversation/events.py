@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from .loop import Modality
+from ..vocabulary import Modality
 from .segment import Segment
 
 

@@ -12,13 +12,11 @@ from typing import Literal, cast
 
 import numpy as np
 
-from ..engines.protocol import Frames
-from ..engines.protocol import Sequence as EngineSequence
+from ..engines.protocol import EngineSequence, Frames
 from ..errors import ModalityError
 from ..sampling import AudioSampling, Mode, TextSampling
-from ..vocabulary import CHOOSABLE, EOS, ROLES, Vocabulary
+from ..vocabulary import CHOOSABLE, EOS, ROLES, Modality, Vocabulary
 
-Modality = Literal["audio", "text"]
 Finish = Literal["eos", "eot", "max_steps"]
 #: Called after every few rows with the segment's modality and the rows drawn so far.
 OnRows = Callable[[Modality, int], None]

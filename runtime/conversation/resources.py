@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..audio.feature_cache import Listener
-from ..audio.features import Hearing
+from ..audio.feature_cache import FeatureCache
+from ..audio.features import LogMelFrontend
 from ..audio.pacing import ChunkProfile, Pace
 from ..audio.post_codec import open_post_codec
 from ..bundle.bundle import TOKENIZER, Bundle
@@ -19,8 +19,7 @@ from ..errors import InputError
 from ..sampling import AudioSampling, TextSampling, check_kind
 from ..sound.sound import Sound
 from ..text.tokenizer import TextCodec
-from ..vocabulary import Vocabulary
-from .loop import Modality
+from ..vocabulary import Modality, Vocabulary
 from .options import changed
 from .prompt import CheckedMessage, Message, check_messages, prompt_parts, read_sources
 from .segment import SegmentBuilder
@@ -43,7 +42,7 @@ class Resources:
     engine: Engine
     max_context: int
     tokenizer: TextCodec
-    features: Listener
+    features: FeatureCache
     pace: Pace
     audio: AudioSampling
     text: TextSampling
@@ -53,11 +52,11 @@ class Resources:
         """:class:`BundleError` where the tokenizer, or the stage behind the codec, cannot be used."""
         manifest = bundle.manifest
         tokenizer = TextCodec(bundle.path(TOKENIZER), manifest.vocabulary.text_size)
-        hearing = Hearing(FeatureSpec.from_json(manifest.features), bundle.table("encoder.mel_filters"))
+        hearing = LogMelFrontend(FeatureSpec.from_json(manifest.features), bundle.table("encoder.mel_filters"))
         audio = AudioSampling.from_mapping(manifest.sampling["audio"])
         text = TextSampling.from_mapping(manifest.sampling["text"])
         open_post_codec(bundle)  # one that this version does not know is refused now, not at the first sound
-        return cls(bundle, engine, max_context, tokenizer, Listener(hearing, engine), Pace(), audio, text)
+        return cls(bundle, engine, max_context, tokenizer, FeatureCache(hearing, engine), Pace(), audio, text)
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -15,8 +15,8 @@ from ..shown import shortened
 from ..sound.sound import Sound
 from ..text.stream import TextStream
 from ..text.tokenizer import TextCodec
-from ..vocabulary import STREAMS
-from .loop import Finish, Modality
+from ..vocabulary import STREAMS, Modality
+from .loop import Finish
 
 
 @dataclass(frozen=True, eq=False)

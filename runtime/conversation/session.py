@@ -25,7 +25,7 @@ from ..files.saved_arrays import SavedArrays
 from ..files.writing import replacing_file
 from ..sampling import AudioSampling, TextSampling
 from ..sound.limits import DECODED_BYTES
-from .loop import Modality
+from ..vocabulary import Modality
 from .prompt import Content, Message
 from .resources import Resources
 from .segment import Segment

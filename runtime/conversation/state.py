@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..engines.protocol import Sequence as EngineSequence
+from ..engines.protocol import EngineSequence
 from ..errors import InputError, SessionError
 from .resources import Resources
 from .transcript import Said

@@ -15,10 +15,10 @@ from typing import Any
 from ..audio.pacing import ChunkProfile
 from ..errors import UalmError
 from ..sampling import AudioSampling, TextSampling, check_options
+from ..vocabulary import Modality
 from .answering import AnswerOptions
 from .closing import Closing
 from .events import Event, SegmentEnded, TurnEnded
-from .loop import Modality
 from .prompt import CheckedMessage, Content, Message
 from .resources import check_modality
 from .segment import Segment

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..audio.features import Hearing
+from ..audio.features import LogMelFrontend
 from ..bundle.bundle import GOLDEN, Bundle
 from ..bundle.contents import GOLDEN_CONTEXT as GOLDEN_CONTEXT
 from ..bundle.contents import GOLDEN_TENSORS
@@ -128,7 +128,9 @@ def check_golden(bundle: Bundle, engine: Engine) -> list[Check]:
 
     def features() -> np.ndarray:
         spec = FeatureSpec.from_json(bundle.manifest.features)
-        heard = Hearing(spec, bundle.table("encoder.mel_filters")).prepare(Sound(golden["sound"], spec.sample_rate))
+        heard = LogMelFrontend(spec, bundle.table("encoder.mel_filters")).prepare(
+            Sound(golden["sound"], spec.sample_rate)
+        )
         return engine.encode(heard.inputs)[: heard.rows]
 
     compare("logits.modality", partial(logits, "modality"))

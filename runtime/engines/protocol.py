@@ -6,14 +6,14 @@ cross this border in the loop: an engine may keep a whole frame (body, head, sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Parts
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 
 from ..sampling import AudioSampling, Mode, TextSampling
+from ..vocabulary import Modality
 from .arithmetic import Arithmetic, Part
 
 
@@ -31,7 +31,7 @@ class Frames:
     end: Literal["stop", "limit"] | None
 
 
-class Sequence(Protocol):
+class EngineSequence(Protocol):
     """One conversation on an engine."""
 
     @property
@@ -44,7 +44,7 @@ class Sequence(Protocol):
         """Seconds spent inside the inference library's calls since the sequence was opened; the rest is our own."""
         ...
 
-    def prefill(self, parts: Parts[np.ndarray]) -> None:
+    def prefill(self, parts: Sequence[np.ndarray]) -> None:
         """Append rows (int32 [n, 8]) and feature rows (float32 [n, H]); :class:`ContextError` if they do not fit."""
         ...
 
@@ -53,7 +53,7 @@ class Sequence(Protocol):
         ...
 
     def begin_segment(
-        self, modality: Literal["audio", "text"], sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
+        self, modality: Modality, sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
     ) -> None:
         """Start a segment with its modality row; with guidance, build the null branch for the rows held so far.
 
@@ -69,7 +69,7 @@ class Sequence(Protocol):
         """Forget the rows behind the first ``length``; a segment under way is dropped."""
         ...
 
-    def fork(self) -> Sequence:
+    def fork(self) -> EngineSequence:
         """A second sequence that holds the same rows; from then on each goes its own way."""
         ...
 
@@ -119,7 +119,7 @@ class Engine(Protocol):
         """Cache memory that one row of a conversation takes, null branch included."""
         ...
 
-    def open_sequence(self) -> Sequence:
+    def open_sequence(self) -> EngineSequence:
         """An empty sequence of at most ``max_context`` rows."""
         ...
 

@@ -25,7 +25,7 @@ def check_room(held: int, new: int, limit: int) -> None:
 
 
 class SequenceBase(ABC):
-    """The half of :class:`protocol.Sequence` that is the same on every device.
+    """The half of :class:`protocol.EngineSequence` that is the same on every device.
 
     Branch 0 is conditional, branch 1 the null branch.
     """

@@ -27,7 +27,6 @@ from typing import Literal, get_args
 from ..bundle.templates import ReflectTemplate, filled
 from ..conversation.closing import Closing
 from ..conversation.events import SegmentEnded, SegmentStarted, SoundChunk, TextDelta
-from ..conversation.loop import Modality
 from ..conversation.prompt import Content
 from ..conversation.session import Session
 from ..conversation.turn import Turn, open_turn
@@ -35,6 +34,7 @@ from ..errors import InputError, SessionError, UalmError
 from ..files.reading import shown
 from ..sampling import AudioSampling, TextSampling
 from ..sound.sound import Sound
+from ..vocabulary import Modality
 from .async_events import AsyncReasoningEvents
 from .results import (
     ReasonedTurn,

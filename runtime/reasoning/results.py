@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..conversation.events import SoundChunk
-from ..conversation.loop import Modality
 from ..conversation.segment import Segment
 from ..finish import FinishReason
 from ..sampling import AudioSampling, TextSampling
 from ..shown import shortened
 from ..sound.sound import Sound
+from ..vocabulary import Modality
 
 ReasonMode = Literal["enrich", "dialogue", "reflect"]
 #: "caption": the text that a sound is planned with. "answer": a text of a dialogue. "sound": a sound of the first turn,

@@ -12,7 +12,7 @@ import pytest
 
 from support.runs import Run
 from ualm.export.arguments import check_order
-from ualm.export.targets.registry import TAKES, TARGETS, Order
+from ualm.export.targets.registry import TAKES, TARGETS, ExportRequest
 from ualm.runtime.errors import OutputError, UalmError
 
 #: Runs commands in one process, and tells of each its error, and whether torch was loaded for it.
@@ -95,7 +95,7 @@ def test_a_slip_is_told_without_loading_torch(places: Callable[[str], str]) -> N
 
 
 def test_what_is_right_is_not_refused(tiny_run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
-    order = Order(tiny_run.folder, tmp_path / "new" / "bundle")
+    order = ExportRequest(tiny_run.folder, tmp_path / "new" / "bundle")
     for engine in TARGETS:
         check_order(order, engine)
     check_order(dataclasses.replace(order, run=tiny_bundle, output=tiny_bundle), "tensorrt")
@@ -104,7 +104,9 @@ def test_what_is_right_is_not_refused(tiny_run: Run, tiny_bundle: Path, tmp_path
 
 def test_every_target_says_what_it_takes() -> None:
     assert set(TAKES) == set(TARGETS)
-    assert {name for taken in TAKES.values() for name in taken} <= {field.name for field in dataclasses.fields(Order)}
+    assert {name for taken in TAKES.values() for name in taken} <= {
+        field.name for field in dataclasses.fields(ExportRequest)
+    }
 
 
 def test_a_folder_that_may_not_be_written_is_told(
@@ -112,5 +114,5 @@ def test_a_folder_that_may_not_be_written_is_told(
 ) -> None:
     monkeypatch.setattr("ualm.export.arguments.os.access", lambda path, mode: False)
     with pytest.raises(OutputError, match="cannot write here") as refused:
-        check_order(Order(tiny_run.folder, tmp_path / "bundle"), "onnxruntime")
+        check_order(ExportRequest(tiny_run.folder, tmp_path / "bundle"), "onnxruntime")
     assert isinstance(refused.value, UalmError)

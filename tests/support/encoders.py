@@ -11,7 +11,7 @@ import torch
 
 from ualm.export.formats.store import WeightStore
 from ualm.export.parts.encoders.whisper import ADAPTOR_PREFIX, MEL_FILTERS, EncoderPart
-from ualm.runtime.audio.features import Hearing
+from ualm.runtime.audio.features import LogMelFrontend
 from ualm.runtime.errors import ExportError
 from ualm.runtime.sound.sound import Sound
 
@@ -65,7 +65,7 @@ class WrittenEncoder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(folder / "encoder.onnx", options)
-        self.hearing = Hearing(part.features, store[MEL_FILTERS].make())
+        self.hearing = LogMelFrontend(part.features, store[MEL_FILTERS].make())
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """All rows of the graph's output."""

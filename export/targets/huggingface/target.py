@@ -18,9 +18,9 @@ from typing import Any
 from ....runtime.files.writing import replacing_folder
 from ....runtime.sampling import TextSampling
 from ....runtime.shown import in_bytes
-from ....runtime.vocabulary import BOS, EOS, EOT, SPECIALS, STREAMS
+from ....runtime.vocabulary import BOS, EOS, EOT, SPECIALS
 from ...formats.safetensors_writer import Stacked, in_files, write_stacked
-from ..registry import Made, Order, Progress, refuse_others
+from ..registry import ExportRequest, ExportResult, Progress, refuse_others
 from ..text_side import TextSide, read_text_side
 from .encoder import write_listening
 from .tokenizer import PADDING, rebuilt_otherwise, write_hf_tokenizer
@@ -33,7 +33,7 @@ LISTENING = "listening"
 FACTS = "ualm_text.json"
 
 
-def target(order: Order, progress: Progress) -> Made:
+def target(order: ExportRequest, progress: Progress) -> ExportResult:
     """Write the folder ``order.output``, whole or not at all. ``order.precision``: fp32, bf16 or fp16, what the
     checkpoint has by default. Raises :class:`ExportError`, naming the field or tensor."""
     began = time.perf_counter()
@@ -65,14 +65,14 @@ def target(order: Order, progress: Progress) -> Made:
 
 
 def made(
-    order: Order,
+    order: ExportRequest,
     side: TextSide,
     sizes: Mapping[str, int],
     engine: str,
     notes: tuple[str, ...],
     began: float,
     following: str,
-) -> Made:
+) -> ExportResult:
     """The report on a folder for another engine. ``began``: ``time.perf_counter()`` when the work did; ``following``:
     the command to go on with."""
     size, seconds = sum(sizes.values()), time.perf_counter() - began
@@ -94,7 +94,7 @@ def made(
         f"{order.output}: exported for {engine} in {side.dtype}, no sound comes out of it; {in_bytes(size).strip()} in "
         f"{seconds:.1f} s; next: {following}"
     )
-    return Made(result, (*lines, *notes, summary))
+    return ExportResult(result, (*lines, *notes, summary))
 
 
 def model_config(side: TextSide) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def vocabulary_facts(side: TextSide) -> dict[str, Any]:
     return {
         "special": [0, SPECIALS],
         "text": [side.text_ids.start, side.text_ids.stop],
-        "audio": [v.audio_base, v.audio_base + STREAMS * (v.codebook_size + 1)],
+        "audio": [v.audio_base, v.audio_base + v.audio_size],
         "stop": [EOS, EOT],
         "suppress": [[span.start, span.stop] for span in side.suppressed],
         # what the feature extractor is called with, for which preprocessor_config.json has no field

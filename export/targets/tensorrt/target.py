@@ -24,19 +24,19 @@ from ....runtime.engines.tensorrt.library import Library, local_sm
 from ....runtime.errors import EngineError, ExportError, InputError
 from ....runtime.files.writing import replacing_file, replacing_folder, resolved
 from ....runtime.shown import in_bytes
-from ..registry import Made, Order, Progress, Target, refuse_built, refuse_others
+from ..registry import ExportRequest, ExportResult, Progress, Target, refuse_built, refuse_others
 from .build import BuildReport, build, find_library, known_sms
 from .parts import PartPlan, plan_parts
 
 
-def tensorrt_rtx(order: Order, progress: Progress) -> Made:
+def tensorrt_rtx(order: ExportRequest, progress: Progress) -> ExportResult:
     """Engines for the GPUs of ``--target``; needs none here."""
     refuse_others(order, "tensorrt-rtx")
     library = find_library("tensorrt-rtx")
     return _make(order, progress, library, _target_sms(order.target, library))
 
 
-def tensorrt(order: Order, progress: Progress) -> Made:
+def tensorrt(order: ExportRequest, progress: Progress) -> ExportResult:
     """Engines for the GPU of this machine."""
     refuse_others(order, "tensorrt")
     try:
@@ -69,7 +69,7 @@ def _target_sms(target: str | None, library: Library) -> tuple[int, ...]:
     return tuple(sorted(sms))
 
 
-def _make(order: Order, progress: Progress, library: Library, sms: tuple[int, ...]) -> Made:
+def _make(order: ExportRequest, progress: Progress, library: Library, sms: tuple[int, ...]) -> ExportResult:
     _refuse_fp8(order, sms)
     lines: list[str] = []
     with _bundle(order, progress, lines) as bundle:
@@ -101,10 +101,10 @@ def _make(order: Order, progress: Progress, library: Library, sms: tuple[int, ..
         f"{order.output}: engines of {library.title} for {', '.join(map(sm_name, sms))}; built, not run; "
         f"{in_bytes(size).strip()} in {seconds:.1f} s; next, where they are to run: {following}"
     )
-    return Made(result, (*lines, built))
+    return ExportResult(result, (*lines, built))
 
 
-def _refuse_fp8(order: Order, sms: tuple[int, ...]) -> None:
+def _refuse_fp8(order: ExportRequest, sms: tuple[int, ...]) -> None:
     """:class:`InputError` for an fp8 body on GPUs that multiply none, before anything is written."""
     older = ", ".join(sm_name(sm) for sm in sms if sm < FP8_SM)
     if not older:
@@ -124,7 +124,7 @@ def _refuse_fp8(order: Order, sms: tuple[int, ...]) -> None:
 
 
 @contextmanager
-def _bundle(order: Order, progress: Progress, lines: list[str]) -> Iterator[Bundle]:
+def _bundle(order: ExportRequest, progress: Progress, lines: list[str]) -> Iterator[Bundle]:
     """The bundle to add engines to: the one that was given, a copy of it, or one that is exported now."""
     if order.run is None or not (order.run / MANIFEST).is_file():
         with replacing_folder(order.output) as folder:

@@ -48,7 +48,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     # keys and values, of the conditional and the null branch
     row = 2 * 2 * model.layers * model.kv_heads * model.head_dim * np.dtype(np.float32).itemsize
     context = min(DEFAULT_CONTEXT, model.max_positions)
-    audio_size = STREAMS * (vocabulary.codebook_size + 1)
+    audio_size = vocabulary.audio_size
     parts = {
         role: {**part, "size": manifest.files[part["file"]].size if part["file"] in manifest.files else None}
         for role, part in manifest.parts.items()

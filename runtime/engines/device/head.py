@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...bundle.bundle import Bundle
+from ...vocabulary import Modality
 from .device import Buffer, Device, number_code
-from .protocol import Modality
 
 #: Inputs that share a scale in the kernel's int8 format (csrc/cuda/launch.h).
 BLOCK = 32

@@ -10,18 +10,13 @@ import numpy as np
 from ...bundle.bundle import Bundle
 from ...bundle.manifest import ModelIdentity
 from ...errors import EngineError
-from ...vocabulary import STREAMS, Vocabulary
+from ...vocabulary import Modality
 from ..tables import rotary_tables
 from .cache import CacheShape, DeviceCache
 from .device import Device
 from .loop import AHEAD, Outbox
-from .protocol import DeviceBody, Modality
+from .protocol import DeviceBody
 from .sampler import DeviceSampler, SamplerTables, fill_null_prefix
-
-
-def columns_of(vocabulary: Vocabulary, modality: Modality) -> int:
-    """Logits of a head: eos, eot, then what the modality can draw."""
-    return 2 + (vocabulary.text_size if modality == "text" else STREAMS * (vocabulary.codebook_size + 1))
 
 
 class DeviceModel:
@@ -66,7 +61,7 @@ class DeviceModel:
         return DeviceSampler(self.device, self._tables, outbox)
 
     def columns(self, modality: Modality) -> int:
-        return columns_of(self.vocabulary, modality)
+        return self.vocabulary.head_columns(modality)
 
     def checked_ids(self, rows: np.ndarray) -> np.ndarray:
         """``rows`` as int32; ValueError for an id that no table has, which on a device would read strange memory."""

@@ -6,12 +6,11 @@ Every call puts work on the device's compute stream and returns at once; nothing
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
+from ...vocabulary import Modality
 from .cache import DeviceCache
 from .device import Buffer
-
-Modality = Literal["audio", "text"]
 
 
 class DeviceStep(Protocol):

@@ -8,10 +8,11 @@ from typing import Any
 from ...bundle.bundle import Bundle
 from ...files.safetensors_reader import widen
 from ...sampling import AudioSampling, Mode, TextSampling
+from ...vocabulary import Modality
 from .cache import DeviceCache
 from .device import Buffer, Device, number_code
 from .loop import RING, Outbox
-from .protocol import DeviceStep, Modality
+from .protocol import DeviceStep
 
 
 class SamplerTables:

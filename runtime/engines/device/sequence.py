@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Parts
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from ...errors import EngineError
 from ...sampling import AudioSampling, Mode, TextSampling
-from ...vocabulary import CHOOSABLE, MODALITIES, STREAMS
+from ...vocabulary import CHOOSABLE, MODALITIES, STREAMS, Modality
 from ..sequence import SequenceBase, check_room
 from .device import told_errors
 from .loop import Drawn, Flight
@@ -34,7 +33,7 @@ def _told(method: _Method) -> _Method:
 
 
 class DeviceSequence(SequenceBase):
-    """See :class:`base.Sequence`. Branch 0 is conditional, branch 1 the null branch.
+    """See :class:`protocol.EngineSequence`. Branch 0 is conditional, branch 1 the null branch.
 
     What is launched ahead writes cache rows behind those that count; whatever comes next on the stream overwrites them.
     """
@@ -51,7 +50,7 @@ class DeviceSequence(SequenceBase):
         self._flight: Flight | None = None
 
     @_told
-    def prefill(self, parts: Parts[np.ndarray]) -> None:
+    def prefill(self, parts: Sequence[np.ndarray]) -> None:
         rows = sum(map(len, parts))
         check_room(self._length, rows, self._engine.max_context)
         self._running, body = False, self._engine.body
@@ -109,7 +108,7 @@ class DeviceSequence(SequenceBase):
 
     @_told
     def begin_segment(
-        self, modality: Literal["audio", "text"], sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
+        self, modality: Modality, sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
     ) -> None:
         device, work, sampler = self._device, self._work, self._work.sampler
         self._branches = 2 if sampling.guidance > 1 else 1
@@ -173,7 +172,7 @@ class DeviceSequence(SequenceBase):
         return values
 
 
-def _chunks(parts: Parts[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+def _chunks(parts: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
     """Rows of all parts in order, ``size`` at a time, each chunk as the pieces of parts that it is made of."""
     chunk: list[np.ndarray] = []
     room = size

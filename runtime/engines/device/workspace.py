@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...vocabulary import CHOOSABLE, STREAMS
+from ...vocabulary import CHOOSABLE, STREAMS, Modality
 from .loop import Frame, Outbox
 from .model import DeviceModel
-from .protocol import DeviceStep, Modality
+from .protocol import DeviceStep
 
 
 class Workspace:

@@ -13,7 +13,7 @@ NO, YES = np.array([0], np.int64), np.array([1], np.int64)
 
 
 class OnnxRuntimeCodecStream:
-    """See :class:`base.CodecStream`. States are the graph's inputs ``left.*`` and, in the same order, its outputs."""
+    """See :class:`protocol.CodecStream`. States: the graph's inputs ``left.*`` and, in the same order, its outputs."""
 
     def __init__(self, engine: OnnxRuntimeParts) -> None:
         self._engine = engine

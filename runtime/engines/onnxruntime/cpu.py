@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping
-from collections.abc import Sequence as Parts
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from ... import _native
 from ...bundle.bundle import Bundle
 from ...errors import EngineError
 from ...sampling import AudioSampling, Mode, TextSampling
-from ...vocabulary import MODALITIES, STREAMS
+from ...vocabulary import MODALITIES, Modality
 from ..arithmetic import Arithmetic, Part
 from ..sequence import SequenceBase, check_room
 from ..tables import rotary_tables
@@ -131,13 +130,12 @@ class BodyCall:
 class HeadCall:
     """An output head bound to the hidden state of a step."""
 
-    def __init__(self, engine: OnnxRuntimeEngine, modality: str, hidden: np.ndarray, clock: Clock) -> None:
+    def __init__(self, engine: OnnxRuntimeEngine, modality: Modality, hidden: np.ndarray, clock: Clock) -> None:
         role = f"head.{modality}"
-        vocabulary = engine.vocabulary
-        size = vocabulary.text_size if modality == "text" else STREAMS * (vocabulary.codebook_size + 1)
+        columns = engine.vocabulary.head_columns(modality)
         self.run = Binding(engine.session(role), role, clock)
         self.run.input("hidden", hidden)
-        self.logits = self.run.output("logits", np.zeros((len(hidden), 2 + size), np.float32))
+        self.logits = self.run.output("logits", np.zeros((len(hidden), columns), np.float32))
 
 
 class OnnxRuntimeSequence(SequenceBase):
@@ -170,7 +168,7 @@ class OnnxRuntimeSequence(SequenceBase):
         self._heads: dict[tuple[str, int], HeadCall] = {}
         self._head: HeadCall | None = None
 
-    def prefill(self, parts: Parts[np.ndarray]) -> None:
+    def prefill(self, parts: Sequence[np.ndarray]) -> None:
         embeddings = np.concatenate([self._embed(part) for part in parts])
         check_room(self._length, len(embeddings), self._engine.max_context)
         for first in range(0, len(embeddings), PREFILL_ROWS):
@@ -211,7 +209,7 @@ class OnnxRuntimeSequence(SequenceBase):
             return self._engine.run("head.modality", {"hidden": self._hidden})[0]
 
     def begin_segment(
-        self, modality: Literal["audio", "text"], sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
+        self, modality: Modality, sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
     ) -> None:
         options: dict[str, Any] = {
             "temperature": float(sampling.temperature),

@@ -7,17 +7,17 @@ from typing import Any
 
 from ...bundle.bundle import Bundle
 from ...errors import EngineError
+from ...vocabulary import Modality
 from ..arithmetic import Arithmetic, Part, arithmetic_of
 from ..build_commands import EXPORT_INT8, FP8_SM, RTX_SMS, build_command
 from ..device.cache import CacheShape
 from ..device.device import Device, Number, told_errors
 from ..device.facts import GpuFacts, cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
 from ..device.head import FusedHead, fused_head
-from ..device.model import DeviceModel, columns_of
+from ..device.model import DeviceModel
 from ..device.pool import WorkspacePool
-from ..device.protocol import Modality
 from ..device.sequence import DeviceSequence
-from ..protocol import Sequence as EngineSequence
+from ..protocol import EngineSequence
 from .codec import ROLE as CODEC_STREAM
 from .cpu import PREFILL_ROWS
 from .cuda_body import OnnxRuntimeBody, PositionTables
@@ -56,7 +56,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
         shape = cache_shape(bundle, max_context)
         self.device_model = DeviceModel(device, bundle, shape)
         self.pool = WorkspacePool(self.device_model)
-        columns = {modality: columns_of(self.vocabulary, modality) for modality in _HEADS}
+        columns = {modality: self.vocabulary.head_columns(modality) for modality in _HEADS}
         with self.device_model.explained_memory():
             heads = self._fused_heads(columns) if fused_heads else {}
             self._fused_heads_held = heads

@@ -18,11 +18,11 @@ import numpy as np
 
 from ...errors import EngineError
 from ...files.reading import first_line
-from ...vocabulary import CHOOSABLE
+from ...vocabulary import CHOOSABLE, Modality
 from ..device.cache import CacheShape, DeviceCache
 from ..device.device import Buffer, Device, Grown, Number
 from ..device.head import FusedHead
-from ..device.protocol import DeviceStep, Modality
+from ..device.protocol import DeviceStep
 from .cpu import PREFILL_ROWS
 
 #: ONNX's number for bfloat16, which numpy lacks (onnx.TensorProto.BFLOAT16).

@@ -20,7 +20,7 @@ from .codec import NO, ROLE, YES
 
 
 class DeviceCodecStream:
-    """See :class:`base.CodecStream`. States are the graph's inputs ``left.*`` and, in the same order, its outputs."""
+    """See :class:`protocol.CodecStream`. States: the graph's inputs ``left.*`` and, in the same order, its outputs."""
 
     def __init__(self, session: Any, device: Device) -> None:
         """``session``: of the part :data:`ROLE`, on ``device``."""

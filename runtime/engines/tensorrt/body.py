@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import EngineError
+from ...vocabulary import Modality
 from ..device.cache import CacheShape, DeviceCache
 from ..device.device import Buffer, Device
-from ..device.protocol import DeviceStep, Modality
+from ..device.protocol import DeviceStep
 from . import names as names
 from .context import Call, CompiledPart, Scratch
 from .rows import RowWriter, open_writer

@@ -132,7 +132,7 @@ def _limits(part: CompiledPart) -> tuple[int, int]:
 
 
 class TensorRtCodecStream:
-    """See :class:`base.CodecStream`. The state of a sound stays on the device, in two sets that take turns."""
+    """See :class:`protocol.CodecStream`. The state of a sound stays on the device, in two sets that take turns."""
 
     def __init__(self, side: Side, part: CompiledPart, *, hop_length: int, first_frames: int) -> None:
         self._side, self._first_frames = side, first_frames

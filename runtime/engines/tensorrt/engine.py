@@ -14,17 +14,16 @@ from ...bundle.bundle import WEIGHTS, Bundle
 from ...bundle.compiled import EngineFile
 from ...errors import EngineError
 from ...files.safetensors_reader import widen
+from ...vocabulary import Modality
 from ..arithmetic import Arithmetic, Part, arithmetic_of
 from ..build_commands import LibraryName, build_command, sm_name
 from ..device.cache import CacheShape
 from ..device.device import Device, told_errors
 from ..device.facts import CudaFacts, GpuFacts, cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
-from ..device.model import DeviceModel, columns_of
+from ..device.model import DeviceModel
 from ..device.pool import WorkspacePool
-from ..device.protocol import Modality
 from ..device.sequence import DeviceSequence
-from ..protocol import CodecStream
-from ..protocol import Sequence as EngineSequence
+from ..protocol import CodecStream, EngineSequence
 from .body import BodyParts, TensorRtBody
 from .context import CompiledPart, CompiledParts
 from .encoder_codec import Side, TensorRtCodecStream, TensorRtEncoder
@@ -118,7 +117,7 @@ def open_engine(name: LibraryName, bundle: Bundle, *, max_context: int) -> Tenso
 
 
 class TensorRtEngine:
-    """See :class:`base.Engine`. Sequences of one engine may run on several threads at once."""
+    """See :class:`protocol.Engine`. Sequences of one engine may run on several threads at once."""
 
     def __init__(self, bundle: Bundle, device: Device, library: Library, *, sm: int, max_context: int) -> None:
         self.name: str = library.name
@@ -147,7 +146,7 @@ class TensorRtEngine:
                 shape,
                 (self.device_model.cos, self.device_model.sin),
                 hidden_size=model.hidden_size,
-                columns={modality: columns_of(vocabulary, modality) for modality in _HEADS},
+                columns={modality: vocabulary.head_columns(modality) for modality in _HEADS},
             )
         self._side = Side(device)
         self._side_lock = threading.Lock()

@@ -271,11 +271,11 @@ def with_library(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise EngineError("TensorRT cannot be imported")
         return Library("tensorrt-rtx", SimpleNamespace(__version__="1.7"))
 
-    def make(order: targets.Order, progress: object) -> targets.Made:
+    def make(order: targets.ExportRequest, progress: object) -> targets.ExportResult:
         assert order.run is not None and not order.output.exists()
         shutil.copytree(order.run, order.output)
         asked.append(f"build {order.target} {order.max_context}")
-        return targets.Made({"parts": {"backbone": {"seconds": 2.0, "bytes": 3 << 20}}}, ())
+        return targets.ExportResult({"parts": {"backbone": {"seconds": 2.0, "bytes": 3 << 20}}}, ())
 
     monkeypatch.setattr(engines, "load_library", load)
     monkeypatch.setattr(engines, "local_sm", lambda: 89)

@@ -25,7 +25,7 @@ from ualm.export.formats import safetensors_writer as stacked
 from ualm.export.formats.safetensors_writer import Stacked, write_stacked
 from ualm.export.targets.huggingface.target import target, write_weights
 from ualm.export.targets.huggingface.tokenizer import rebuilt_otherwise
-from ualm.export.targets.registry import Made, Order
+from ualm.export.targets.registry import ExportRequest, ExportResult
 from ualm.export.targets.text_side import read_text_side
 from ualm.runtime import ExportError, InputError, Model, OutputError, Sound, TextSampling
 from ualm.runtime.conversation.prompt import check_messages, prompt_parts
@@ -46,8 +46,8 @@ CONVERSATIONS: list[list[tuple[str, str]]] = [
 ]
 
 
-def export(run: Path, output: Path, **options: Any) -> Made:
-    return target(Order(run=run, output=output, **options), lambda stage, done, total: None)
+def export(run: Path, output: Path, **options: Any) -> ExportResult:
+    return target(ExportRequest(run=run, output=output, **options), lambda stage, done, total: None)
 
 
 @dataclass
@@ -234,7 +234,7 @@ def test_many_files_of_weights_are_one_model(tiny_run: Run, tmp_path: Path) -> N
     export(tiny_run.folder, tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "many")
     (tmp_path / "many" / "model.safetensors").unlink()
-    side = read_text_side(Order(run=tiny_run.folder, output=tmp_path / "many"))
+    side = read_text_side(ExportRequest(run=tiny_run.folder, output=tmp_path / "many"))
     seen: list[tuple[int, int]] = []
     write_weights(side, tmp_path / "many", lambda stage, done, total: seen.append((done, total)), shard=20_000)
     files = sorted(file.name for file in (tmp_path / "many").glob("model-*.safetensors"))
@@ -336,7 +336,7 @@ def test_numbers_that_float16_cannot_hold_are_refused_and_nothing_is_left(tiny_r
 
 
 def test_what_does_not_apply_is_refused(tiny_run: Run, tmp_path: Path) -> None:
-    order = Order(run=tiny_run.folder, output=tmp_path / "hf")
+    order = ExportRequest(run=tiny_run.folder, output=tmp_path / "hf")
     for options, said in (
         ({"encoder_precision": "int8"}, "--encoder-precision"),
         ({"calibrate": tmp_path}, "--calibrate"),

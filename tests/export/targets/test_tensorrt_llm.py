@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from support.runs import Run, make_run
 from ualm.export.targets.huggingface.target import target as huggingface
-from ualm.export.targets.registry import Order
+from ualm.export.targets.registry import ExportRequest
 from ualm.export.targets.tensorrt_llm import UNVERIFIED, WEIGHTS, check_checkpoint, target
 from ualm.runtime import ExportError, InputError
 
@@ -29,7 +29,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def folder(run: Run) -> Path:
-    made = target(Order(run=run.folder, output=run.folder.parent / "llm", precision="fp32"), _silent)
+    made = target(ExportRequest(run=run.folder, output=run.folder.parent / "llm", precision="fp32"), _silent)
     assert made.result["notes"] == [UNVERIFIED]
     assert any(UNVERIFIED in line for line in made.lines)
     assert made.result["next"].startswith(f"trtllm-build --checkpoint_dir {run.folder.parent / 'llm'} ")
@@ -44,7 +44,7 @@ def _silent(stage: str, done: int, total: int) -> None:
 def test_a_forward_pass_over_its_names_gives_the_logits_of_the_folder_for_transformers(run: Run, folder: Path) -> None:
     """The names mean what we read them to mean: qkv stacked, fc activated and multiplied by gate."""
     output = folder.parent / "hf"
-    huggingface(Order(run=run.folder, output=output, precision="fp32"), _silent)
+    huggingface(ExportRequest(run=run.folder, output=output, precision="fp32"), _silent)
     network: Any = AutoModelForCausalLM.from_pretrained(output)
     ids = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer").apply_chat_template(
         [{"role": "user", "content": "A dog barks twice!"}], return_dict=True, return_tensors="pt"
@@ -87,7 +87,7 @@ def forward(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 
 
 def test_one_dtype_throughout_and_that_of_the_checkpoint_by_default(run: Run, tmp_path: Path) -> None:
-    made = target(Order(run=run.folder, output=tmp_path / "llm"), _silent)
+    made = target(ExportRequest(run=run.folder, output=tmp_path / "llm"), _silent)
     assert made.result["dtype"] == json.loads((tmp_path / "llm" / "config.json").read_text())["dtype"] == "bfloat16"
     assert {tensor.dtype for tensor in load_file(tmp_path / "llm" / WEIGHTS).values()} == {torch.bfloat16}
     assert sorted(path.name for path in (tmp_path / "llm").iterdir()) == [
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_the_model_would_not_take_is_named(
 
 def test_options_that_do_not_apply_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--codec-precision: does not apply to --engine tensorrt-llm"):
-        target(Order(run=run.folder, output=tmp_path / "llm", codec_precision="fp16"), _silent)
+        target(ExportRequest(run=run.folder, output=tmp_path / "llm", codec_precision="fp16"), _silent)
     with pytest.raises(ExportError, match="precision = 'int4'"):
-        target(Order(run=run.folder, output=tmp_path / "llm", precision="int4"), _silent)
+        target(ExportRequest(run=run.folder, output=tmp_path / "llm", precision="int4"), _silent)
     assert list(tmp_path.iterdir()) == []

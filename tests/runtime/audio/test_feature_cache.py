@@ -12,7 +12,7 @@ import pytest
 
 from support.sounds import make_sound, write_sound
 from ualm.runtime import EngineError, InputError, Model, Sound, TextSampling
-from ualm.runtime.audio.feature_cache import Listener
+from ualm.runtime.audio.feature_cache import FeatureCache
 
 RATE = 16000
 
@@ -42,8 +42,8 @@ def engine(model: Model) -> CountingEngine:
 
 
 @pytest.fixture
-def listener(model: Model, engine: CountingEngine) -> Iterator[Listener]:
-    made = Listener(model.resources.features._hearing, engine)  # type: ignore[arg-type]
+def listener(model: Model, engine: CountingEngine) -> Iterator[FeatureCache]:
+    made = FeatureCache(model.resources.features._hearing, engine)  # type: ignore[arg-type]
     yield made
     made.close()
 
@@ -73,7 +73,7 @@ def in_threads(count: int, call: Callable[[], Any]) -> list[Any]:
     return results
 
 
-def test_equal_contents_are_heard_once(listener: Listener, engine: CountingEngine) -> None:
+def test_equal_contents_are_heard_once(listener: FeatureCache, engine: CountingEngine) -> None:
     first = listener.features(sound())
     assert listener.features(sound()) is first  # another object, the same samples
     assert engine.heard == 1 and not first.flags.writeable and first.base is None
@@ -82,14 +82,16 @@ def test_equal_contents_are_heard_once(listener: Listener, engine: CountingEngin
     assert engine.heard == 4
 
 
-def test_equal_contents_are_heard_once_by_threads_at_the_same_time(listener: Listener, engine: CountingEngine) -> None:
+def test_equal_contents_are_heard_once_by_threads_at_the_same_time(
+    listener: FeatureCache, engine: CountingEngine
+) -> None:
     entered = threading.Event()
     engine.before = lambda: entered.wait(0.05)  # long enough for all to arrive
     found = in_threads(8, lambda: listener.features(sound()))
     assert engine.heard == 1 and all(features is found[0] for features in found)
 
 
-def test_what_was_started_is_waited_for_and_not_heard_again(listener: Listener, engine: CountingEngine) -> None:
+def test_what_was_started_is_waited_for_and_not_heard_again(listener: FeatureCache, engine: CountingEngine) -> None:
     go, entered = threading.Event(), threading.Event()
     engine.before = lambda: (entered.set(), go.wait(20))
     listener.start(sound())
@@ -106,7 +108,7 @@ def test_what_was_started_is_waited_for_and_not_heard_again(listener: Listener, 
 
 def test_features_are_forgotten_by_bytes_the_oldest_first(model: Model, engine: CountingEngine) -> None:
     one = len(model.resources.features.features(sound()).tobytes())
-    listener = Listener(model.resources.features._hearing, engine, capacity=2 * one)  # type: ignore[arg-type]
+    listener = FeatureCache(model.resources.features._hearing, engine, capacity=2 * one)  # type: ignore[arg-type]
     for seed in (0, 1, 0, 2):  # 0 is used again: 1 is the oldest when 2 comes
         listener.features(sound(seed))
     assert engine.heard == 3
@@ -123,7 +125,7 @@ def test_features_are_forgotten_by_bytes_the_oldest_first(model: Model, engine: 
     assert sum(heard.future.result().nbytes for heard in listener._known.values()) <= 2 * one
 
 
-def test_a_failure_is_raised_each_time_and_not_kept(listener: Listener, engine: CountingEngine) -> None:
+def test_a_failure_is_raised_each_time_and_not_kept(listener: FeatureCache, engine: CountingEngine) -> None:
     def fail() -> None:
         raise EngineError("out of order")
 
@@ -141,7 +143,7 @@ def test_a_failure_is_raised_each_time_and_not_kept(listener: Listener, engine: 
     assert engine.heard == tries + 1
 
 
-def test_ctrl_c_on_one_thread_is_not_another_threads(listener: Listener, engine: CountingEngine) -> None:
+def test_ctrl_c_on_one_thread_is_not_another_threads(listener: FeatureCache, engine: CountingEngine) -> None:
     entered = threading.Event()
 
     def interrupt_first() -> None:
@@ -157,7 +159,7 @@ def test_ctrl_c_on_one_thread_is_not_another_threads(listener: Listener, engine:
 
 @pytest.mark.parametrize(("seconds", "piece"), [(0.001, "too short"), (301, "longer than")])
 def test_a_sound_that_cannot_be_heard_is_refused_at_once(
-    listener: Listener, model: Model, engine: CountingEngine, seconds: float, piece: str
+    listener: FeatureCache, model: Model, engine: CountingEngine, seconds: float, piece: str
 ) -> None:
     bad = Sound(np.full(round(seconds * RATE), 0.1, np.float32), RATE)
     for call in (listener.start, listener.check, listener.features, model.listen, model.session().turn):
@@ -180,7 +182,7 @@ def test_a_sound_that_was_listened_to_is_used_in_a_message(
     assert model.listen(heard) is heard
 
 
-def test_closing_leaves_no_thread_and_nothing_waiting(listener: Listener, engine: CountingEngine) -> None:
+def test_closing_leaves_no_thread_and_nothing_waiting(listener: FeatureCache, engine: CountingEngine) -> None:
     before = set(threading.enumerate())
     go, entered = threading.Event(), threading.Event()
     engine.before = lambda: (entered.set(), go.wait(20))
@@ -217,7 +219,7 @@ def test_a_closed_model_leaves_no_thread(tiny_bundle: Path) -> None:
 
 
 def test_a_sound_that_waits_in_the_background_is_heard_by_whoever_needs_it(
-    listener: Listener, engine: CountingEngine
+    listener: FeatureCache, engine: CountingEngine
 ) -> None:
     go, entered = threading.Event(), threading.Event()
 
@@ -237,7 +239,7 @@ def test_a_sound_that_waits_in_the_background_is_heard_by_whoever_needs_it(
 
 
 def test_a_background_that_cannot_begin_leaves_the_sound_to_be_heard(
-    listener: Listener, engine: CountingEngine, monkeypatch: pytest.MonkeyPatch
+    listener: FeatureCache, engine: CountingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> None:
         raise RuntimeError("can't start new thread")
@@ -249,7 +251,7 @@ def test_a_background_that_cannot_begin_leaves_the_sound_to_be_heard(
     assert engine.heard == 1
 
 
-def test_waiting_for_a_sound_heard_elsewhere_can_be_ended(listener: Listener, engine: CountingEngine) -> None:
+def test_waiting_for_a_sound_heard_elsewhere_can_be_ended(listener: FeatureCache, engine: CountingEngine) -> None:
     go, entered = threading.Event(), threading.Event()
     engine.before = lambda: (entered.set(), go.wait(20))
     listener.start(sound())

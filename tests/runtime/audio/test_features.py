@@ -10,7 +10,7 @@ from transformers import WhisperFeatureExtractor
 
 from support.sounds import make_sound
 from ualm.runtime.audio import features as hearing
-from ualm.runtime.audio.features import MASKED, Hearing, log_mel, normalized, without_silence
+from ualm.runtime.audio.features import MASKED, LogMelFrontend, log_mel, normalized, without_silence
 from ualm.runtime.bundle.feature_spec import AF_WHISPER, OMNI, FeatureSpec, feature_rows
 from ualm.runtime.errors import BundleError, InputError
 from ualm.runtime.sound.sound import Sound, to_mono
@@ -54,7 +54,7 @@ def test_omni_mel_equals_transformers_normalisation_and_all(n):
 @pytest.mark.parametrize("n", [480, 481, 8001, 15999, 16000])
 def test_af_whisper_mel_equals_transformers_over_the_padded_sound(n):
     samples = make_sound(n / 16000, seed=n)[0]
-    prepared = Hearing(WHISPER_SPEC, FILTERS).prepare(Sound(samples, 16000))
+    prepared = LogMelFrontend(WHISPER_SPEC, FILTERS).prepare(Sound(samples, 16000))
     assert list(prepared.inputs) == ["mel"] and prepared.inputs["mel"].shape == (1, MELS, 100)
     np.testing.assert_allclose(prepared.inputs["mel"][0], whisper_reference(samples), atol=TOLERANCE)
     assert prepared.rows == feature_rows(n // 160)
@@ -76,7 +76,7 @@ def test_mel_of_sparse_and_extreme_sounds_is_finite_and_equal():
     "lengths", [range(480, 2200, 37), range(1600, 1760)], ids=["steps of 37", "all residues of the hop"]
 )
 def test_frames_and_rows_are_counted_as_the_reference_counts_them(lengths):
-    heard = Hearing(OMNI_SPEC, FILTERS)
+    heard = LogMelFrontend(OMNI_SPEC, FILTERS)
     for n in lengths:
         samples = make_sound(n / 16000)[0]
         frames = omni_reference(samples).shape[1]
@@ -96,7 +96,7 @@ def test_feature_rows_follow_the_published_formula():
 @pytest.mark.parametrize("frames", [3, 19, 20, 21, 40, 57])
 def test_windows_hold_the_frames_in_order_and_zeros_behind_them(frames):
     samples = make_sound((160 * frames + 7) / 16000)[0]
-    inputs = Hearing(OMNI_SPEC, FILTERS).prepare(Sound(samples, 16000)).inputs
+    inputs = LogMelFrontend(OMNI_SPEC, FILTERS).prepare(Sound(samples, 16000)).inputs
     windows = -(-frames // 20)
     shapes = {"mel": (windows, MELS, 20), "frame_mask": (windows, 1, 20), "attention_bias": (windows, 1, 1, 10)}
     assert {name: values.shape for name, values in inputs.items()} == shapes
@@ -136,7 +136,7 @@ def test_five_minutes_need_scratch_of_a_block_only():
 
 def test_any_rate_and_channel_count_is_heard_as_channel_0_at_the_encoders_rate():
     stereo = make_sound(0.5, rate=44100, channels=2)
-    heard = Hearing(OMNI_SPEC, FILTERS)
+    heard = LogMelFrontend(OMNI_SPEC, FILTERS)
     prepared = heard.prepare(Sound(stereo.T, 44100))
     mono = to_mono(Sound(stereo[0], 44100), 16000)
     expected = heard.prepare(Sound(mono, 16000))
@@ -148,7 +148,7 @@ def test_any_rate_and_channel_count_is_heard_as_channel_0_at_the_encoders_rate()
 
 @pytest.mark.parametrize("spec", [OMNI_SPEC, WHISPER_SPEC], ids=lambda spec: spec.kind)
 def test_the_shortest_and_the_longest_sound_are_heard_and_no_others(spec):
-    heard = Hearing(spec, FILTERS)
+    heard = LogMelFrontend(spec, FILTERS)
     longest = spec.max_samples
     assert heard.prepare(Sound(make_sound(1)[0][:480], 16000)).rows == 1
     assert heard.prepare(Sound(make_sound(longest / 16000)[0], 16000)).rows == longest // 640
@@ -201,7 +201,7 @@ def test_a_spec_that_lacks_a_field_or_is_no_object_is_refused():
 
 def test_filters_of_another_shape_are_refused():
     with pytest.raises(BundleError, match=r"mel_filters.*\(201, 17\)"):
-        Hearing(dataclasses.replace(OMNI_SPEC, n_mels=17), FILTERS)
+        LogMelFrontend(dataclasses.replace(OMNI_SPEC, n_mels=17), FILTERS)
 
 
 CUTTING = dataclasses.replace(OMNI_SPEC, silence_db=50)
@@ -233,7 +233,7 @@ def test_silence_at_both_ends_is_cut_in_whole_codec_frames(before: int, after: i
         found = without_silence(samples, CUTTING)
         np.testing.assert_array_equal(found, slowly_cut(samples, 50, 320, CUTTING.min_samples))
         assert len(sound) - 640 < len(found) < len(sound) + 640
-        heard, alone = (Hearing(CUTTING, FILTERS).prepare(Sound(each, 16000)) for each in (samples, found))
+        heard, alone = (LogMelFrontend(CUTTING, FILTERS).prepare(Sound(each, 16000)) for each in (samples, found))
         assert heard.rows == alone.rows == feature_rows(len(found) // 160)
         for name, values in alone.inputs.items():
             np.testing.assert_array_equal(heard.inputs[name], values)

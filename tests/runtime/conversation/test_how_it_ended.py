@@ -16,7 +16,7 @@ from support.bundles import changed_manifest
 from support.packaged import PROMPT
 from ualm.runtime import Answer, AudioSampling, InputError, Model, Sound, TextSampling
 from ualm.runtime.cli import main as cli
-from ualm.runtime.conversation.loop import Modality
+from ualm.runtime.vocabulary import Modality
 
 
 def test_a_sound_tells_whether_its_limit_cut_it(model: Model, trumpet: Sound) -> None:

@@ -34,7 +34,7 @@ from ualm.runtime import (
     TextSampling,
     Verdict,
 )
-from ualm.runtime.audio.feature_cache import Listener
+from ualm.runtime.audio.feature_cache import FeatureCache
 from ualm.runtime.bundle.bundle import Bundle
 from ualm.runtime.bundle.templates import Templates
 
@@ -186,13 +186,13 @@ def test_no_verdict_ends_it_and_the_sound_stays(model):
 
 def test_a_sound_is_being_heard_before_its_turn_is_over(model, monkeypatch):
     started = []
-    real = Listener.start
+    real = FeatureCache.start
 
-    def start(self: Listener, sound: Any) -> None:
+    def start(self: FeatureCache, sound: Any) -> None:
         started.append(reasoning.session.turns)
         real(self, sound)
 
-    monkeypatch.setattr(Listener, "start", start)
+    monkeypatch.setattr(FeatureCache, "start", start)
     with scripted(model, Says(CAPTION, "eot"), Plays(), Says(DIFFERS, "eot"), Plays()):
         reasoning = model.reason("a dog", "reflect")
         reasoning.result()

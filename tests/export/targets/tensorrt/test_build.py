@@ -22,7 +22,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ualm.export.targets.registry import Order
+from ualm.export.targets.registry import ExportRequest
 from ualm.export.targets.tensorrt.build import BuildReport, build, find_library, known_sms
 from ualm.export.targets.tensorrt.compare import differences
 from ualm.export.targets.tensorrt.parts import plan_body, plan_parts
@@ -50,8 +50,8 @@ def bundle(tmp_path: Path) -> Bundle:
     return Bundle(tmp_path / "bundle", verify="never")
 
 
-def order(run: Path, output: Path, **changes: Any) -> Order:
-    return Order(**{"run": run, "output": output, "target": "sm86,sm89,sm120"} | changes)
+def order(run: Path, output: Path, **changes: Any) -> ExportRequest:
+    return ExportRequest(**{"run": run, "output": output, "target": "sm86,sm89,sm120"} | changes)
 
 
 def quiet(stage: str, done: int, total: int) -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from ualm.bench.random_run.run import SHAPES, write_random_run
 from ualm.bench.scenarios.tensorrt_build import measure_builds
-from ualm.export.targets.registry import Order
+from ualm.export.targets.registry import ExportRequest
 from ualm.export.targets.tensorrt import target as tensorrt_target
 from ualm.export.targets.tensorrt.build import _profile, build, find_library
 from ualm.export.targets.tensorrt.compare import differences
@@ -44,9 +44,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def order(run: Path, output: Path, **changes: Any) -> Order:
+def order(run: Path, output: Path, **changes: Any) -> ExportRequest:
     fields = {"precision": "fp8", "target": "sm89,sm120", "accept_quality": True, "max_context": 1024} | changes
-    return Order(run=run, output=output, **fields)
+    return ExportRequest(run=run, output=output, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_every_product_is_one_of_float8_numbers(bundle: Bundle, sm: int) -> None
     trt = find_library("tensorrt-rtx").module
     (plan,) = plan_parts(bundle, 1024, roles=("backbone",))
 
-    class Listener(trt.ILogger):  # type: ignore[misc, name-defined]
+    class FeatureCache(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.told = ""
@@ -86,7 +86,7 @@ def test_every_product_is_one_of_float8_numbers(bundle: Bundle, sm: int) -> None
         def log(self, severity: Any, message: str) -> None:
             self.told += message + "\n"
 
-    listener = Listener()
+    listener = FeatureCache()
     builder = trt.Builder(listener)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, listener)
@@ -184,7 +184,7 @@ def test_older_gpus_are_refused_by_name_before_anything_is_written(run: Path, ta
 
 
 def test_an_fp8_bundle_is_refused_for_them_too(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = Order(run=bundle.folder, output=tmp_path / "out", target="sm80,sm89")
+    given = ExportRequest(run=bundle.folder, output=tmp_path / "out", target="sm80,sm89")
     with pytest.raises(InputError, match=r"bundle has an fp8 body: sm80 cannot .*give a bundle exported with"):
         tensorrt_rtx(given, quiet)
     # a Jetson Orin
@@ -193,7 +193,7 @@ def test_an_fp8_bundle_is_refused_for_them_too(bundle: Bundle, tmp_path: Path, m
     for run, what in ((bundle.folder, "has an fp8 body"), (Path("run"), "--precision fp8")):
         precision = None if run == bundle.folder else "fp8"
         with pytest.raises(InputError, match=rf"{what}: sm87 cannot multiply fp8, .* newer; (choose|give)"):
-            tensorrt(Order(run=run, output=tmp_path / "out", precision=precision), quiet)
+            tensorrt(ExportRequest(run=run, output=tmp_path / "out", precision=precision), quiet)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -32,7 +32,7 @@ from support.tensorrt.fake import ReplayingDevice, fake_build, fake_library
 from ualm.export.bundle import export_run
 from ualm.export.targets.tensorrt.target import add_engines
 from ualm.runtime import AudioSampling, EngineError, TextSampling
-from ualm.runtime.audio.features import Hearing
+from ualm.runtime.audio.features import LogMelFrontend
 from ualm.runtime.bundle.bundle import Bundle
 from ualm.runtime.bundle.compiled import CacheKind
 from ualm.runtime.bundle.feature_spec import FeatureSpec
@@ -88,7 +88,7 @@ def opened(bundle: Bundle, max_context: int = CONTEXT) -> TensorRtEngine:
 
 def heard(bundle: Bundle, seconds: float) -> Mapping[str, np.ndarray]:
     """The encoder's inputs for a sound."""
-    hearing = Hearing(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
+    hearing = LogMelFrontend(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
     return hearing.prepare(Sound(make_sound(seconds)[0], 16000)).inputs
 
 
