@@ -12,11 +12,9 @@ from ..arithmetic import Arithmetic, Part, arithmetic_of
 from ..build_commands import EXPORT_INT8, FP8_SM, RTX_SMS, build_command
 from ..device.cache import CacheShape
 from ..device.device import Device, Number, told_errors
+from ..device.engine import DeviceEngine
 from ..device.facts import GpuFacts, cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
 from ..device.head import FusedHead, fused_head
-from ..device.model import DeviceModel
-from ..device.pool import WorkspacePool
-from ..device.sequence import DeviceSequence
 from ..protocol import EngineSequence
 from .codec import ROLE as CODEC_STREAM
 from .cpu import PREFILL_ROWS
@@ -32,7 +30,7 @@ _LOOP = ("backbone", "head.audio", "head.text")
 _HEADS: tuple[Modality, ...] = ("audio", "text")
 
 
-class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
+class OnnxRuntimeCudaEngine(DeviceEngine, OnnxRuntimeParts):
     """A bundle in ONNX Runtime's CUDA provider. Sequences of one engine may run on several threads at once."""
 
     name = NAME
@@ -54,14 +52,13 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
         self.device = device
         self.session("head.modality")  # a small part first: it shows whether the provider can be loaded at all
         shape = cache_shape(bundle, max_context)
-        self.device_model = DeviceModel(device, bundle, shape)
-        self.pool = WorkspacePool(self.device_model)
+        model = self.use_device(device, bundle, shape)
         columns = {modality: self.vocabulary.head_columns(modality) for modality in _HEADS}
-        with self.device_model.explained_memory():
+        with model.explained_memory():
             heads = self._fused_heads(columns) if fused_heads else {}
             self._fused_heads_held = heads
-            tables = PositionTables(device, self.device_model.cos, self.device_model.sin)
-        self.device_model.body = OnnxRuntimeBody(
+            tables = PositionTables(device, model.cos, model.sin)
+        model.body = OnnxRuntimeBody(
             device,
             self.session,
             shape,
@@ -128,23 +125,17 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeParts):
         ours = self._fused_heads_held.keys() >= set(_HEADS)  # our kernel multiplies and adds in float32
         return {**told, "heads": "float32"} if ours else told
 
-    @property
-    def bytes_per_row(self) -> int:
-        return self.device_model.shape.bytes_per_row
-
     def open_sequence(self) -> EngineSequence:
         self.check_open()
-        return DeviceSequence(self.pool)
+        return self.new_sequence()
 
     def open_codec_stream(self) -> DeviceCodecStream:
         return DeviceCodecStream(self.session(CODEC_STREAM), self.device)
 
     def close(self) -> None:
-        with told_errors(self.device.cuda):
-            self.device.finish()  # frames that were launched ahead still read the weights
+        self.finish_device()
         super().close()
-        self.pool.release()
-        self.device_model.release()
+        self.release_device()
 
 
 def cache_shape(bundle: Bundle, max_context: int) -> CacheShape:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ... import _native
 from ...bundle.bundle import Bundle
 from ...errors import EngineError
 from ...files.reading import first_line
@@ -17,6 +16,7 @@ from ...files.safetensors_reader import widen
 from ...process.cores import library_threads
 from ...process.stopping import raise_interrupt
 from ..arithmetic import Arithmetic, Part, arithmetic_of
+from ..tables import codes_to_latents
 
 try:
     from .library import ort
@@ -135,9 +135,7 @@ class OnnxRuntimeParts:
         return self.run("codec", {"latents": np.ascontiguousarray(latents.T[None])})[0]
 
     def codes_to_latents(self, codes: np.ndarray) -> np.ndarray:
-        latents = np.empty((len(codes), len(self.rvq_bias)), np.float32)
-        _native.codes_to_latents(np.ascontiguousarray(codes, np.int32), self.rvq_table, self.rvq_bias, latents)
-        return latents
+        return codes_to_latents(codes, self.rvq_table, self.rvq_bias)
 
     def close(self) -> None:
         with self._lock:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ... import _native
 from ...bundle.bundle import WEIGHTS, Bundle
 from ...bundle.compiled import EngineFile
 from ...errors import EngineError
@@ -19,11 +18,10 @@ from ..arithmetic import Arithmetic, Part, arithmetic_of
 from ..build_commands import LibraryName, build_command, sm_name
 from ..device.cache import CacheShape
 from ..device.device import Device, told_errors
+from ..device.engine import DeviceEngine
 from ..device.facts import CudaFacts, GpuFacts, cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
-from ..device.model import DeviceModel
-from ..device.pool import WorkspacePool
-from ..device.sequence import DeviceSequence
 from ..protocol import CodecStream, EngineSequence
+from ..tables import codes_to_latents
 from .body import BodyParts, TensorRtBody
 from .context import CompiledPart, CompiledParts
 from .encoder_codec import Side, TensorRtCodecStream, TensorRtEncoder
@@ -116,12 +114,12 @@ def open_engine(name: LibraryName, bundle: Bundle, *, max_context: int) -> Tenso
         return TensorRtEngine(bundle, Device(cuda), library, sm=facts.gpus[0].sm, max_context=max_context)
 
 
-class TensorRtEngine:
+class TensorRtEngine(DeviceEngine):
     """See :class:`protocol.Engine`. Sequences of one engine may run on several threads at once."""
 
     def __init__(self, bundle: Bundle, device: Device, library: Library, *, sm: int, max_context: int) -> None:
         self.name: str = library.name
-        self.bundle, self.device = bundle, device
+        self.bundle = bundle
         self._files = find_engines(bundle, library, sm)
         capacity = self._files["backbone"].capacity
         if max_context > capacity:
@@ -136,15 +134,14 @@ class TensorRtEngine:
         model, vocabulary = bundle.manifest.model, bundle.manifest.vocabulary
         number = bundle.manifest.parts["backbone"].get("compute", "float32")
         shape = CacheShape(model.layers, model.kv_heads, model.head_dim, capacity, number)
-        self.device_model = DeviceModel(device, bundle, shape, max_context=max_context)
-        self.pool = WorkspacePool(self.device_model)
+        on_device = self.use_device(device, bundle, shape, max_context=max_context)
         heads = {head: self._part(f"head.{head}") for head in ("audio", "text", "modality")}
-        with self.device_model.explained_memory():
-            self.device_model.body = TensorRtBody(
+        with on_device.explained_memory():
+            on_device.body = TensorRtBody(
                 device,
                 BodyParts(self._part("backbone"), heads),
                 shape,
-                (self.device_model.cos, self.device_model.sin),
+                (on_device.cos, on_device.sin),
                 hidden_size=model.hidden_size,
                 columns={modality: vocabulary.head_columns(modality) for modality in _HEADS},
             )
@@ -171,13 +168,9 @@ class TensorRtEngine:
         }  # fmt: skip
         return {part: arithmetic_of(parts[role]) for part, role in roles.items()}
 
-    @property
-    def bytes_per_row(self) -> int:
-        return self.device_model.shape.bytes_per_row
-
     def open_sequence(self) -> EngineSequence:
         self._part("backbone")
-        return DeviceSequence(self.pool)
+        return self.new_sequence()
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         with told_errors(self.device.cuda):
@@ -198,23 +191,19 @@ class TensorRtEngine:
         return self.open_codec_stream().decode(latents, last=True)
 
     def codes_to_latents(self, codes: np.ndarray) -> np.ndarray:
-        latents = np.empty((len(codes), len(self.rvq_bias)), np.float32)
-        _native.codes_to_latents(np.ascontiguousarray(codes, np.int32), self.rvq_table, self.rvq_bias, latents)
-        return latents
+        return codes_to_latents(codes, self.rvq_table, self.rvq_bias)
 
     def close(self) -> None:
         with self._lock:
             if not self._closed:
                 self._parts.save_cache()
             self._closed = True
-        with told_errors(self.device.cuda):
-            self.device.finish()  # frames that were launched ahead still read the weights
+        self.finish_device()
         self._loaded.clear()
         with self._side_lock:
             # streams of the codec that are still open keep the memory that they share
             self._encoder, self._side = None, Side(self.device)
-        self.pool.release()
-        self.device_model.release()
+        self.release_device()
 
 
 def _kernel_cache(bundle: Bundle, library: Library, sm: int) -> Path | None:
