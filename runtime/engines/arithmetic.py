@@ -1,4 +1,4 @@
-"""What an engine computes in, and how far that takes it from the golden vector, which is float32.
+"""The arithmetic of an engine, and how far that takes it from the golden vector, which is float32.
 
 Where the numbers come from: docs/precision.md, "The golden vector"; ``ualm.bench.evidence.arithmetic`` measures them.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-#: How the matrix products of a part are computed, whatever the weights are stored in:
+#: How the matrix products of a part are computed, regardless of the storage format of the weights:
 #:
 #: - ``float32``: weights widened, products and everything between them in float32.
 #: - ``float16``, ``bfloat16``: weights, rows, sums once they leave a product, attention and cache in that type;
@@ -17,7 +17,7 @@ from typing import Any, Literal
 #: - ``int8``: rows rounded to 8 bits, with a scale for each 32 values or for each row, everything else in float32.
 #: - ``float8``: rows rounded to float8 with a scale known in advance, everything else in float32 or float16.
 Arithmetic = Literal["float32", "float16", "bfloat16", "int8", "float8"]
-#: ``body``: of the transformer, as it decodes. ``heads``: of sound and text; that of the modality is always float32.
+#: ``body``: of the transformer, when it decodes. ``heads``: of sound and text; the modality head is always float32.
 Part = Literal["body", "heads", "encoder", "codec"]
 
 #: Largest error, relative to the largest value, that one rounding is allowed; ``float32``: a whole part.
@@ -28,16 +28,16 @@ UNIT: Mapping[Arithmetic, float] = {
     "int8": 0.03,
     "float8": 0.11,
 }
-#: Likewise of an encoder's features, whatever its depth.
+#: The same for an encoder's features, at any depth.
 ROWS_IN_8_BITS = 0.05
-#: The largest of five logits may happen to be small, and then every error is large beside it.
+#: The largest of five logits may happen to be small, and then every error is large relative to it.
 FEW = 2.0
-#: In a narrower body a rounding weighs more: there are fewer for it to be lost among. Beyond it, width changes nothing.
+#: In a narrower body one rounding weighs more, since there are fewer to average out. Above it, width changes nothing.
 NARROW = 128
 
 
 def arithmetic_of(part: Mapping[str, Any], *, rounds_rows: bool = False) -> Arithmetic:
-    """What a part of a bundle (an entry of ``Manifest.parts``) is computed in as its graph says.
+    """The arithmetic of a part of a bundle (an entry of ``Manifest.parts``) according to its graph.
 
     ``rounds_rows``: the library multiplies block formats with rows in 8 bits.
     """
@@ -51,7 +51,7 @@ def arithmetic_of(part: Mapping[str, Any], *, rounds_rows: bool = False) -> Arit
 def logits_tolerance(body: Arithmetic, heads: Arithmetic, layers: int, hidden: int, *, few: bool = False) -> float:
     """Largest error of an engine's logits, relative to the largest of them; ``few``: those of the modality.
 
-    Each layer's rounding is independent of the others': errors add up as the root of their number.
+    The roundings of the layers are independent: errors add up as the root of their number.
     """
     if body == heads == "float32":
         return UNIT["float32"]

@@ -1,7 +1,7 @@
-"""The protocol between the frame loop and an engine, at the height where every engine can shine.
+"""The protocol between the frame loop and an engine, placed high enough that a backend may fuse a whole step.
 
 A sequence holds one conversation's KV cache and sampling state where the engine runs. Hidden states and logits never
-cross this border in the loop: an engine may keep a whole frame (body, head, sampler, next embedding) on its device.
+cross this interface in the loop: an engine may keep a whole frame (body, head, sampler, next embedding) on its device.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .arithmetic import Arithmetic, Part
 
 @dataclass(frozen=True)
 class Frames:
-    """What a few frames of the loop gave.
+    """The output of a few frames of the loop.
 
-    ``rows`` int32 [n, 8]: absolute ids as drawn. ``latents`` float32 [m, latent_size]: the codec frames that became
-    complete. ``end``: None while the segment goes on, "stop" when the last row is a stop row (eos or eot in stream 0),
+    ``rows`` int32 [n, 8]: absolute ids as drawn. ``latents`` float32 [m, latent_size]: the codec frames that were
+    completed. ``end``: None while the segment goes on, "stop" when the last row is a stop row (eos or eot in stream 0),
     "limit" when ``max_steps`` rows are drawn.
     """
 
@@ -41,7 +41,7 @@ class EngineSequence(Protocol):
 
     @property
     def library_seconds(self) -> float:
-        """Seconds spent inside the inference library's calls since the sequence was opened; the rest is our own."""
+        """Seconds spent inside the inference library's calls since the sequence was opened; the rest is our code."""
         ...
 
     def prefill(self, parts: Sequence[np.ndarray]) -> None:
@@ -66,32 +66,32 @@ class EngineSequence(Protocol):
         ...
 
     def truncate(self, length: int) -> None:
-        """Forget the rows behind the first ``length``; a segment under way is dropped."""
+        """Forget the rows after the first ``length``; a segment in progress is dropped."""
         ...
 
     def fork(self) -> EngineSequence:
-        """A second sequence that holds the same rows; from then on each goes its own way."""
+        """A second sequence with the same rows; from then on the two are independent."""
         ...
 
     def save(self) -> np.ndarray:
-        """The cache's held rows, float32 [layers, 2, kv_heads, length, head_dim]: keys, then values."""
+        """The rows held in the cache, float32 [layers, 2, kv_heads, length, head_dim]: keys, then values."""
         ...
 
     def restore(self, cache: np.ndarray) -> None:
-        """Replace what is held by rows from :meth:`save`."""
+        """Replace the rows held with rows from :meth:`save`."""
         ...
 
     @property
     def logits(self) -> np.ndarray:
-        """Logits of the last step before mixing, float32 [branches, n]: to check an engine, not for the loop."""
+        """Logits of the last step before mixing, float32 [branches, n]: for checking an engine, not for the loop."""
         ...
 
 
 class CodecStream(Protocol):
-    """The codec on one sound after the other, piece by piece; the memory that it holds does not grow with a sound."""
+    """The codec, decoding one sound after the other, piece by piece; its memory does not grow with a sound."""
 
     def decode(self, latents: np.ndarray, *, last: bool) -> np.ndarray:
-        """The next frames, float32 [n, latent_size] -> the samples that they make certain, float32 [m].
+        """The next frames, float32 [n, latent_size] -> the samples that become certain, float32 [m].
 
         The pieces of a sound joined are what :meth:`Engine.decode_latents` gives for all its frames. ``last``: the
         sound ends with these frames (n may be 0 if it has any), and the next call begins another. The first piece of a
@@ -100,18 +100,18 @@ class CodecStream(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget the sound under way."""
+        """Forget the current sound."""
         ...
 
 
 class Engine(Protocol):
-    """A loaded bundle that can be computed with."""
+    """A loaded bundle, ready to compute."""
 
     name: str
 
     @property
     def arithmetic(self) -> Mapping[Part, Arithmetic]:
-        """What it computes each part of its bundle in; what a check against the golden vector allows follows."""
+        """The arithmetic of each part of its bundle; the tolerances of the golden vector follow from it."""
         ...
 
     @property
@@ -124,7 +124,7 @@ class Engine(Protocol):
         ...
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Sound features: encoder inputs (see ``hearing``) -> float32 [n, H]; rows beyond the sound's are padding."""
+        """Sound features: encoder inputs (see ``features``) -> float32 [n, H]; rows beyond the sound's are padding."""
         ...
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:
@@ -132,7 +132,7 @@ class Engine(Protocol):
         ...
 
     def open_codec_stream(self) -> CodecStream:
-        """A codec that takes a sound's frames as they come."""
+        """A codec that takes a sound's frames as they arrive."""
         ...
 
     def codes_to_latents(self, codes: np.ndarray) -> np.ndarray:

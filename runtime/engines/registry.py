@@ -1,7 +1,7 @@
 """Which engine opens a bundle: the fastest that can run here, or the one that is named.
 
-An engine says in a sentence why it cannot run. Nothing of an engine is imported before it is its turn, and a library
-that is missing or broken passes its engine over; it never keeps the CPU from working.
+An engine says in a sentence why it cannot run. Nothing of an engine is imported before its turn comes, and an engine
+whose library is missing or broken is passed over; that never keeps the CPU from working.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Environment variable that names the engine where no argument does.
+#: Environment variable that names the engine if no argument does.
 VARIABLE = "UALM_ENGINE"
-#: Names of a bundle's engine files that a line has room for.
+#: How many of a bundle's engine files a line names.
 _MOST_FILES = 3
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine that was opened, and why each that comes before it in :data:`ENGINES` was not.
+    """The engine that was opened, and why each before it in :data:`ENGINES` was not.
 
-    ``gpu``: whether this machine has an NVIDIA GPU, so that its user wants to know. ``named``: by whom; an engine that
-    is named passes none over. None: it was chosen. ``compiled``: names of files that the bundle holds for an engine, so
-    that its user wants to know why they are not run.
+    ``gpu``: whether this machine has an NVIDIA GPU, in which case the user is informed. ``named``: where the engine was
+    named, in which case none is passed over; None: it was chosen. ``compiled``: names of the files that the bundle
+    holds for each engine, so that the user learns why they are not run.
     """
 
     engine: Engine
@@ -48,14 +48,14 @@ class Choice:
     compiled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def told(self) -> str | None:
-        """Which engine runs and why the others do not, in one line; None where there is no GPU to ask about, and the
-        bundle has no files of an engine that does not run."""
+        """Which engine runs and why the others do not, in one line; None if there is no GPU, and the bundle has no
+        files of an engine that does not run."""
         over = self._worth_telling()
         if not self.gpu and not over:
             return None
         if self.named is not None:
             return f"engine {self.engine.name}, as {'asked for' if self.named == 'argument' else f'{VARIABLE} says'}"
-        # engines that are passed over for one reason are told together
+        # engines that are passed over for the same reason are listed together
         engines: dict[str, list[str]] = {}
         for each, reason in over.items():
             engines.setdefault(" ".join(reason.split()), []).append(each + _files(self.compiled.get(each, ())))
@@ -64,7 +64,7 @@ class Choice:
 
     def to_json(self) -> dict[str, Any]:
         """The engine, and those that were passed over with the reasons, as in :meth:`told`; ``files``: those of the
-        bundle that are not run, where there are some."""
+        bundle that are not run, if there are any."""
         over: list[dict[str, Any]] = []
         for each, reason in self._worth_telling().items():
             files = {"files": list(self.compiled[each])} if each in self.compiled else {}
@@ -72,12 +72,12 @@ class Choice:
         return {"engine": self.engine.name, "passed_over": over}
 
     def _worth_telling(self) -> Mapping[str, str]:
-        """Of the engines passed over: all where there is a GPU, else those that the bundle was compiled for."""
+        """Of the engines passed over: all if there is a GPU, else those that the bundle was compiled for."""
         return {each: reason for each, reason in self.passed_over.items() if self.gpu or each in self.compiled}
 
 
 def _files(names: tuple[str, ...]) -> str:
-    """A clause about engine files, behind the engine's name."""
+    """A clause about engine files, to follow the engine's name."""
     if not names:
         return ""
     more = len(names) - _MOST_FILES
@@ -87,9 +87,9 @@ def _files(names: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """``why_not``: a sentence why it cannot run here or cannot open the bundle, None if it can (as far as is known).
+    """``why_not``: a sentence why it cannot run here or cannot open the bundle, None if no obstacle is known.
 
-    ``takes_threads``: whether any of its parts computes with threads of the CPU, so that their number can be chosen.
+    ``takes_threads``: whether any of its parts computes on CPU threads, so that their number can be chosen.
     """
 
     why_not: Callable[[Bundle | None, int], str | None]
@@ -124,7 +124,7 @@ def _cuda_open(bundle: Bundle, threads: int | None, max_context: int) -> Engine:
 
 
 def _cpu_why_not(bundle: Bundle | None, max_context: int) -> str | None:
-    importlib.import_module(f"{__package__}.onnxruntime.cpu")  # only loading shows whether its own libraries are there
+    importlib.import_module(f"{__package__}.onnxruntime.cpu")  # only loading shows whether its libraries are there
     return None
 
 
@@ -146,20 +146,20 @@ ENGINES: dict[str, _Candidate] = {
 
 
 def why_not(name: str, bundle: Bundle | None = None, max_context: int = 0) -> str | None:
-    """Why the engine ``name`` cannot run here, or cannot open ``bundle`` with so many rows; None if it can."""
+    """Why the engine ``name`` cannot run here, or cannot open ``bundle`` with ``max_context`` rows; None if it can."""
     try:
         return ENGINES[name].why_not(bundle, max_context)
-    except (EngineError, ImportError, OSError) as error:  # OSError: a library's own library cannot be loaded
+    except (EngineError, ImportError, OSError) as error:  # OSError: a shared library that it needs cannot be loaded
         raise_interrupt(error)
         return str(error)
 
 
 def choose(name: str | None, bundle: Bundle, *, threads: int | None, max_context: int) -> Choice:
-    """Open ``bundle`` in the engine ``name``; None: in the one that :data:`VARIABLE` names in the environment, and
-    where that is not set or empty, in the first of :data:`ENGINES` that can run here.
+    """Open ``bundle`` in the engine ``name``; None: in the one that the environment variable :data:`VARIABLE` names,
+    and if that is not set or empty, in the first of :data:`ENGINES` that can run here.
 
-    :class:`EngineError` for an unknown name, for a named engine that cannot run, and where none can;
-    :class:`InputError` for a number of ``threads`` where the engine has no use for it.
+    :class:`EngineError` for an unknown name, for a named engine that cannot run, and if none can;
+    :class:`InputError` for a number of ``threads`` if the engine has no use for it.
     """
     check_native()
     if name is not None:
@@ -180,7 +180,7 @@ def choose(name: str | None, bundle: Bundle, *, threads: int | None, max_context
             except (EngineError, ImportError, OSError) as error:
                 raise_interrupt(error)
                 if each == CPU:
-                    raise  # the bundle itself may be what is wrong
+                    raise  # the bundle itself may be at fault
                 reason = str(error)
             else:
                 logger.info("engine %s%s", each, "".join(f"; not {n}: {why}" for n, why in passed_over.items()))
@@ -203,7 +203,7 @@ def _compiled(bundle: Bundle) -> dict[str, tuple[str, ...]]:
 
 
 def _named(name: str, by: str, bundle: Bundle, threads: int | None, max_context: int) -> Engine:
-    """The engine ``name``, opened; ``by``: who named it, for messages."""
+    """The engine ``name``, opened; ``by``: where it was named, for messages."""
     if name not in ENGINES:
         raise EngineError(f"engine {name!r}{by} is unknown; available: {', '.join(ENGINES)}")
     _check_threads(name, threads)

@@ -1,4 +1,4 @@
-"""What the sequences of all engines do alike: they count rows, take them back, and refuse in the same words."""
+"""What the sequences of all engines share: they count rows, truncate them, and refuse with the same messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .timing import Clock
 
 
 def check_room(held: int, new: int, limit: int) -> None:
-    """:class:`ContextError` where ``new`` rows do not fit behind the ``held`` ones."""
+    """:class:`ContextError` if ``new`` rows do not fit after the ``held`` ones."""
     if held + new > limit:
         raise ContextError(
             f"the conversation needs {held + new} rows ({held} held + {new} new), but "
@@ -32,10 +32,10 @@ class SequenceBase(ABC):
 
     def __init__(self, sizes: ModelIdentity, *, max_context: int, latent_size: int) -> None:
         self._sizes, self._max_context, self._latent_size = sizes, max_context, latent_size
-        #: Rows held, and of those the rows whose null prefix is in the cache.
+        #: Rows held, and how many of those have their null prefix in the cache.
         self._length = self._null_rows = 0
         self._branches = 1
-        #: Whether a segment is under way.
+        #: Whether a segment is in progress.
         self._running = False
         self._clock = Clock()
 
@@ -82,11 +82,11 @@ class SequenceBase(ABC):
     def _draw(self, row: np.ndarray, latent: np.ndarray, *, wanted: int) -> int:
         """Feed the row drawn last, and draw the next into ``row`` int32 [8].
 
-        Counts the row that was fed in ``_length``, also where none can be drawn. ``wanted``: rows that are asked for at
-        once, this one included. Flags of the sampler: LATENT where a codec frame became whole, in ``latent`` float32
+        Counts the row that was fed in ``_length``, even if none can be drawn. ``wanted``: rows requested at once, this
+        one included. Returns the sampler's flags: LATENT if a codec frame was completed, in ``latent`` float32
         [latent_size]; STOP; LIMIT.
         """
 
     @abstractmethod
     def _write_cache(self, cache: np.ndarray) -> None:
-        """Take rows from :meth:`protocol.Sequence.save`, which fit."""
+        """Write rows from :meth:`protocol.EngineSequence.save`, which have been checked to fit."""

@@ -1,4 +1,4 @@
-"""Tables that every engine computes alike: angles of positions, and the sums of codebooks."""
+"""Tables that all engines compute in the same way: angles of positions, and sums of codebooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long an engine spends inside its library."""
+"""The time that an engine spends inside its library."""
 
 from __future__ import annotations
 

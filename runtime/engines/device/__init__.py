@@ -1,1 +1,1 @@
-"""What every engine on a GPU shares: memory, cache, the frame loop and its sampler."""
+"""What all engines on a GPU share: memory, cache, the frame loop and its sampler."""

@@ -1,7 +1,7 @@
 """The KV cache of one conversation in device memory.
 
 A layer has keys and values, each [2, kv_heads, capacity, head_dim]: branch 0 is conditional, branch 1
-the null branch of guidance. What lies behind the rows held is garbage at any time.
+the null branch of guidance. The contents after the rows held are undefined.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from ...files.safetensors_reader import widen
 from .device import NUMBER_BYTES, Device, Memory, Number, Part, number_code
 
-#: Every layer's keys and values begin at a multiple of this many bytes, as memory of their own would.
+#: Every layer's keys and values begin at a multiple of this many bytes, as separate allocations would.
 ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """Sizes of a cache; ``number``: what it is stored in."""
+    """Sizes of a cache; ``number``: the type it is stored in."""
 
     layers: int
     kv_heads: int
@@ -52,7 +52,7 @@ class CacheShape:
         return self.capacity * self.bytes_per_row
 
     def layout(self, cuda: Any) -> Any:
-        """What the kernels are told of it."""
+        """Its description for the kernels."""
         return cuda.CacheLayout(
             number=number_code(cuda, self.number),
             layers=self.layers,
@@ -65,13 +65,13 @@ class CacheShape:
 
 
 class DeviceCache:
-    """Keys and values of every layer, and what the loop does with them besides attention."""
+    """Keys and values of every layer, and the operations of the loop on them other than attention."""
 
     def __init__(self, device: Device, shape: CacheShape) -> None:
         self.shape, self._device = shape, device
         half = 2 * shape.branch_bytes
         stride = -(-half // ALIGNMENT) * ALIGNMENT
-        # one allocation: a conversation begins with it, and each costs the driver time
+        # one allocation, since each takes the driver time when a conversation begins
         whole = device.allocate(2 * shape.layers * stride)
         parts = [Part(whole, at * stride, half) for at in range(2 * shape.layers)]
         #: Keys and values of each layer.
@@ -82,7 +82,7 @@ class DeviceCache:
         self.null_addresses = device.uploaded(addresses + shape.branch_bytes)
 
     def copy_rows(self, source: DeviceCache, rows: int) -> None:
-        """Take the first ``rows`` rows of branch 0 of another cache of this shape."""
+        """Copy the first ``rows`` rows of branch 0 of another cache of this shape."""
         for target, first in self._heads():
             origin = source.layers[first[0]][first[1]].address + first[2] * self.shape.head_bytes
             self._device.copy(target, origin, rows * self.shape.row_bytes)
@@ -106,7 +106,7 @@ class DeviceCache:
         return widen(held)
 
     def restore(self, cache: np.ndarray) -> None:
-        """Write rows as :meth:`save` gives them, rounded to what the cache is stored in, to branch 0."""
+        """Write rows from :meth:`save` to branch 0, rounded to the type of the cache."""
         parts = self._by_head(narrow(cache, self.shape.number))
         for (address, _), part in zip(self._heads(), parts, strict=True):
             self._device.upload(address, part)
@@ -117,7 +117,7 @@ class DeviceCache:
         return np.empty((s.layers, 2, s.kv_heads, rows, s.head_dim), dtype)
 
     def _by_head(self, cache: np.ndarray) -> np.ndarray:
-        """Rows as :meth:`save` gives them, which may be none: [layers x 2 x kv_heads, rows, head_dim]."""
+        """Rows from :meth:`save`, which may be none, as [layers x 2 x kv_heads, rows, head_dim]."""
         return cache.reshape(math.prod(cache.shape[:3]), *cache.shape[3:])
 
     def _heads(self) -> list[tuple[int, tuple[int, int, int]]]:

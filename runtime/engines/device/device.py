@@ -1,7 +1,7 @@
 """Device memory, streams, events and graphs, over the compiled module of our kernels.
 
-Thin on purpose: the same code runs on a GPU, and on the host shim that the tests build of the same kernels, where
-device memory is host memory and everything put on a stream has happened when the call returns.
+Deliberately thin: the same code runs on a GPU, and on the host shim that the tests build from the same kernels, where
+device memory is host memory and everything enqueued on a stream has happened when the call returns.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 
 from ...errors import EngineError
 
-#: What numbers in device memory are stored in.
+#: Number formats in device memory.
 Number = Literal["float32", "float16", "bfloat16"]
 NUMBER_BYTES: dict[Number, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def number_code(cuda: Any, number: str) -> int:
-    """The kernels' name of a number format: one of :data:`Number`, or "int8", blocks of 32 that share a scale."""
+    """The kernels' code of a number format: one of :data:`Number`, or "int8", blocks of 32 that share a scale."""
     code: int = {
         "float32": cuda.FLOAT32,
         "float16": cuda.FLOAT16,
@@ -37,7 +37,7 @@ def number_code(cuda: Any, number: str) -> int:
 
 @contextmanager
 def told_errors(cuda: Any) -> Iterator[None]:
-    """Errors of the GPU, and memory that ends, become an :class:`EngineError`."""
+    """Turn errors of the GPU, and a lack of memory, into an :class:`EngineError`."""
     try:
         yield
     except cuda.CudaError as error:
@@ -50,7 +50,7 @@ def told_errors(cuda: Any) -> Iterator[None]:
 
 
 def _finally(owner: object, free: Callable[[int], None], handle: int) -> None:
-    """Free with ``owner``, but not when the process ends: libraries that still use a stream may go later than it."""
+    """Free with ``owner``, but not at interpreter exit: other libraries may still use the stream."""
     weakref.finalize(owner, free, handle).atexit = False
 
 
@@ -71,7 +71,7 @@ class Buffer:
 class Grown:
     """Device memory that is kept from use to use, for one user at a time.
 
-    Allocating and freeing wait for everything that the device is doing: where a use needs more, twice as much comes.
+    Allocating and freeing wait for everything that the device is doing: if a use needs more, twice as much is taken.
     """
 
     def __init__(self, device: Device) -> None:
@@ -79,26 +79,26 @@ class Grown:
         self._buffer: Buffer | None = None
 
     def of(self, nbytes: int) -> Buffer:
-        """``nbytes`` or more of it, with any content; good until the next call of this."""
+        """``nbytes`` or more of it, uninitialised; valid until the next call."""
         if self._buffer is None or self._buffer.nbytes < nbytes:
-            self._buffer = None  # first: both might not fit
+            self._buffer = None  # free it first: both might not fit
             self._buffer = self._device.allocate(1 << max(nbytes - 1, 0).bit_length())
         return self._buffer
 
 
 class Part:
-    """A stretch of a buffer, which it keeps alive."""
+    """A section of a buffer, which it keeps alive."""
 
     def __init__(self, owner: Buffer, offset: int, nbytes: int) -> None:
         self._owner, self.address, self.nbytes = owner, owner.address + offset, nbytes
 
 
-#: Device memory, whole or a stretch of it.
+#: Device memory, a whole buffer or a section of one.
 Memory = Buffer | Part
 
 
 class Pinned:
-    """Host memory that the device reads and writes while it works, zero at first.
+    """Host memory that the device reads and writes while it works, initially zero.
 
     ``array`` is the host's view of it, ``address`` the device's. The memory is freed with this object, not with the
     array, once the device's work is done: frames that were launched ahead may still write to it.
@@ -108,7 +108,7 @@ class Pinned:
         cuda, lock, stream = device.cuda, device.lock, device.stream
 
         def free(place: int) -> None:
-            with lock:  # not while somebody captures: a stream that is captured cannot be waited for
+            with lock:  # not during a capture: a stream that is being captured cannot be waited for
                 stream.synchronize()
             cuda.free_pinned(place)
 
@@ -120,7 +120,7 @@ class Pinned:
 
 
 class Stream:
-    """An order of work on the device. ``handle``: its address, for libraries."""
+    """A queue of work on the device. ``handle``: its address, for libraries."""
 
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
@@ -128,7 +128,7 @@ class Stream:
         _finally(self, cuda.destroy_stream, self.handle)
 
     def synchronize(self) -> None:
-        """Wait until all that was put on it is done; other threads run meanwhile."""
+        """Wait until everything enqueued on it is done; other threads run meanwhile."""
         self._cuda.synchronize(self.handle)
 
 
@@ -141,7 +141,7 @@ class Event:
         _finally(self, cuda.destroy_event, self.handle)
 
     def record(self) -> None:
-        """Put the mark behind what is on the stream now."""
+        """Put the mark after what is on the stream now."""
         self._cuda.record_event(self.handle, self._stream.handle)
 
     def wait(self) -> None:
@@ -149,7 +149,7 @@ class Event:
         self._cuda.synchronize_event(self.handle)
 
     def since(self, earlier: Event) -> float:
-        """Milliseconds of the device between two marks that have passed; both were made to be timed."""
+        """Milliseconds on the device between two marks that have passed, both made with ``timed``."""
         elapsed: float = self._cuda.elapsed_ms(earlier.handle, self.handle)
         return elapsed
 
@@ -166,21 +166,21 @@ class Graph:
 
 
 class Device:
-    """One device with two streams: ``stream`` for the frame loop, ``codec_stream`` for what is heard and spoken.
+    """One device with two streams: ``stream`` for the frame loop, ``codec_stream`` for the encoder and the codec.
 
-    ``lock`` is held by whoever puts work on ``stream``: sequences of several threads share it, and what one enqueues
-    must not end up in a graph that another captures. Calls that name no stream use ``stream``.
+    Callers hold ``lock`` while they enqueue work on ``stream``: sequences of several threads share it, and the work of
+    one must not end up in a graph that another captures. Calls that name no stream use ``stream``.
     """
 
     def __init__(self, cuda: Any, *, kind: Literal["cuda", "cpu"] = "cuda", index: int = 0) -> None:
-        """``cuda``: the compiled module. ``kind``: what ONNX Runtime calls the memory; "cpu" for the host shim."""
+        """``cuda``: the compiled module. ``kind``: ONNX Runtime's name of the memory; "cpu" for the host shim."""
         self.cuda, self.kind, self.index = cuda, kind, index
         cuda.set_device(index)
         self.stream, self.codec_stream = Stream(cuda), Stream(cuda)
         self.lock = threading.RLock()
 
     def allocate(self, nbytes: int) -> Buffer:
-        """Memory with any content; MemoryError where there is not enough."""
+        """Uninitialised memory; MemoryError if there is not enough."""
         return Buffer(self.cuda, nbytes)
 
     def uploaded(self, values: np.ndarray) -> Buffer:
@@ -195,7 +195,7 @@ class Device:
         return Pinned(self, shape, dtype)
 
     def upload(self, address: int, values: np.ndarray) -> None:
-        """Copy values to the device; they may change as soon as this returns: CUDA stages what is not pinned."""
+        """Copy values to the device; they may change as soon as this returns: CUDA stages memory that is not pinned."""
         source = np.ascontiguousarray(values)
         self.cuda.copy_to_device(address, source.ctypes.data, source.nbytes, self.stream.handle)
 
@@ -211,8 +211,8 @@ class Device:
         self.stream.synchronize()
 
     def finish(self) -> None:
-        """Wait until nothing is under way on either stream."""
-        with self.lock:  # a stream that somebody captures cannot be waited for
+        """Wait until both streams are idle."""
+        with self.lock:  # a stream that is being captured cannot be waited for
             self.stream.synchronize()
         self.codec_stream.synchronize()
 
@@ -220,9 +220,9 @@ class Device:
         return Event(self.cuda, self.stream, timed=timed)
 
     def capture(self, enqueue: Callable[[], None]) -> Graph:
-        """A graph of what ``enqueue`` puts on the stream; nothing of it happens yet."""
+        """A graph of what ``enqueue`` puts on the stream; none of it runs yet."""
         collecting = gc.isenabled()
-        gc.disable()  # memory that is freed while a stream captures would spoil the capture
+        gc.disable()  # memory freed while a stream captures would invalidate the capture
         try:
             self.cuda.begin_capture(self.stream.handle)
             try:
@@ -235,16 +235,16 @@ class Device:
         return Graph(self.cuda, self.stream, handle)
 
     def memory(self) -> tuple[int, int]:
-        """Bytes free and in all."""
+        """Bytes free and in total."""
         about = self.cuda.device_properties(self.index)
         return free_bytes(about), about["memory_bytes"]
 
 
 def free_bytes(about: Mapping[str, Any], meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that can be allocated, of a device's properties.
+    """Bytes that can be allocated, from a device's properties.
 
-    A GPU that shares the host's memory (Jetson) counts what the system keeps of files as taken, which it gives back
-    when asked: there the system's own count is taken.
+    A GPU that shares the host's memory (Jetson) counts the system's page cache as used, although it is given back on
+    demand: there the system's own count is used.
     """
     free = int(about["free_bytes"])
     if not about["integrated"]:

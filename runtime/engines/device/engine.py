@@ -1,4 +1,4 @@
-"""What every engine on a device does alike, whatever library runs its body."""
+"""What all engines on a device share, whichever library runs their body."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .sequence import DeviceSequence
 
 
 class DeviceEngine:
-    """The half of :class:`protocol.Engine` that is the device loop's: sequences, their memory, and its end."""
+    """The part of :class:`protocol.Engine` that is the device loop's: sequences, their memory, and its release."""
 
     device: Device
     device_model: DeviceModel
@@ -22,7 +22,7 @@ class DeviceEngine:
     ) -> DeviceModel:
         """Put the tables of ``bundle`` on ``device``; the engine sets the body of what this returns.
 
-        See :class:`DeviceModel` for the other arguments, and what it raises.
+        See :class:`DeviceModel` for the other arguments and the errors.
         """
         self.device = device
         self.device_model = DeviceModel(device, bundle, shape, max_context=max_context)
@@ -34,15 +34,15 @@ class DeviceEngine:
         return self.device_model.shape.bytes_per_row
 
     def new_sequence(self) -> DeviceSequence:
-        """An empty sequence, once the engine has made sure that it is open."""
+        """An empty sequence; the engine checks first that it is open."""
         return DeviceSequence(self.pool)
 
     def finish_device(self) -> None:
-        """Wait until nothing reads the weights: frames that were launched ahead still do."""
+        """Wait until nothing reads the weights any more: frames launched ahead may still do."""
         with told_errors(self.device.cuda):
             self.device.finish()
 
     def release_device(self) -> None:
-        """Free the body, and what is kept for a next conversation, of which there is none."""
+        """Free the body, and what is kept for further conversations."""
         self.pool.release()
         self.device_model.release()

@@ -1,6 +1,6 @@
-"""Whether an NVIDIA GPU can serve a bundle here: driver, architecture and memory, in one line that says what to do.
+"""Whether an NVIDIA GPU can run a bundle here: driver, architecture and memory, in one line that says what to do.
 
-What is asked of the machine comes as :class:`CudaFacts`, so that every answer can be tested without a GPU.
+The facts about the machine come as :class:`CudaFacts`, so that every answer can be tested without a GPU.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ...process.stopping import raise_interrupt
 from .cache import CacheShape
 from .device import NUMBER_BYTES, Number, free_bytes
 
-#: Memory beyond weights and cache that a body needs: the libraries' own code and handles (as CUDA 13's runtime, cuBLAS
-#: and cuDNN take on a card of any size, about), and scratch for the attention and the feed-forward part of a prompt.
+#: Memory beyond weights and cache that a body needs: the libraries' own code and handles (about what CUDA 13's runtime,
+#: cuBLAS and cuDNN take on any card), and scratch for the attention and the feed-forward part of a prompt.
 LIBRARY_BYTES = 600 << 20
-#: Bits of a weight in each format, scales included (docs/precision.md), for what is said about other formats.
+#: Bits of a weight in each format, scales included (docs/precision.md), for advice about other formats.
 _BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0, "fp8": 8.0, "int8": 8.5, "int4": 4.5}
 #: Parts that a GPU engine loads, and tables that it keeps on the device.
 _LOADED = ("backbone", "head.audio", "head.text", "head.modality", "encoder", "codec", "codec.stream")
@@ -32,7 +32,7 @@ _LEAST_DRIVERS = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """A GPU: ``sm`` is its compute capability as one number, 89 for 8.9; bytes of memory in all and free."""
+    """A GPU: ``sm`` is its compute capability as one number, 89 for 8.9; bytes of memory in total and free."""
 
     name: str
     sm: int
@@ -42,13 +42,13 @@ class GpuFacts:
 
 @dataclass(frozen=True)
 class CudaFacts:
-    """What this ualm and this machine have of CUDA.
+    """The CUDA support of this ualm and this machine.
 
     ``module_problem``: why the kernels cannot be loaded, None if they can. ``built_for``: compute capabilities that
-    they hold machine code for; ``portable_from``: the least of those that the driver can compile them for, if any.
+    they hold machine code for; ``portable_from``: the lowest of those that the driver can compile them for, if any.
     ``needs_cuda`` and ``driver_cuda``: CUDA versions as 1000 x major + 10 x minor, of the module and the newest that
-    the driver serves (None: no driver); ``driver``: its own version. ``gpus``: the first, which is the one that engines
-    use; none where there is none, and ``trouble`` says why, if CUDA does.
+    the driver supports (None: no driver); ``driver``: its own version. ``gpus``: the first, which is the one that
+    engines use; empty if there is none, and ``trouble`` says why, if CUDA does.
     """
 
     module_problem: str | None
@@ -62,7 +62,7 @@ class CudaFacts:
 
 
 def gpu_problem(facts: CudaFacts, index: int = 0) -> str | None:
-    """Why no kernel of ours can run here, a sentence; None if they can."""
+    """Why our kernels cannot run here, a sentence; None if they can."""
     if facts.module_problem is not None:
         return facts.module_problem
     if facts.driver_cuda is None:
@@ -70,7 +70,7 @@ def gpu_problem(facts: CudaFacts, index: int = 0) -> str | None:
     if facts.driver_cuda // 1000 < facts.needs_cuda // 1000:
         have = "" if facts.driver is None else f" {facts.driver}"
         return (
-            f"the NVIDIA driver{have} serves CUDA {_version(facts.driver_cuda)}, this ualm was built with CUDA "
+            f"the NVIDIA driver{have} supports CUDA {_version(facts.driver_cuda)}, this ualm was built with CUDA "
             f"{_version(facts.needs_cuda)}, which needs driver {least_driver(facts.needs_cuda)} or newer; update it"
         )
     if index >= len(facts.gpus):
@@ -87,14 +87,14 @@ def gpu_problem(facts: CudaFacts, index: int = 0) -> str | None:
 
 
 def cuda_facts() -> CudaFacts:
-    """What is so on this machine."""
+    """The facts of this machine."""
     try:
         cuda = load_kernels()
     except EngineError as error:
         return CudaFacts(str(error), (), None, 0, None, None, ())
     try:
         return _ask(cuda)
-    except cuda.CudaError as error:  # a driver that is broken must not keep the CPU from working
+    except cuda.CudaError as error:  # a broken driver must not keep the CPU from working
         return CudaFacts(
             f"CUDA does not start here ({error}); see whether nvidia-smi works", (), None, 0, None, None, ()
         )
@@ -104,7 +104,7 @@ def _ask(cuda: Any) -> CudaFacts:
     built, portable = architectures(str(cuda.ARCHITECTURES))
     count, trouble = cuda.device_count()
     gpus = []
-    for index in range(min(count, 1)):  # asking for its memory takes some of it, which others may be at work with
+    for index in range(min(count, 1)):  # a query of its memory uses some of it, which others may need
         about = cuda.device_properties(index)
         major, minor = about["capability"]
         gpus.append(GpuFacts(about["name"], 10 * major + minor, about["memory_bytes"], free_bytes(about)))
@@ -121,19 +121,19 @@ def _ask(cuda: Any) -> CudaFacts:
 
 
 def architectures(words: str) -> tuple[tuple[int, ...], int | None]:
-    """Compute capabilities with machine code, and the least with portable code, of "80-real 86-real 86-virtual"."""
+    """Compute capabilities with machine code, and the lowest with portable code, of "80-real 86-real 86-virtual"."""
     found = [(int(number), kind) for number, kind in re.findall(r"(\d+)(?:-(real|virtual))?", words)]
     portable = [number for number, kind in found if kind != "real"]
     return tuple(number for number, kind in found if kind != "virtual"), min(portable, default=None)
 
 
 def least_driver(cuda: int) -> str:
-    """The oldest driver that serves a CUDA version, as far as is known."""
+    """The oldest driver known to support a CUDA version."""
     return _LEAST_DRIVERS.get(cuda // 1000, f"of CUDA {_version(cuda)}")
 
 
 def _runnable(facts: CudaFacts, sm: int) -> tuple[int, ...]:
-    """``(sm,)`` if it can run: machine code runs on the same major version from its own minor one on."""
+    """``(sm,)`` if it can run: machine code runs on the same major version from its own minor version on."""
     binary = any(each // 10 == sm // 10 and each <= sm for each in facts.built_for)
     compiled = facts.portable_from is not None and facts.portable_from <= sm
     return (sm,) if binary or compiled else ()
@@ -141,7 +141,7 @@ def _runnable(facts: CudaFacts, sm: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes of GPU memory that a bundle takes with one conversation; ``row``: for each of its ``rows`` of context."""
+    """Bytes of GPU memory that a bundle takes with one conversation; ``row``: per row of its ``rows`` of context."""
 
     weights: int
     tables: int
@@ -167,10 +167,10 @@ def memory_need(
     weights: int | None = None,
     score_bytes: int | None = None,
 ) -> MemoryNeed:
-    """What ``bundle`` takes on a GPU, counted from its manifest and tables, with a cache stored in ``number``.
+    """The memory that ``bundle`` takes on a GPU, counted from its manifest and tables, with a cache in ``number``.
 
-    ``weights``: bytes of the engines that hold them; None counts them as they are stored. ``score_bytes``: of one score
-    of attention and what is made of it; None for a ``number``.
+    ``weights``: bytes of the engines that hold them; None counts them as they are stored. ``score_bytes``: of one
+    attention score and what is computed from it; None: one ``number``.
     """
     parts, model = bundle.manifest.parts, bundle.manifest.model
     if weights is None:
@@ -178,8 +178,8 @@ def memory_need(
     tables = sum(bundle.table(name).nbytes for name in _TABLES)
     # a prompt's rows at once: three times the widest activation, which is no wider than 8 hidden states
     activations = 3 * 8 * model.hidden_size * prefill_rows * 4
-    # of a row of context: its cache; its angles, single and double, its place and its zero of a mask (see
-    # onnxruntime_device.PositionTables); and its column of a prompt's scores and mask
+    # per row of context: its cache; its angles, single and double, its position and its zero of a mask (see
+    # onnxruntime.cuda_body.PositionTables); and its column of a prompt's scores and mask
     positions = 6 * 4 * (model.head_dim // 2) + 2 * 8 + 2 * 4
     scores = prefill_rows * (model.heads * (NUMBER_BYTES[number] if score_bytes is None else score_bytes) + 4)
     cache = CacheShape(model.layers, model.kv_heads, model.head_dim, max_context, number).bytes_per_row
@@ -195,7 +195,7 @@ def memory_problem(
 ) -> str | None:
     """Why ``need`` does not fit, and what would; None if it does. ``precisions``: the manifest's, by part.
 
-    ``fewer_rows``: how to have no more than a number of rows.
+    ``fewer_rows``: how to limit the rows to a number.
     """
     if need.total <= gpu.free:
         return None
@@ -210,7 +210,7 @@ def memory_problem(
     bits = _BITS.get(precisions.get("backbone", "fp32"), 32.0)
     for name, fewer in _BITS.items():
         smaller = need.total - int(need.weights * (1 - fewer / bits))
-        # fp8 is never the advice: not every GPU and not every engine multiplies it
+        # fp8 is never advised: not every GPU and not every engine multiplies it
         if name != "fp8" and fewer < bits and smaller <= gpu.free:
             return f"{says}; export it with --precision {name}, which needs about {_gib(smaller)}"
     return f"{says}; no precision of this model fits: use a GPU with more memory, or the CPU (engine onnxruntime)"
@@ -225,7 +225,7 @@ def _version(cuda: int) -> str:
 
 
 def driver_version(place: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Version of the NVIDIA kernel driver, as Linux shows it; None where it does not."""
+    """Version of the NVIDIA kernel driver, as Linux shows it; None if it does not."""
     try:
         found = re.search(r"\s(\d{3}\.\d+(?:\.\d+)?)\s", place.read_text(encoding="utf-8", errors="replace"))
     except OSError:
@@ -234,12 +234,12 @@ def driver_version(place: Path = Path("/proc/driver/nvidia/version")) -> str | N
 
 
 def load_kernels(find: Callable[[str], Any] = importlib.import_module) -> Any:
-    """The compiled module of our kernels; :class:`EngineError` where this ualm has none."""
+    """The compiled module of our kernels; :class:`EngineError` if this ualm has none."""
     try:
         return find("ualm.runtime._cuda")
     except ModuleNotFoundError as error:
         raise EngineError(
-            "this ualm was built without CUDA kernels, for want of nvcc; put nvcc on the PATH and install ualm again"
+            "this ualm was built without CUDA kernels: nvcc was missing; put nvcc on the PATH and install ualm again"
         ) from error
     except ImportError as error:
         raise_interrupt(error)

@@ -1,5 +1,5 @@
-"""The output heads on a device by our own kernel: no library call between the body and the sampler, so that both fit
-into one graph."""
+"""The output heads in our own kernel on a device: no library call between the body and the sampler, so that head and
+sampler fit into one graph."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class FusedHead:
     def bound(self, hidden: Buffer, logits: Buffer, branches: int) -> Callable[[], None]:
         """Logits float32 [branches, columns] of hidden states float32 [branches, inputs]: a call without arguments.
 
-        The branches stay apart, and the sampler mixes them as it reads: what a check compares is then what is drawn
-        from.
+        The branches stay separate, and the sampler mixes them as it reads: a check then compares the very logits that
+        are drawn from.
         """
         cuda = self._device.cuda
         launch: Any = cuda.HeadLaunch(
@@ -56,7 +56,7 @@ class FusedHead:
 
 
 def fused_head(device: Device, bundle: Bundle, modality: Modality, columns: int) -> FusedHead | None:
-    """The head of a modality for our kernel; None where its format or its shape is none that the kernel takes."""
+    """The head of a modality for our kernel; None if the kernel does not support its format or shape."""
     name = f"head.{modality}"
     number = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}.get(
         str(bundle.manifest.parts[name]["precision"])

@@ -1,8 +1,8 @@
-"""The frame loop on a device: frames are launched ahead, and the host reads what they gave from pinned memory.
+"""The frame loop on a device: frames are launched ahead, and the host reads their results from pinned memory.
 
-The frame sampler's state, the draws, the stop and the next input stay on the device. A frame that comes after a stop
-or a fault changes nothing, so the host may launch before it knows. What a frame gave is complete once its event has
-passed: the host waits for that event alone, while the frames behind it go on.
+The frame sampler's state, the draws, the stop and the next input stay on the device. A frame after a stop or a fault
+changes nothing, so the host may launch it before it knows. The results of a frame are complete once its event has
+passed: the host waits for that event only, while the later frames continue.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..timing import Clock
 from .device import Device, Event, Graph
 from .protocol import DeviceStep
 
-#: Frames in flight behind the one that is waited for: enough to hide the host's part of one, few to waste at a stop.
+#: Frames in flight after the one that is waited for: enough to hide the host's share of one, few to waste at a stop.
 AHEAD = 3
-#: Frames that the rings in pinned memory hold: those in flight, the one that is read, and to spare.
+#: Frames that the rings in pinned memory hold: those in flight, the one that is read, and some to spare.
 RING = 16
 
-#: What the sampler says is wrong with logits, by its number (core/candidates.h).
+#: Faults of logits that the sampler reports, by number (core/candidates.h).
 _FAULTS = {1: "NaN among", 2: "+inf among", 3: "nothing but -inf among"}
 
 
@@ -38,7 +38,7 @@ class Drawn:
 
 
 class Outbox:
-    """Where the sampler leaves what it draws: rings in pinned memory, and one word that says how far it is.
+    """Where the sampler puts what it draws: rings in pinned memory, and one word that says how far it is.
 
     The word is written last. Bits 0 to 31: rows drawn; 32 to 39: flags of the last; 40 to 47: fault; 48 to 55: its
     stream.
@@ -62,27 +62,27 @@ class Outbox:
                 "weights)"
             )
         delay = STREAMS - 1
-        if drawn > row + 1 or fault:  # a row with another behind it ended nothing, be it one that could not be drawn
+        if drawn > row + 1 or fault:  # a row followed by another, even a failed one, ended nothing
             flags = _native.LATENT if sound and row >= delay else 0
         latent = self.latents.array[(row - delay) % RING].copy() if flags & _native.LATENT else None
         return Drawn(self.rows.array[row % RING].copy(), flags, latent)
 
 
 class Frame:
-    """A frame: a step and the sampler behind it, captured into a graph for each bucket of the step."""
+    """A frame: a step followed by the sampler, captured into a graph for each bucket of the step."""
 
     def __init__(self, device: Device, step: DeviceStep, sample: Callable[[], None]) -> None:
         self._device, self._step, self._sample = device, step, sample
         self._graphs: dict[int, Graph | None] = {}
 
     def enqueue(self, held: int) -> None:
-        """Put the frame that feeds the row at position ``held`` on the stream."""
+        """Enqueue the frame that feeds the row at position ``held``."""
         self._step.before(held)
         bucket = self._step.bucket(held)
         if bucket is None:
             self._run(held)
         elif bucket not in self._graphs:
-            # an engine may allocate or choose kernels when it first meets a shape, which cannot be captured
+            # an engine may allocate or choose kernels at its first run of a shape, which cannot be captured
             self._run(held)
             self._graphs[bucket] = None
         else:
@@ -97,10 +97,10 @@ class Frame:
 
 
 class Flight:
-    """The frames of one segment: those handed over, and those launched ahead of them.
+    """The frames of one segment: those already returned, and those launched ahead of them.
 
-    ``start``: rows held when the segment began. ``most``: frames that may be launched, by the segment's step limit and
-    by the room in the cache.
+    ``start``: rows held when the segment began. ``most``: frames that may be launched, given the segment's step limit
+    and the room in the cache.
     """
 
     def __init__(
@@ -122,14 +122,14 @@ class Flight:
 
     @property
     def in_flight(self) -> int:
-        """Frames that were launched and not handed over."""
+        """Frames that were launched but not returned yet."""
         return self._launched - self._taken
 
     def take(self, *, wanted: int) -> Drawn:
-        """The next row; keeps frames in flight behind it. ``wanted``: rows that the caller will take now.
+        """The next row; keeps frames in flight after it. ``wanted``: rows that the caller will take now.
 
-        Nothing is launched beyond what is wanted before the first row is out: whoever draws one row and looks at the
-        logits finds those of that row.
+        Before the first row is out, nothing is launched beyond what is wanted: a caller that draws one row and looks at
+        the logits finds those of that row.
         """
         ahead = self._ahead if self._taken or wanted > 1 else 0
         self._launch(min(self._taken + 1 + ahead, self._most))

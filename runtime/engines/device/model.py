@@ -1,4 +1,4 @@
-"""A bundle on a device, as every engine there needs it: the tables that the loop reads, and the body."""
+"""A bundle on a device, as all engines there need it: the tables that the loop reads, and the body."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .sampler import DeviceSampler, SamplerTables, fill_null_prefix
 
 
 class DeviceModel:
-    """What the sequences of an engine share. An engine makes one and sets its ``body``."""
+    """State shared by the sequences of an engine. An engine creates one and sets its ``body``."""
 
     def __init__(self, device: Device, bundle: Bundle, shape: CacheShape, *, max_context: int | None = None) -> None:
         """``shape``: of the cache of one sequence. ``max_context``: rows of it that are used, None for all.
 
-        :class:`EngineError` where the tables do not fit.
+        :class:`EngineError` if the tables do not fit.
         """
         self.device, self.bundle, self.shape = device, bundle, shape
         self.max_context = shape.capacity if max_context is None else max_context
@@ -57,14 +57,14 @@ class DeviceModel:
         self._body = None
 
     def open_sampler(self, outbox: Outbox) -> DeviceSampler:
-        """The sampler of a sequence, which leaves what it draws in ``outbox``."""
+        """The sampler of a sequence, which puts what it draws into ``outbox``."""
         return DeviceSampler(self.device, self._tables, outbox)
 
     def columns(self, modality: Modality) -> int:
         return self.vocabulary.head_columns(modality)
 
     def checked_ids(self, rows: np.ndarray) -> np.ndarray:
-        """``rows`` as int32; ValueError for an id that no table has, which on a device would read strange memory."""
+        """``rows`` as int32; ValueError for an id outside the tables, which on a device would read other memory."""
         if len(rows) and not (rows.min() >= 0 and rows.max() < self._tables.vocabulary):
             raise ValueError(f"rows: ids {rows.min()} .. {rows.max()}, the table has {self._tables.vocabulary}")
         return np.ascontiguousarray(rows, np.int32)
@@ -76,7 +76,7 @@ class DeviceModel:
 
     @contextmanager
     def explained_memory(self) -> Iterator[None]:
-        """What is allocated within, and does not fit, is an :class:`EngineError` that says what a sequence takes."""
+        """Turn a failed allocation in this block into an :class:`EngineError` that says what a sequence takes."""
         try:
             yield
         except MemoryError as error:

@@ -1,4 +1,4 @@
-"""Workspaces of conversations that are over, kept for the next: making one takes longer than many a first row."""
+"""Workspaces of finished conversations, kept for reuse: creating one often takes longer than a first row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPARE = 1
 
 
 class WorkspacePool:
-    """Where the sequences of an engine get their memory on the device, and leave it when they are over."""
+    """Where the sequences of an engine get their device memory, and return it when they end."""
 
     def __init__(self, model: DeviceModel) -> None:
         self.model = model
@@ -21,23 +21,23 @@ class WorkspacePool:
 
     @property
     def spare(self) -> int:
-        """Workspaces that wait for a conversation."""
+        """Workspaces that are free."""
         return len(self._spare)
 
     def take(self) -> Workspace:
-        """The workspace of a conversation that is over, or a new one; :class:`EngineError` where that does not fit."""
+        """A free workspace, or a new one; :class:`EngineError` if that does not fit."""
         try:
             return self._spare.popleft()
         except IndexError:
             return Workspace(self.model)
 
     def give_back(self, workspace: Workspace) -> None:
-        """A sequence is over. What it launched ahead comes before the work of the next on the stream."""
+        """A sequence has ended. On the stream, what it launched ahead comes before the work of the next."""
         if not self._released and self.spare < SPARE:
             workspace.forget()
             self._spare.append(workspace)
 
     def release(self) -> None:
-        """Free what is kept for a next conversation, of which there is none."""
+        """Free the workspaces that are kept for reuse."""
         self._released = True
         self._spare.clear()

@@ -1,7 +1,7 @@
-"""What an engine that computes on a device supplies to the device loop: a body, and steps made from it.
+"""What an engine on a device provides to the device loop: a body, and steps made from it.
 
-The border is logits in device memory. Hidden states stay inside, so an engine may fuse whatever it likes up to there.
-Every call puts work on the device's compute stream and returns at once; nothing waits, and nothing comes to the host.
+The interface is logits in device memory. Hidden states stay inside, so an engine may fuse anything up to there. Every
+call enqueues work on the device's compute stream and returns at once; nothing waits, and nothing is copied to the host.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ class DeviceStep(Protocol):
     logits: Buffer
 
     def begin(self, held: int) -> None:
-        """The next step feeds the row at position ``held``: set what the device counts itself. Once a segment."""
+        """The next step feeds the row at position ``held``: set the counters on the device. Once per segment."""
         ...
 
     def before(self, held: int) -> None:
-        """Enqueue what cannot be captured into a graph: for one engine the body, for another nothing."""
+        """Enqueue what cannot be captured into a graph: the body for some engines, nothing for others."""
         ...
 
     def bucket(self, held: int) -> int | None:
-        """Which graph serves a step with ``held`` rows held; None where nothing is to be captured.
+        """Which graph serves a step with ``held`` rows held; None if nothing is to be captured.
 
-        Steps of one bucket have equal shapes: for attention over what is held, rounded up.
+        Steps of one bucket have equal shapes: those of attention over the rows held, rounded up.
         """
         ...
 
     def enqueue(self, held: int) -> None:
         """The rest of the step, up to the logits.
 
-        With a bucket, this is what is captured and played again, so that ``held`` may be used for nothing but the
-        bucket: positions come from device memory, set by :meth:`begin`, which every step advances by one.
+        With a bucket, this is what is captured and replayed, so ``held`` may be used for nothing but the bucket:
+        positions come from device memory, set by :meth:`begin`, and every step advances them by one.
         """
         ...
 
@@ -58,14 +58,14 @@ class DeviceBody(Protocol):
         ...
 
     def prefill(self, cache: DeviceCache, embeddings: Buffer, rows: int, held: int, hidden: Buffer) -> None:
-        """Append ``rows`` rows, float32 [rows, H] in ``embeddings``, behind ``held`` rows of branch 0.
+        """Append ``rows`` rows, float32 [rows, H] in ``embeddings``, after ``held`` rows of branch 0.
 
         The final-norm hidden state of the last one, float32 [H], goes to ``hidden``.
         """
         ...
 
     def modality_logits(self, hidden: Buffer, out: Buffer) -> None:
-        """Logits float32 [5] of ``vocabulary.CHOOSABLE`` behind a prefilled row."""
+        """Logits float32 [5] of ``vocabulary.CHOOSABLE`` after a prefilled row."""
         ...
 
     def open_step(self, cache: DeviceCache, modality: Modality, branches: int) -> DeviceStep:

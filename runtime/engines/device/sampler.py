@@ -16,7 +16,7 @@ from .protocol import DeviceStep
 
 
 class SamplerTables:
-    """The embedding, as it is stored, and the codebooks multiplied through to the codec's input, on a device."""
+    """On a device: the embedding as it is stored, and the codebooks already projected to the codec's input."""
 
     def __init__(self, device: Device, bundle: Bundle) -> None:
         embedding, bias = bundle.table("embedding"), bundle.table("codec.rvq_bias")
@@ -51,7 +51,7 @@ class DeviceSampler:
         self._state = device.allocate(device.cuda.STATE_BYTES)
 
     def begin(self, modality: Modality, sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int) -> None:
-        """Begin a segment, behind what is on the stream."""
+        """Begin a segment, after what is on the stream."""
         self._device.cuda.begin_segment(
             state=self._state.address,
             progress=self._outbox.progress.address,

@@ -35,7 +35,7 @@ def _told(method: _Method) -> _Method:
 class DeviceSequence(SequenceBase):
     """See :class:`protocol.EngineSequence`. Branch 0 is conditional, branch 1 the null branch.
 
-    What is launched ahead writes cache rows behind those that count; whatever comes next on the stream overwrites them.
+    Frames launched ahead write cache rows beyond those that count; the next work on the stream overwrites them.
     """
 
     def __init__(self, pool: WorkspacePool) -> None:
@@ -63,7 +63,7 @@ class DeviceSequence(SequenceBase):
             self._length += count
 
     def _embed(self, pieces: list[np.ndarray]) -> None:
-        """Embeddings of a chunk's rows and features, one behind the other."""
+        """Embeddings of a chunk's rows and features, one after the other."""
         at, width, work = 0, self._engine.model.hidden_size, self._work
         for piece in pieces:
             target = work.chunk.address + at * width * 4
@@ -112,12 +112,13 @@ class DeviceSequence(SequenceBase):
     ) -> None:
         device, work, sampler = self._device, self._work, self._work.sampler
         self._branches = 2 if sampling.guidance > 1 else 1
-        # without the lock: a part that is loaded now has a lock of its own, and loading may collect what waits for ours
+        # without the lock: loading a part takes its own lock, and may run the garbage collector on objects that need
+        # ours
         step, frame = work.frame(modality, self._branches)
         with device.lock:
             sampler.begin(modality, sampling, mode=mode, segment=segment)
             if self._branches == 2:
-                # a later segment writes its rows behind these: they stay right for the next null branch
+                # a later segment writes its rows after these: they stay valid for the next null branch
                 self._engine.fill_null_prefix(work.cache, self._null_rows, self._length)
                 self._null_rows = self._length
             device.upload(work.ids.address, self._engine.vocabulary.special_row(MODALITIES[modality])[None])
@@ -138,8 +139,8 @@ class DeviceSequence(SequenceBase):
 
     @_told
     def _draw(self, row: np.ndarray, latent: np.ndarray, *, wanted: int) -> int:
-        assert self._flight is not None  # a segment is under way
-        self._length += 1  # the frame has fed its row, also where none could be drawn
+        assert self._flight is not None  # a segment is in progress
+        self._length += 1  # the frame has fed its row, even if none could be drawn
         got = self._take(self._flight, wanted)
         row[:] = got.row
         if got.latent is not None:

@@ -1,4 +1,4 @@
-"""Everything of one conversation that lies on the device, kept for the next conversation when one is over."""
+"""The device memory of one conversation, kept for the next conversation when it ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .protocol import DeviceStep
 
 
 class Workspace:
-    """Cache, sampler, outbox, steps and captured graphs: making them takes longer than many a first row."""
+    """Cache, sampler, outbox, steps and captured graphs: creating them often takes longer than a first row."""
 
     def __init__(self, model: DeviceModel) -> None:
         device, width = model.device, model.model.hidden_size
@@ -23,7 +23,7 @@ class Workspace:
             #: Embeddings of a prompt's rows, and their ids.
             self.chunk = device.allocate(model.body.prefill_rows * width * 4)
             self.ids = device.allocate(model.body.prefill_rows * STREAMS * 4)
-            #: Hidden state behind the last prefilled row, and what it says of the modality.
+            #: Hidden state after the last prefilled row, and its modality logits.
             self.hidden = device.uploaded(np.zeros(width, np.float32))
             self.choice = device.allocate(len(CHOOSABLE) * 4)
             self.outbox = Outbox(device, len(model.rvq_bias))
@@ -41,16 +41,16 @@ class Workspace:
         return self._frames[key]
 
     def forget(self) -> None:
-        """Leave nothing to the next conversation that it could take for its own."""
+        """Leave nothing that the next conversation could take for its own."""
         self.clear_spoilt(0)
         device = self._model.device
         with device.lock:
             device.cuda.set_bytes(self.hidden.address, 0, self.hidden.nbytes, device.stream.handle)
 
     def clear_spoilt(self, rows: int) -> None:
-        """Clear the cache behind ``rows``, where it may hold NaN.
+        """Clear the cache after ``rows``, where it may hold NaN.
 
-        An engine that looks at more rows than are held gives the others no weight, but NaN times nothing is NaN.
+        An engine that attends to more rows than are held gives the others zero weight, but NaN times zero is NaN.
         """
         if self.spoilt:
             with self._model.device.lock:

@@ -1,1 +1,1 @@
-"""Engines on ONNX Runtime: on the CPU, and on CUDA."""
+"""The engines on ONNX Runtime: CPU and CUDA."""

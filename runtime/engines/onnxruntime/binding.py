@@ -1,4 +1,4 @@
-"""A session of ONNX Runtime with its inputs and outputs bound to memory of ours."""
+"""An ONNX Runtime session with its inputs and outputs bound to our memory."""
 
 from __future__ import annotations
 

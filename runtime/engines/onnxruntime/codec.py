@@ -17,7 +17,7 @@ class OnnxRuntimeCodecStream:
 
     def __init__(self, engine: OnnxRuntimeParts) -> None:
         self._engine = engine
-        engine.session(ROLE)  # loaded, or refused, now: not when the first frames have come
+        engine.session(ROLE)  # loaded, or refused, now rather than when the first frames arrive
         self.reset()
 
     def reset(self) -> None:

@@ -1,8 +1,8 @@
 """The embedded engine: ONNX Runtime on the CPU, with the frame sampler and the KV cache in our own memory.
 
-The cache of a layer is two allocations, each bound as past and present at once: a step writes its row in place, and
-nothing is ever copied. Pages that no row has reached are never touched, so a large ``max_context`` costs address space
-only.
+The cache of a layer is two allocations, each bound as past and present at the same time: a step writes its row in
+place, and nothing is ever copied. Pages that no row has reached are never touched, so a large ``max_context`` costs
+only address space.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .sessions import OnnxRuntimeParts
 
 #: Rows prefilled at a time: bounds the attention scores held (heads x rows x context), at no measurable cost.
 PREFILL_ROWS = 256
-#: From so many rows on, a bundle's body for prefill is used, if it has one: fewer are read faster by the other.
+#: From this many rows on, a bundle's body for prefill is used, if it has one; for fewer the other body is faster.
 PREFILL_BODY_ROWS = 16
 #: The bodies that this engine can run, the fastest first. The last computes in float32 only where that is stored.
 BODIES = ("backbone.grouped", "backbone.float32", "backbone")
@@ -55,7 +55,7 @@ class OnnxRuntimeEngine(OnnxRuntimeParts):
 
     @property
     def grouped(self) -> bool:
-        """Whether the body has ONNX Runtime's attention operator, which keeps the angles of all positions itself."""
+        """Whether the body uses ONNX Runtime's attention operator, which holds the angles of all positions itself."""
         return self.body == "backbone.grouped"
 
     def prefill_body(self, rows: int) -> str:
@@ -114,7 +114,7 @@ class BodyCall:
             ]
 
     def run(self, held: int) -> None:
-        """Append the rows behind ``held`` rows and attend over all of them."""
+        """Append the rows after ``held`` rows and attend over all of them."""
         if self._engine.grouped:
             self._last[:] = held + self._rows - 1
             self._total[...] = held + self._rows
@@ -238,7 +238,7 @@ class OnnxRuntimeSequence(SequenceBase):
 
     def _draw(self, row: np.ndarray, latent: np.ndarray, *, wanted: int) -> int:
         head = self._head
-        assert head is not None  # a segment is under way
+        assert head is not None  # a segment is in progress
         step = self._step(self._branches)
         step.run(self._length)
         self._length += 1
@@ -252,9 +252,9 @@ class OnnxRuntimeSequence(SequenceBase):
         return flags
 
     def follow(self, rows: np.ndarray) -> np.ndarray:
-        """Take ``rows`` int32 [n, 8] as if the segment that has begun had drawn them, to compare models over equal
-        rows. Logits before mixing, float32 [n, branches, L], that each row would have been drawn from. The segment is
-        over then; truncate before the next."""
+        """Feed ``rows`` int32 [n, 8] as if the current segment had drawn them (teacher forcing), to compare models on
+        equal rows. Returns the logits before mixing, float32 [n, branches, L], that each row would have been drawn
+        from. The segment is over then; truncate before the next."""
         if self._head is None or not self._running:
             raise EngineError("follow: no segment is under way")
         step, head = self._step(self._branches), self._head
@@ -293,15 +293,15 @@ class OnnxRuntimeSequence(SequenceBase):
             keys[1, :, first:last, :half] = low * cos - high * sin
             keys[1, :, first:last, half:] = high * cos + low * sin
             values[1, :, first:last] = engine.null_values[layer, :, None]
-        # a later segment writes its rows behind these: they stay right for the next null branch
+        # a later segment writes its rows after these: they stay valid for the next null branch
         self._null_rows = last
 
 
 def _reserve(shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros float32 of which only touched pages take memory.
+    """Zeros, float32, of which only touched pages take memory.
 
-    numpy asks for huge pages, of which the first row of every layer, branch and head would touch one: 336 MB for one
-    row of the 1.5B shape.
+    numpy requests huge pages, and the first row of every layer, branch and head would touch one: 336 MB for one row of
+    the 1.5B shape.
     """
     if not hasattr(mmap, "MADV_NOHUGEPAGE"):
         return np.zeros(shape, np.float32)

@@ -1,4 +1,4 @@
-"""The engine on NVIDIA GPUs through ONNX Runtime's CUDA provider: its parts in the device loop, on our memory."""
+"""The engine on NVIDIA GPUs through ONNX Runtime's CUDA provider: its parts in the device loop, in our memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .sessions import OnnxRuntimeParts
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
-#: Parts that stand in the frame loop: none of their nodes may run on the CPU.
+#: Parts that are in the frame loop: none of their nodes may run on the CPU.
 _LOOP = ("backbone", "head.audio", "head.text")
 _HEADS: tuple[Modality, ...] = ("audio", "text")
 
@@ -44,9 +44,9 @@ class OnnxRuntimeCudaEngine(DeviceEngine, OnnxRuntimeParts):
         max_context: int,
         fused_heads: bool = True,
     ) -> None:
-        """``device``: on the host shim (``kind`` "cpu"), ONNX Runtime's CPU provider stands in for the other.
+        """``device``: on the host shim (``kind`` "cpu"), ONNX Runtime's CPU provider stands in for the CUDA provider.
 
-        ``fused_heads``: our kernels for the heads that they can take; ONNX Runtime's otherwise.
+        ``fused_heads``: our kernels for the heads that they support; ONNX Runtime's otherwise.
         """
         super().__init__(bundle, threads=threads, max_context=max_context)
         self.device = device
@@ -77,7 +77,7 @@ class OnnxRuntimeCudaEngine(DeviceEngine, OnnxRuntimeParts):
     def providers(self, role: str) -> Sequence[Any]:
         if self.device.kind == "cpu":
             return super().providers(role)
-        # sounds are heard by a thread of their own, which must not put work between that of a graph being captured
+        # sounds are encoded on a separate thread, which must not enqueue work into a graph that is being captured
         stream = self.device.stream if role.startswith(("backbone", "head")) else self.device.codec_stream
         options = {
             "device_id": str(self.device.index),
@@ -90,10 +90,10 @@ class OnnxRuntimeCudaEngine(DeviceEngine, OnnxRuntimeParts):
 
     def session_options(self, role: str) -> Any:
         options = super().session_options(role)
-        # a plan of memory is kept for each shape, and every length of what is held is one
+        # ONNX Runtime keeps a memory plan per shape, and every number of rows held is a new shape
         options.enable_mem_pattern = False
         if self.device.kind == "cuda" and role in _LOOP:
-            # a node that fell back to the CPU would copy to the host and back within every frame, in silence
+            # a node that fell back to the CPU would silently copy to the host and back in every frame
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         return options
 
@@ -109,8 +109,8 @@ class OnnxRuntimeCudaEngine(DeviceEngine, OnnxRuntimeParts):
             ) from error
         if self.device.kind == "cuda" and PROVIDER not in session.get_providers():
             raise EngineError(
-                f"ONNX Runtime {ort.__version__} could not load its CUDA provider, most often for want of CUDA's or "
-                'cuDNN\'s libraries; install them with: pip install "onnxruntime-gpu[cuda,cudnn]"'
+                f"ONNX Runtime {ort.__version__} could not load its CUDA provider, usually since CUDA's or cuDNN's "
+                'libraries are missing; install them with: pip install "onnxruntime-gpu[cuda,cudnn]"'
             )
         return session
 
@@ -139,7 +139,7 @@ class OnnxRuntimeCudaEngine(DeviceEngine, OnnxRuntimeParts):
 
 
 def cache_shape(bundle: Bundle, max_context: int) -> CacheShape:
-    """The cache as the standard dialect of the body declares it: in the type that the body computes in."""
+    """The cache as the standard form of the body declares it: in the type that the body computes in."""
     model = bundle.manifest.model
     number: Number = bundle.manifest.parts["backbone"].get("compute", "float32")
     return CacheShape(model.layers, model.kv_heads, model.head_dim, max_context, number)
@@ -147,7 +147,7 @@ def cache_shape(bundle: Bundle, max_context: int) -> CacheShape:
 
 def _run_options() -> Any:
     options = ort.RunOptions()
-    # the loop orders everything by its stream, and waits for the frames that it reads
+    # everything is ordered by the loop's stream, and the loop waits for the frames that it reads
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     return options
 
@@ -159,7 +159,7 @@ def why_not(bundle: Bundle | None, max_context: int) -> str | None:
     if problem is not None:
         return problem
     if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # CUDA's and cuDNN's libraries where they came as Python packages
+        ort.preload_dlls()  # CUDA's and cuDNN's libraries, if they were installed as Python packages
     if PROVIDER not in ort.get_available_providers():
         return (
             f"the onnxruntime that is installed ({ort.__version__}) has no CUDA provider; replace it: "
@@ -174,7 +174,7 @@ def why_not(bundle: Bundle | None, max_context: int) -> str | None:
 
 
 def _fp8_problem(bundle: Bundle, gpu: GpuFacts) -> str:
-    """Why a body in fp8 is not run here, and what would run it on this GPU."""
+    """Why an fp8 body does not run here, and what would run it on this GPU."""
     if gpu.sm < FP8_SM:
         return (
             f"this bundle's body is fp8, which {gpu.name} (compute capability {gpu.sm // 10}.{gpu.sm % 10}) cannot "

@@ -1,11 +1,11 @@
-"""ONNX Runtime's parts over memory of ours on a device: the body and the heads for the device loop.
+"""ONNX Runtime's parts over our device memory: the body and the heads for the device loop.
 
-The standard dialect of the body needs no memory that a step would have to update: a decode step looks at all rows that
-are held, so its mask is nothing but zeros, and the angles and the row to write come from tables. A step binds each at
-the place of its row, and nothing is copied.
+The standard form of the body needs no memory that a step would have to update: a decode step attends to all rows held,
+so its mask is all zeros, and the angles and the row to write come from tables. A step binds each at the offset of its
+row, and nothing is copied.
 
-ONNX Runtime's own CUDA graphs are off. They want fixed shapes, and here a step's attention is as long as what is held;
-one graph for each length would be as many captures as frames. Nor can a caller capture a run of ONNX Runtime. So it
+ONNX Runtime's own CUDA graphs are off. They require fixed shapes, while a step's attention here is as long as the rows
+held; one graph per length would mean as many captures as frames. Nor can a caller capture a run of ONNX Runtime. So it
 runs beside our graph, which holds the head and the sampler.
 """
 
@@ -55,7 +55,7 @@ class DeviceBinding:
 
 
 class PositionTables:
-    """What a call of the body needs to know of positions, for every position there is, in device memory."""
+    """What a call of the body needs to know about positions, for all positions, in device memory."""
 
     def __init__(self, device: Device, cos: np.ndarray, sin: np.ndarray) -> None:
         positions, half = cos.shape
@@ -90,7 +90,7 @@ class BodyBinding:
                 self._call.output(f"present_{name}.{layer}", buffer.address, bound, dtype)
 
     def run(self, held: int) -> None:
-        """Append the rows behind ``held`` rows and attend over all of them."""
+        """Append the rows after ``held`` rows and attend over all of them."""
         call, tables, branches, rows = self._call, self._tables, self._branches, self._rows
         call.input("write_index", tables.index.address + held * 16, (branches,), np.int64)
         angles = tables.double if branches == 2 else tables.single
@@ -107,7 +107,7 @@ class BodyBinding:
 
 
 class OnnxRuntimeBody:
-    """See :class:`device_body.DeviceBody`."""
+    """See :class:`device.protocol.DeviceBody`."""
 
     prefill_rows = PREFILL_ROWS
 
@@ -130,7 +130,7 @@ class OnnxRuntimeBody:
         self._scratch = Grown(device)
 
     def scratch(self, values: np.ndarray) -> int:
-        """Address of a copy of ``values``, good for what is put on the stream before the next such call."""
+        """Address of a copy of ``values``, valid for what is put on the stream before the next such call."""
         buffer = self._scratch.of(values.nbytes)
         self.device.upload(buffer.address, values)
         return buffer.address
@@ -152,7 +152,7 @@ class OnnxRuntimeBody:
 
 
 class OnnxRuntimeStep:
-    """See :class:`device_body.DeviceStep`."""
+    """See :class:`device.protocol.DeviceStep`."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class OnnxRuntimeStep:
             self._head = head
 
     def begin(self, held: int) -> None:
-        """Nothing is counted on the device: each run is told its position."""
+        """Nothing is counted on the device: each run is given its position."""
 
     def before(self, held: int) -> None:
         self._body.run(held)
@@ -188,7 +188,7 @@ class OnnxRuntimeStep:
             self._head()
 
     def bucket(self, held: int) -> int | None:
-        """One graph for all lengths: the head does not know of any. None where ONNX Runtime runs the head as well."""
+        """One graph for all lengths, since the head does not depend on them. None if ONNX Runtime runs the head too."""
         return 0 if self._fused else None
 
     def enqueue(self, held: int) -> None:

@@ -1,10 +1,10 @@
 """The codec's stateful graph in ONNX Runtime on a device: the state of a sound never leaves it.
 
-Frames come from the host, where they arrive with the rows (a kilobyte each), and the hand-over orders the codec behind
-the frames that made them: the two streams need no mark between them, and neither ever waits for the other.
+Frames come from the host, where they arrive with the rows (a kilobyte each), and this hand-over orders the codec after
+the frames that produced them: the two streams need no event between them, and neither ever waits for the other.
 
-Sounds of several threads may be decoded at once: a session of ONNX Runtime may be run from any number of threads, and
-each run has a binding and scratch memory of its own.
+Sounds of several threads may be decoded at once: an ONNX Runtime session may be run from any number of threads, and
+each run has its own binding and scratch memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DeviceCodecStream:
         self.reset()
 
     def reset(self) -> None:
-        #: Values of ONNX Runtime in its own memory on the device; none before a sound's first call.
+        #: ONNX Runtime values in its own device memory; none before a sound's first call.
         self._states: dict[str, Any] | None = None
 
     def decode(self, latents: np.ndarray, *, last: bool) -> np.ndarray:

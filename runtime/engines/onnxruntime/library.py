@@ -1,9 +1,9 @@
-"""ONNX Runtime with its telemetry off. Whatever of ours needs the library takes ``ort`` from here.
+"""ONNX Runtime with its telemetry off. All our code that needs the library takes ``ort`` from here.
 
-Its official builds write an identifier of the device and a store of events below the user's cache folder when they are
-imported, send events to their maker, and complain on standard error where they cannot. The variable stops all of it, if
-it is set before the import; one that the user has set stays as it is. The call is for Windows builds of another kind,
-which do not read the variable, and for an application that imported the library before us.
+On import, its official builds write a device identifier and an event store into the user's cache folder, send events to
+their vendor, and complain on standard error if they cannot. The variable stops all of it if it is set before the
+import; a value set by the user is kept. The call is for other Windows builds, which do not read the variable, and for
+applications that imported the library before us.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A bundle's parts as sessions of ONNX Runtime, each loaded when first asked for, and what every use of it needs."""
+"""A bundle's parts as ONNX Runtime sessions, each loaded on first use, and what all users of them share."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class OnnxRuntimeParts:
         self.rvq_table, self.rvq_bias = widen(bundle.table("codec.rvq_table")), bundle.table("codec.rvq_bias")
 
     def providers(self, role: str) -> Sequence[Any]:
-        """ONNX Runtime's execution providers for a part, the preferred first."""
+        """ONNX Runtime's execution providers for a part, in order of preference."""
         return ["CPUExecutionProvider"]
 
     def arithmetic_on_cpu(self, body: str) -> Mapping[Part, Arithmetic]:
-        """What the CPU provider computes each part in; ``body``: the body's role.
+        """The arithmetic of each part on the CPU provider; ``body``: the body's role.
 
-        Block formats are multiplied with rows in 8 bits where this build of ONNX Runtime has such products for this
-        CPU, else in float32: the coarser is told.
+        Block formats are multiplied with rows in 8 bits if this build of ONNX Runtime has such products for this CPU,
+        else in float32: the coarser is reported.
         """
         parts = self.bundle.manifest.parts
         return {
@@ -64,20 +64,20 @@ class OnnxRuntimeParts:
         """Options of a part's session."""
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        # every part has threads of its own: left spinning after a call, they would take the cores from the next part
+        # every part has its own threads: if they kept spinning after a call, the next part would lack their cores
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # block formats: multiply rows rounded to 8 bits, block by block (docs/precision.md has what that costs)
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
         if self.bundle.manifest.parts[role].get("precision") == "fp8":
-            # its matrices would be widened at every run; so they are once, when they are loaded, as narrow floats are
+            # its matrices would be widened at every run; this widens them once, at loading, as with narrow floats
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.intra_op_num_threads = self._threads
         return options
 
     def session(self, role: str) -> Any:
-        """The session of a part, loaded when first asked for."""
-        # one that is loaded is found without the lock: who asks may hold the device's, and a thread that is loading may
-        # wait for that one, where it happens to collect what a conversation left
+        """The session of a part, loaded on first use."""
+        # a loaded session is found without the lock: the caller may hold the device's lock, and a thread that is
+        # loading may wait for that one, if the garbage collector runs on the remains of a conversation there
         found = self._sessions.get(role)
         if found is not None:
             return found
@@ -103,7 +103,7 @@ class OnnxRuntimeParts:
 
     @functools.cached_property
     def codec_silence(self) -> Mapping[str, np.ndarray]:
-        """The codec's states before a sound, zeros by their names: streams begin with them and never write to them."""
+        """The codec's states before a sound, zeros by name: streams start from them and never write to them."""
         inputs = self.session("codec.stream").get_inputs()
         states = {i.name: np.zeros(i.shape, np.float32) for i in inputs if i.name.startswith("left.")}
         for state in states.values():

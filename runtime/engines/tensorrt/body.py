@@ -1,8 +1,8 @@
 """The transformer body and the heads as TensorRT engines, for the device loop.
 
-A decode step is one bucket of attention lengths at a time: it looks at the rows held, rounded up, and everything that
-changes from step to step is a number in device memory, the position, which the engine gives for the next step. So the
-step can be captured together with the sampler, and one graph serves all lengths of its bucket.
+A decode step belongs to one bucket of attention lengths: it attends to the rows held, rounded up, and all that changes
+from step to step is a number in device memory, the position, which the engine outputs for the next step. So the step
+can be captured together with the sampler, and one graph serves all lengths of its bucket.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SMALLEST = 256
 
 
 def bucket_rows(rows: int, capacity: int) -> int:
-    """Rows that a step looks at to see ``rows``: 256, 384, 512, 768, 1024, ..., at most a half more than needed.
+    """Rows that a step attends to, to cover ``rows``: 256, 384, 512, 768, 1024, ..., at most a half more than needed.
 
-    Each size costs a graph, and each row that is looked at in vain its keys and values; powers of two and what lies
-    half-way give 13 sizes up to 16384.
+    Each size costs a graph, and each row read in vain costs its keys and values; powers of two and the sizes half-way
+    between them make 13 sizes up to 16384.
     """
     size = SMALLEST
     while size < rows:
@@ -39,7 +39,7 @@ def bucket_rows(rows: int, capacity: int) -> int:
 
 @dataclass(frozen=True)
 class BodyParts:
-    """Engines of the loop, by what they are."""
+    """The engines of the loop."""
 
     backbone: CompiledPart
     heads: Mapping[str, CompiledPart]
@@ -50,7 +50,7 @@ class BodyParts:
 
 
 class TensorRtBody:
-    """See :class:`device_body.DeviceBody`."""
+    """See :class:`device.protocol.DeviceBody`."""
 
     def __init__(
         self,
@@ -78,14 +78,14 @@ class TensorRtBody:
         self._choice: Call | None = None
 
     def _limit(self, profile: str, name: str) -> int:
-        """The largest first dimension of an input in a profile of the body."""
+        """The largest first dimension that a profile of the body allows for an input."""
         for each in self.parts.backbone.entry.profiles:
             if each.name == profile and name in each.shapes:
                 return each.shapes[name][2][0]
         raise EngineError(f"{self.parts.backbone.path}: has no profile {profile!r}; build it again with this ualm")
 
     def open_cache(self) -> DeviceCache:
-        """A cache of zeros: what is not written yet is looked at with weight 0, and 0 x NaN would be NaN."""
+        """A cache of zeros: rows not written yet are attended to with weight 0, and 0 x NaN would be NaN."""
         cache = DeviceCache(self.device, self.shape)
         with self.device.lock:
             for halves in cache.layers:
@@ -94,11 +94,11 @@ class TensorRtBody:
         return cache
 
     def open_writer(self, *, branches: int, rows: int) -> RowWriter:
-        """What brings the rows of calls of the body into a cache."""
+        """The writer that puts the rows of the body's calls into a cache."""
         return open_writer(self.parts.backbone.entry.cache, self.device, self.shape, branches=branches, rows=rows)
 
     def bound(self, profile: str, *, steady: bool) -> Call:
-        """A call of the body with everything bound that belongs to no conversation."""
+        """A call of the body with everything bound that is the same for all conversations."""
         call = self.parts.backbone.call(profile, self.scratch, steady=steady)
         for name, table in zip((names.COS, names.SIN), self._angles, strict=True):
             call.input(name, table.address)
@@ -118,7 +118,7 @@ class TensorRtBody:
         position: Buffer,
         next_position: Buffer,
     ) -> None:
-        """Bind what belongs to a conversation and a shape."""
+        """Bind what is specific to a conversation and a shape."""
         shape = self.shape
         call.input("embeddings", embeddings.address, (branches, rows, self.hidden_size))
         call.input(names.OFFSETS, self._counting.address, (rows,))
@@ -159,13 +159,13 @@ class TensorRtBody:
         self._choice()
 
     def open_step(self, cache: DeviceCache, modality: Modality, branches: int) -> DeviceStep:
-        with self.device.lock:  # a context is set to its profile on the stream
+        with self.device.lock:  # setting a context to its profile uses the stream
             return TensorRtStep(self, cache, modality, branches)
 
 
 class TensorRtStep:
-    """See :class:`device_body.DeviceStep`. A bucket has a context of its own: a graph that was captured of a context is
-    good for as long as that context sees no other shape."""
+    """See :class:`device.protocol.DeviceStep`. Each bucket has its own context: a graph captured from a context is
+    valid only as long as that context sees no other shape."""
 
     def __init__(self, body: TensorRtBody, cache: DeviceCache, modality: Modality, branches: int) -> None:
         device, width = body.device, body.hidden_size
@@ -187,7 +187,7 @@ class TensorRtStep:
         """Everything can be captured."""
 
     def bucket(self, held: int) -> int | None:
-        """Rows looked at; None where the library does not allow that this is captured."""
+        """Rows attended to; None if the library does not allow capturing this."""
         rows = bucket_rows(held + 1, self._body.shape.capacity)
         call = self._calls.get(rows)
         if call is not None and not (call.can_be_captured and self._head.can_be_captured):

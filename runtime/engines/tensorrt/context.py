@@ -1,8 +1,8 @@
 """Compiled parts in memory, and calls of them over addresses on the device.
 
 A call is an execution context set to one profile. Contexts get their scratch memory from us, and several share one
-allocation. That is right while their runs come one after the other: all are put on one stream, each as a whole, which
-the scratch memory's lock sees to. A context itself belongs to one owner, which no two threads use at once.
+allocation. That is correct while their runs come one after the other: all are enqueued on one stream, each as a whole,
+which the scratch memory's lock ensures. A context itself has one owner, which no two threads use at once.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .library import Library, make_logger
 
 
 class Scratch:
-    """Memory that the contexts of one stream share, ``nbytes`` for the neediest of them.
+    """Memory that the contexts of one stream share, ``nbytes`` for the one that needs most.
 
-    Its place and size stay: contexts know its address. ``lock`` is held while a run is put on the stream: two threads
-    that enqueue at once would mix the kernels of two runs, which then write over each other's scratch.
+    Its address and size are fixed, since contexts hold them. ``lock`` is held while a run is enqueued: two threads
+    enqueueing at once would interleave the kernels of two runs, which then overwrite each other's scratch.
     """
 
     def __init__(self, device: Device, stream: Stream, nbytes: int, lock: AbstractContextManager[bool]) -> None:
@@ -37,7 +37,7 @@ class Scratch:
 
 
 class CompiledParts:
-    """Loads engines of one library. ``cache``: file of what TensorRT-RTX has compiled here before; None for none."""
+    """Loads engines of one library. ``cache``: file of what TensorRT-RTX has compiled here before, if any."""
 
     def __init__(self, library: Library, cache: Path | None = None) -> None:
         self.library, self._cache_file = library, cache
@@ -47,7 +47,7 @@ class CompiledParts:
         self._cache_lock = threading.Lock()
 
     def load(self, path: Path, entry: EngineFile) -> CompiledPart:
-        """The engine in ``path``; :class:`EngineError` with the library's reason where it refuses it."""
+        """The engine in ``path``; :class:`EngineError` with the library's reason if it refuses it."""
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
@@ -58,8 +58,8 @@ class CompiledParts:
         return CompiledPart(self, engine, path, entry)
 
     def context(self, engine: Any, *, steady: bool) -> Any:
-        """An execution context without memory of its own. ``steady``: it will see one shape, so that kernels made for
-        that shape are worth compiling before the first run; others take kernels for any shape."""
+        """An execution context without its own memory. ``steady``: it will see one shape, so kernels specialised for
+        that shape are worth compiling before the first run; others use kernels for any shape."""
         trt = self.library.module
         by_us = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(engine, "create_runtime_config"):  # TensorRT 10.3
@@ -73,17 +73,17 @@ class CompiledParts:
         return engine.create_execution_context(runtime_config=config)
 
     def _runtime_cache(self, config: Any) -> Any:
-        """One for all contexts, whichever thread makes the first."""
+        """One cache for all contexts, whichever thread makes the first."""
         with self._cache_lock:
             if self._cache is None:
                 self._cache = config.create_runtime_cache()
                 if self._cache_file is not None and self._cache_file.is_file():
-                    # it refuses what another driver, GPU or version wrote, and starts empty
+                    # it rejects what another driver, GPU or version wrote, and starts empty
                     self._cache.deserialize(self._cache_file.read_bytes())
             return self._cache
 
     def save_cache(self) -> None:
-        """Keep what was compiled, so that the next start need not wait for it."""
+        """Save what was compiled, so that the next start need not wait for it."""
         if self._cache is None or self._cache_file is None:
             return
         try:
@@ -107,7 +107,7 @@ class CompiledPart:
 
     @property
     def scratch_bytes(self) -> int:
-        """Scratch memory that the neediest of its profiles takes."""
+        """The most scratch memory that any of its profiles takes."""
         return int(self._engine.device_memory_size_v2)
 
     @property
@@ -140,14 +140,14 @@ class CompiledPart:
 class Call:
     """A part whose inputs and outputs are bound to addresses; calling it enqueues a run on its stream.
 
-    From the first binding until the run is enqueued it is one thread's; calls of other threads may go on meanwhile.
+    From the first binding until the run is enqueued it belongs to one thread; other threads' calls may go on meanwhile.
     """
 
     def __init__(self, part: CompiledPart, context: Any, scratch: Scratch, parts: CompiledParts) -> None:
         self._part, self._context, self._scratch, self._parts = part, context, scratch, parts
 
     def input(self, name: str, address: int, shape: Sequence[int] | None = None) -> None:
-        """Bind an input; ``shape`` where it varies. An input that sizes depend on is read from host memory."""
+        """Bind an input; ``shape`` if it varies. An input that sizes depend on is read from host memory."""
         if shape is not None:
             self.check(self._context.set_input_shape(name, tuple(shape)), f"input {name!r} of shape {list(shape)}")
         self.check(self._context.set_tensor_address(name, address), f"input {name!r}")
@@ -156,7 +156,7 @@ class Call:
         self.check(self._context.set_tensor_address(name, address), f"output {name!r}")
 
     def output_shape(self, name: str) -> tuple[int, ...]:
-        """Shape of an output for the inputs that are bound."""
+        """Shape of an output for the bound inputs."""
         missing = self._context.infer_shapes()
         if missing:
             raise EngineError(f"{self._part.path}: no shape was given for {', '.join(missing)}")
@@ -174,7 +174,7 @@ class Call:
         return True if asks is None else bool(asks(self._scratch.stream.handle))
 
     def check(self, accepted: bool, what: str) -> None:
-        """:class:`EngineError` where the library refused ``what``."""
+        """:class:`EngineError` if the library refused ``what``."""
         if not accepted:
             raise EngineError(
                 f"{self._part.path}: {self._parts.library.title} refused {what} ({self._parts.logger.text()})"

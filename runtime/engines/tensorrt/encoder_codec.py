@@ -15,15 +15,15 @@ from . import names as names
 from .context import Call, CompiledPart, Scratch
 
 _FLOAT = 4
-#: Codec voices kept of sounds that are over.
+#: Codec voices of finished sounds that are kept.
 SPARE = 4
 
 
 class Side:
-    """What is heard and spoken: memory and calls on ``device.codec_stream``.
+    """Encoder and codec: memory and calls on ``device.codec_stream``.
 
-    Sounds of several threads are under way at once. Each has buffers and contexts of its own, but the contexts of a
-    part share its scratch memory, which is sound as long as each run is enqueued as a whole: see :class:`Scratch`.
+    Sounds of several threads are processed at once. Each has its own buffers and contexts, but the contexts of a part
+    share its scratch memory, which is safe as long as each run is enqueued as a whole: see :class:`Scratch`.
     """
 
     def __init__(self, device: Device) -> None:
@@ -41,14 +41,14 @@ class Side:
             return self._scratch[part.entry.role]
 
     def take_voice(self, part: CompiledPart, *, hop_length: int, first_frames: int) -> _Voice:
-        """What a sound needs on the device: that of one that is over, or anew."""
+        """What a sound needs on the device: taken over from a finished sound, or newly made."""
         try:
             return self._spare.popleft()
         except IndexError:
             return _Voice(self, part, hop_length=hop_length, first_frames=first_frames)
 
     def give_back(self, voice: _Voice) -> None:
-        """A sound is over. What it may still have on the stream comes before the work of the next."""
+        """A sound has ended. What it may still have on the stream comes before the work of the next."""
         if len(self._spare) < SPARE:
             self._spare.append(voice)
 
@@ -63,7 +63,7 @@ class Side:
 
 
 class TensorRtEncoder:
-    """The encoder of a bundle. One sound at a time: others wait, for buffers and contexts serve them all."""
+    """The encoder of a bundle. One sound at a time: others wait, since they share its buffers and contexts."""
 
     def __init__(self, side: Side, part: CompiledPart) -> None:
         self._side, self._part = side, part
@@ -73,7 +73,7 @@ class TensorRtEncoder:
         self._lock = threading.Lock()
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """See :meth:`base.Engine.encode`."""
+        """See :meth:`protocol.Engine.encode`."""
         with self._lock:
             call = self._call(inputs)
             for name, values in inputs.items():
@@ -89,7 +89,7 @@ class TensorRtEncoder:
             return features
 
     def _call(self, inputs: Mapping[str, np.ndarray]) -> Call:
-        """The first profile that takes the inputs."""
+        """A call in the first profile that accepts the inputs."""
         for profile in self._part.entry.profiles:
             ranges = profile.shapes.items()
             if all(_between(low, inputs[name].shape, high) for name, (low, _, high) in ranges):
@@ -105,17 +105,17 @@ def _between(low: tuple[int, ...], shape: tuple[int, ...], high: tuple[int, ...]
 
 
 class _Voice:
-    """What one sound at a time needs of the codec: contexts, and buffers on the device, kept from sound to sound."""
+    """What one sound needs for the codec: contexts and device buffers, kept from sound to sound."""
 
     def __init__(self, side: Side, part: CompiledPart, *, hop_length: int, first_frames: int) -> None:
         self.path, self.most, self.width = part.path, *_limits(part)
         lefts = [name for name in part.inputs if name.startswith("left.")]
-        #: Inputs of state, and the outputs that are to follow them.
+        #: State inputs, and the outputs that become the next ones.
         self.pairs = [(name, f"next.{name.removeprefix('left.')}") for name in lefts]
         sizes = [int(np.prod(part.static_shape(name))) * _FLOAT for name in lefts]
         self.states = [[side.device.allocate(size) for size in sizes] for _ in range(2)]
         self.latents = side.device.allocate(self.most * self.width * _FLOAT)
-        # a piece makes as many samples certain as it has frames, and the last those that were held back as well
+        # a piece completes the samples of as many frames as it has, and the last also those that were held back
         self.samples = side.device.allocate((self.most + first_frames + 1) * hop_length * _FLOAT)
         self.flags = np.zeros(2, np.int64)  # read by the library while it enqueues
         scratch = side.scratch(part)

@@ -34,7 +34,7 @@ _HEADS: tuple[Modality, ...] = ("audio", "text")
 
 
 def find_engines(bundle: Bundle, library: Library, sm: int) -> dict[str, EngineFile]:
-    """The engine file of each role for a GPU; :class:`EngineError` where one is missing or must not be run."""
+    """The engine file of each role for a GPU; :class:`EngineError` if one is missing or must not be run."""
     files, parts = bundle.manifest.files, bundle.manifest.parts
     found: dict[str, EngineFile] = {}
     reasons: list[str] = []
@@ -61,7 +61,7 @@ def find_engines(bundle: Bundle, library: Library, sm: int) -> dict[str, EngineF
 def _memory_problem(bundle: Bundle, library: Library, engines: Mapping[str, EngineFile], gpu: GpuFacts) -> str | None:
     """Why the engines, their scratch and a conversation do not fit, and what would; None if they do.
 
-    Scratch is known once an engine is loaded, which takes its memory first: here it is the most that prompts need.
+    Scratch is known only once an engine is loaded, which takes memory: here it is the most that prompts can need.
     """
     body = engines["backbone"]
 
@@ -76,8 +76,8 @@ def _memory_problem(bundle: Bundle, library: Library, engines: Mapping[str, Engi
         number=bundle.manifest.parts["backbone"].get("compute", "float32"),
         prefill_rows=prefill_rows,
         weights=sum(bundle.manifest.files[engine.file].size for engine in engines.values()),
-        # without an attention layer: scores and their exponentials in float32, and these narrowed. A fused one holds
-        # none, and where it is not fused is the library's choice: no engine that may fit is refused
+        # without an attention layer: scores and their exponentials in float32, and the latter narrowed. A fused layer
+        # holds none, and whether it is fused is the library's choice: no engine that may fit is refused
         score_bytes=4 + 4 + 2 if body.cache == "appended" else 0,
     )
     return memory_problem(need, gpu, bundle.manifest.precision, fewer_rows=fewer_rows)
@@ -150,7 +150,7 @@ class TensorRtEngine(DeviceEngine):
         self._encoder: TensorRtEncoder | None = None
 
     def _part(self, role: str) -> CompiledPart:
-        """The compiled part, loaded when first asked for."""
+        """The compiled part, loaded on first use."""
         with self._lock:
             if self._closed:
                 raise EngineError("the model is closed; open it again")
@@ -179,7 +179,7 @@ class TensorRtEngine(DeviceEngine):
                 if self._encoder is None:
                     self._encoder = TensorRtEncoder(self._side, part)
                 encoder = self._encoder
-            return encoder.encode(inputs)  # without the lock: codec streams are opened meanwhile
+            return encoder.encode(inputs)  # without the lock, so that codec streams can be opened meanwhile
 
     def open_codec_stream(self) -> CodecStream:
         codec = self.bundle.manifest.codec
@@ -201,7 +201,7 @@ class TensorRtEngine(DeviceEngine):
         self.finish_device()
         self._loaded.clear()
         with self._side_lock:
-            # streams of the codec that are still open keep the memory that they share
+            # codec streams that are still open keep their shared memory alive
             self._encoder, self._side = None, Side(self.device)
         self.release_device()
 

@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT-RTX as one: the two libraries have the same Python interface, and this module knows where not.
+"""TensorRT and TensorRT-RTX as one: their Python interfaces are the same, and this module knows the exceptions.
 
-TensorRT-RTX compiles for GPUs that it is told, on any machine. TensorRT compiles for the GPU that it sees, and so needs
-one. Both are imported here and nowhere else.
+TensorRT-RTX compiles for the GPUs it is given, on any machine. TensorRT compiles for the GPU that it finds, and so
+needs one. Both are imported here and nowhere else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..build_commands import EXPORT_INT8, FP8_SM, RTX_SMS, LibraryName, build_co
 
 _MODULES: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _TITLES: dict[LibraryName, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-#: The oldest TensorRT whose parser and bindings were looked at: that of JetPack 6.
+#: The oldest TensorRT whose parser and bindings were checked: that of JetPack 6.
 _OLDEST = (10, 3)
 _INSTALL: dict[LibraryName, str] = {
     "tensorrt": f"{install_hint('tensorrt')} (on Jetson it comes with JetPack)",
@@ -32,7 +32,7 @@ _INSTALL: dict[LibraryName, str] = {
 
 @dataclass(frozen=True)
 class Library:
-    """One of the two: its name in ``--engine``, and its module."""
+    """One of the two libraries: its name in ``--engine``, and its module."""
 
     name: LibraryName
     module: Any
@@ -53,7 +53,7 @@ class Library:
 
     @property
     def builds_for(self) -> tuple[int, ...]:
-        """Compute capabilities that it can build for on any machine; none for one that builds for what it sees."""
+        """Compute capabilities that it can build for on any machine; none if it builds for the local GPU only."""
         if not self.compiles_for_others:
             return ()
         members = getattr(getattr(self.module, "ComputeCapability", None), "__members__", None)
@@ -63,13 +63,13 @@ class Library:
 
     @property
     def cache(self) -> CacheKind:
-        """How its engines write the cache. Those that cannot write it in place lack newer operators as well, and get
-        their graphs in primitives."""
+        """How its engines write the cache. Libraries that cannot write it in place lack newer operators as well, and
+        get their graphs in primitives."""
         return "in_place" if hasattr(self.module.INetworkDefinition, "add_kv_cache_update") else "appended"
 
 
 def load_library(name: LibraryName, find: Callable[[str], Any] = importlib.import_module) -> Library:
-    """Import a library; :class:`EngineError` where it is missing, broken or too old for our graphs."""
+    """Import a library; :class:`EngineError` if it is missing, broken or too old for our graphs."""
     try:
         module = find(_MODULES[name])
     except (ImportError, OSError) as error:  # OSError: a shared library of it cannot be loaded
@@ -91,7 +91,7 @@ def load_library(name: LibraryName, find: Callable[[str], Any] = importlib.impor
 
 
 def _release(version: str) -> tuple[int, int]:
-    """Major and minor number of "10.3.0"; (0, 0) for what is no version."""
+    """Major and minor number of "10.3.0"; (0, 0) if it is not a version."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 
@@ -115,15 +115,15 @@ def make_logger(module: Any) -> Any:
 
 
 def joined(messages: Sequence[str]) -> str:
-    """One line of the library's messages; without a driver it adds to each error that there is none, which is noise."""
+    """The library's messages in one line, without its note in each error that there is no driver, which is noise."""
     lines = [line for message in messages for line in message.splitlines() if "cudaError 35" not in line]
     return " | ".join(lines) or "it gave no reason"
 
 
 def local_sm(index: int = 0, load: Callable[[str], Any] = ctypes.CDLL) -> int:
-    """Compute capability of a GPU of this machine, 89 for 8.9; :class:`EngineError` where there is none.
+    """Compute capability of a GPU of this machine, 89 for 8.9; :class:`EngineError` if there is none.
 
-    Asked of the driver alone, so that engines can be built where our own kernels were not.
+    Only the driver is asked, so that engines can be built where our own kernels were not.
     """
     try:
         driver = load("libcuda.so.1")
@@ -147,7 +147,7 @@ def local_sm(index: int = 0, load: Callable[[str], Any] = ctypes.CDLL) -> int:
 
 
 def no_engines_for(library: Library, sm: int) -> str | None:
-    """Why a library serves no GPU of this compute capability, a sentence; None if it does."""
+    """Why a library does not support a compute capability, a sentence; None if it does."""
     able = library.builds_for
     if not able or sm in able:
         return None
@@ -155,9 +155,9 @@ def no_engines_for(library: Library, sm: int) -> str | None:
 
 
 def build_advice(bundle: Bundle, library: Library, sm: int) -> str:
-    """What to do for engines of a bundle for a GPU: a command that is not refused, or what else would help."""
+    """How to get engines of a bundle for a GPU: a command that will not be refused, or what else would help."""
     if bundle.manifest.precision["backbone"] == "fp8" and sm < FP8_SM:
-        return f"none can be built of an fp8 body, which {sm_name(sm)} cannot multiply: {EXPORT_INT8}"
+        return f"none can be built for an fp8 body, which {sm_name(sm)} cannot multiply: {EXPORT_INT8}"
     problem = no_engines_for(library, sm)
     if problem is not None:
         return f"{problem}; build TensorRT's engines on this machine: {build_command(bundle, 'tensorrt', sm)}"

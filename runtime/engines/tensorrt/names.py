@@ -1,4 +1,4 @@
-"""Names that the builder of TensorRT engines and their runner share: libraries, profiles, inputs and outputs."""
+"""Names shared by the builder of TensorRT engines and their runner: profiles, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ COS, SIN = "cos_table", "sin_table"
 NEXT_POSITION = "next_position"
 
 #: Optimisation profiles of the body: prompts, and steps of one branch or of both branches of guidance. A profile of
-#: one row alone would have the library lay fp16 weights out a second time (docs/tensorrt.md).
+#: one row alone would make the library lay out fp16 weights a second time (docs/tensorrt.md).
 PREFILL, DECODE = "prefill", "decode"
-#: Of the heads: the hidden state of one branch or of both.
+#: Profile of the heads: the hidden state of one branch or of both.
 HEAD = "head"
-#: Of the encoder: up to half a minute, and longer sounds.
+#: Profiles of the encoder: up to half a minute, and longer sounds.
 SHORT, LONG = "short", "long"
-#: Of the streaming codec: a piece within a sound, and one that begins or ends it.
+#: Profiles of the streaming codec: a piece within a sound, and one that begins or ends it.
 INNER, EDGE = "inner", "edge"

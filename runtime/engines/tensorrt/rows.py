@@ -1,7 +1,7 @@
-"""How the keys and values of the rows that the body was fed come into the cache.
+"""How the keys and values of the rows that the body was fed get into the cache.
 
-An engine writes them there itself where its library can update a cache in place. Where it cannot, the engine gives them
-apart, and a kernel of ours puts them behind those held, before the position moves on.
+An engine writes them there itself if its library can update a cache in place. If not, the engine outputs them
+separately, and our kernel appends them to those held, before the position moves on.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .context import Call
 
 
 class RowWriter(Protocol):
-    """For calls of one number of branches, of a number of rows at most."""
+    """Writes the rows of calls with a fixed number of branches and a maximum number of rows."""
 
     def bind(self, call: Call, cache: DeviceCache) -> None:
         """Bind the call's outputs of keys and values."""
         ...
 
     def write(self, cache: DeviceCache, rows: int, position: Buffer) -> None:
-        """Enqueue behind a call of ``rows`` rows, the first at ``position``, int64 in device memory."""
+        """Enqueue the write after a call of ``rows`` rows, the first at ``position``, int64 in device memory."""
         ...
 
 

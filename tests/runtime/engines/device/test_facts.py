@@ -66,9 +66,9 @@ def test_a_gpu_that_can_serve_has_no_problem():
         ({"driver_cuda": None}, r"no NVIDIA driver was found; install one"),
         (
             {"driver_cuda": 12080, "driver": "570.86.10"},
-            r"driver 570.86.10 serves CUDA 12.8, this ualm was built with CUDA 13.0, which needs driver 580.65.06 or",
+            r"driver 570.86.10 supports CUDA 12.8, this ualm was built with CUDA 13.0, which needs driver 580.65.06 or",
         ),
-        ({"driver_cuda": 12080, "driver": None}, r"the NVIDIA driver serves CUDA 12.8"),
+        ({"driver_cuda": 12080, "driver": None}, r"the NVIDIA driver supports CUDA 12.8"),
         ({"gpus": ()}, "it shows no GPU; see whether nvidia-smi lists a GPU"),
         ({"gpus": (), "trouble": "it is asleep"}, "the NVIDIA driver is there, but it is asleep"),
         (
@@ -132,7 +132,7 @@ def test_without_kernels_it_says_how_to_get_them():
     ("settings", "said"),
     [
         ({"UALM_SHIM_DRIVER": "0"}, "no NVIDIA driver was found"),
-        ({"UALM_SHIM_DRIVER": "12020"}, "serves CUDA 12.2, this ualm was built with CUDA 13.0"),
+        ({"UALM_SHIM_DRIVER": "12020"}, "supports CUDA 12.2, this ualm was built with CUDA 13.0"),
         ({"UALM_SHIM_DEVICES": "0"}, "finds no device"),
         ({"UALM_SHIM_CAPABILITY": "7.5"}, "compute capability 7.5, and this ualm holds kernels for 8.0, 9.0"),
         ({}, "has no CUDA provider; replace it: pip uninstall onnxruntime"),

@@ -443,8 +443,8 @@ def changed(bundle: Bundle, folder: Path, **changes: Any) -> Bundle:
     [
         ({"library_version": "98.0"}, r"was built by version 98\.0, and 99\.1 is installed; build .*ualm export .*"),
         ({"sms": [86, 120]}, r"was built for sm86, sm120, and the GPU here is sm89; build .*--engine tensorrt.* -o"),
-        ({"onnx_sha256": "0"}, r"was built of another graph than the bundle's backbone"),
-        ({"weights_sha256": "0"}, r"was built of other weights than the bundle's"),
+        ({"onnx_sha256": "0"}, r"was built from another graph than the bundle's backbone"),
+        ({"weights_sha256": "0"}, r"was built from other weights than the bundle's"),
         ({"engine": "another"}, r"the bundle has no tensorrt(-rtx)? engine of backbone; build them"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
