@@ -1,4 +1,4 @@
-"""The model that comes with ualm, for whoever names no bundle."""
+"""The model that comes with ualm, used where no bundle is named."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def default_bundle() -> Path:
     if found is None:
         raise InputError(
             "no bundle given; name one with --bundle or the variable UALM_BUNDLE (see: ualm export --help); "
-            f"this build of ualm brings no model of its own ({PACKAGED} is missing)"
+            f"this build of ualm comes without a model ({PACKAGED} is missing)"
         )
     return found

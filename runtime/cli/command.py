@@ -1,7 +1,7 @@
-"""The ``ualm`` command as a process: its signals, its standard streams and its exit status, around what it does.
+"""The ``ualm`` command as a process: its signals, its standard streams and its exit status.
 
-The first module that the command loads. It imports next to nothing, so that what comes while all else is loaded finds
-the process prepared. The programs ``python -m ualm...`` begin the same way, see :func:`run`.
+This is the first module that the command loads. It imports next to nothing, so that signals that arrive while the rest
+is loaded find the process prepared. The programs ``python -m ualm...`` start the same way, see :func:`run`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import sys
 
 try:
     from ..process import stopping
-except KeyboardInterrupt:  # Ctrl-C is minded from the next line on
+except KeyboardInterrupt:  # Ctrl-C is handled from the next line on
     os._exit(130)
 
-#: Environment variable that asks for the whole story of an error that nobody foresaw.
+#: Environment variable that asks for the traceback of an unexpected error.
 TRACEBACK = "UALM_TRACEBACK"
 
 
@@ -26,23 +26,23 @@ def main() -> None:
 def run(module: str) -> None:
     """Load ``module``, call its function ``main`` and end the process.
 
-    What a module does at ``if __name__ == "__main__"``, before it imports anything.
+    For a module to call at ``if __name__ == "__main__"``, before it imports anything.
     """
     stopping.begin()
     from ..process import standard_streams
 
     standard_streams.guard()
     status: str | int | None = 130
-    try:  # noqa: SIM105  # a function of Python's that leaves the block would be one more place to strike at
+    try:  # noqa: SIM105  # leaving a context manager would be one more place for a signal to strike
         status = _done(module)
-    except (KeyboardInterrupt, SystemExit):  # a signal that struck when the work was over, or a failure was being told
+    except (KeyboardInterrupt, SystemExit):  # a signal that struck after the work, or while a failure was reported
         pass
     stopping.rest()
     sys.exit(standard_streams.settle(status))
 
 
 def _done(module: str) -> str | int | None:
-    """Do the work, and return how it ended, as for ``sys.exit``. A signal that strikes behind it is :func:`run`'s."""
+    """Do the work, and return its status as for ``sys.exit``. A signal that strikes later is left to :func:`run`."""
     from importlib import import_module
 
     try:
@@ -59,7 +59,7 @@ def _done(module: str) -> str | int | None:
 
 
 def _told(error: Exception) -> str:
-    """One line about an error that no verb made a line of."""
+    """One line about an error that no verb has turned into one."""
     if os.environ.get(TRACEBACK):
         raise error
     from ..errors import UalmError
@@ -70,7 +70,7 @@ def _told(error: Exception) -> str:
         return f"ualm: {in_a_line(error)}"
     said = first_line(error) if str(error) else ""
     if isinstance(error, MemoryError):
-        return f"ualm: the memory is full{said and f' ({said})'}"
+        return f"ualm: out of memory{said and f' ({said})'}"
     if isinstance(error, OSError) and error.strerror:
         return f"ualm: {error.strerror if error.filename is None else f'{error.filename}: {error.strerror}'}"
     trace = error.__traceback__

@@ -1,4 +1,4 @@
-"""``--help`` of the ``ualm`` command: what each verb does, in a whole sentence."""
+"""``--help`` of the ``ualm`` command: what each verb does, in full sentences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 
 class WholeSentences(TyperGroup):
-    """A group whose list of verbs is wrapped; by default, sentences are cut where a terminal's line ends."""
+    """A group whose list of verbs is wrapped; by default, sentences are cut off at the end of a terminal's line."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]

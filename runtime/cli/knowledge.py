@@ -1,4 +1,4 @@
-"""What the ``ualm`` command says about what a model knows: in its help, and once to whoever asks for something else."""
+"""What the ``ualm`` command says about what a model knows: in its help, and once for a prompt about something else."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from ..bundle.packaged import packaged_bundle
 from ..errors import UalmError
 from ..model import Model
 
-#: Characters of a prompt that are told back.
+#: Characters of a prompt that are quoted.
 _MOST_PROMPT = 60
 
 
 class Outside:
-    """Looks at the prompts of one process or conversation, and has something to say about one of them at most."""
+    """Checks the prompts of one process or conversation, and remarks on one of them at most."""
 
     def __init__(self, model: Model, *, quiet: bool = False) -> None:
         self._model, self._quiet = model, quiet
-        #: Whether a prompt was of nothing that the model knows; None where its bundle does not say what that is.
+        #: Whether a prompt was about nothing that the model knows; None if its bundle does not say what that is.
         self.found: bool | None = None if model.knows is None else False
 
     def look(self, prompt: str) -> str | None:
-        """One line about the first prompt that shares nothing with what the model knows; None about all others."""
+        """One line about the first prompt that shares nothing with what the model knows; None for all others."""
         if self.found or self._model.knows is None or not self._model.outside(prompt):
             return None
         self.found = True
         shown = textwrap.shorten(prompt, _MOST_PROMPT, placeholder=" ...")
         about = self._model.knows.about.rstrip(".")
-        return f"this model knows {about}; nothing in {shown!r} is of that, and what comes will be something else"
+        return f"this model knows {about}; nothing in {shown!r} is about that; the result will be something else"
 
     def tell(self, prompt: str) -> None:
-        """As :meth:`look`, to standard error, unless there are to be no notices."""
+        """As :meth:`look`, to standard error, unless notices are off."""
         if (line := self.look(prompt)) is not None and not self._quiet:
             print(f"ualm: {line}", file=sys.stderr, flush=True)
 
     def told(self, prompts: Iterable[str]) -> Iterator[str]:
-        """The prompts as they come, each looked at."""
+        """The prompts as they arrive, each checked."""
         for prompt in prompts:
             self.tell(prompt)
             yield prompt
 
 
 class KnowingCommand(TyperCommand):
-    """A verb whose help ends with what the model within ualm knows, where that is the one that would run."""
+    """A verb whose help ends with what the model that comes with ualm knows, if that is the one that would run."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         super().format_epilog(ctx, formatter)
@@ -60,12 +60,12 @@ class KnowingCommand(TyperCommand):
 
 
 def _packaged_about() -> str | None:
-    """In the words of its own bundle; None where another would run, and where it cannot be read."""
+    """What it knows, in the words of its bundle; None if another would run, or it cannot be read."""
     folder = packaged_bundle()
     if folder is None or os.environ.get("UALM_BUNDLE"):
         return None
     try:
         knows = Bundle(folder, verify="never").manifest.knows
-    except UalmError:  # whoever runs it is told
+    except UalmError:  # reported when it is run
         return None
     return None if knows is None else knows.about.rstrip(".")

@@ -146,7 +146,7 @@ def export(
     ] = None,
     prefill: Annotated[
         str | None,
-        typer.Option(help="int8: further weights to read long prompts with, in whole-number products."),
+        typer.Option(help="int8: additional weights that read long prompts with integer products."),
     ] = None,
     calibrate: Annotated[
         Path | None,
@@ -157,9 +157,9 @@ def export(
     ] = False,
     sound_rate: Annotated[
         int | None,
-        typer.Option(help="Resample the sounds it makes to so many Hz; the codec's by default."),
+        typer.Option(help="Resample the sounds it makes to this rate in Hz; the codec's by default."),
     ] = None,
-    sound_channels: Annotated[int, typer.Option(help="Give their one channel so many times.")] = 1,
+    sound_channels: Annotated[int, typer.Option(help="Channels of these sounds, copies of the codec's one.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a training run into a bundle, or into what another engine reads."""
@@ -186,7 +186,7 @@ def export(
             target=gpus,
             max_context=max_context,
         )
-        check_order(order, engine)  # a slip is told before torch is loaded
+        check_order(order, engine)  # mistakes are reported before torch is loaded
         target = find_target(engine)
     except ImportError as error:
         raise_interrupt(error)
@@ -212,11 +212,11 @@ app.add_typer(bench, name="bench")
 
 
 def main() -> None:
-    """What the command does once its process is prepared: a ualm error is one line and exit status 1."""
+    """Run the command once its process is prepared: a ualm error is one line and exit status 1."""
     try:
         app(prog_name="ualm")
     except UalmError as error:
-        # what a signal made fail is no news
+        # failures caused by a signal are not reported
         if not caught():
             print("ualm:", in_a_line(error).translate(CONTROLS), file=sys.stderr)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""What a user is told once a shell: the shells that have heard it stand in one small file of the user's own."""
+"""Notices that are shown once per shell: the shells that have seen one are kept in a small file of the user."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from ..errors import UalmError
 from ..files.writing import replacing_file
 
-#: Shells that are remembered, where it cannot be seen which have ended.
+#: Shells that are remembered, if it is not visible which have ended.
 _MOST = 50
-#: A process: its number, and when it began, for numbers are given again.
+#: A process: its number, and when it started, since numbers are reused.
 _Process = list[object]
 
 
 def first_in_this_shell() -> bool:
-    """Whether this is asked for the first time in this shell, which is remembered; True where that is not possible.
+    """Whether this is the first call in this shell, which is remembered; True if that is not possible.
 
-    The shell is the one that began the terminal's session, or whatever process started this one.
+    The shell is the process that began the terminal's session, or else the one that started this process.
     """
     shells = _shells()
     with suppress(OSError, RuntimeError, UalmError):  # RuntimeError: no home
@@ -34,7 +34,7 @@ def first_in_this_shell() -> bool:
 
 
 def _place() -> Path:
-    """Where the system clears it away when the user has left, if there is such a place."""
+    """The file, in a folder that the system clears after the user's session, if there is one."""
     runtime, cache = os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("XDG_CACHE_HOME")
     if runtime and Path(runtime).is_dir():
         return Path(runtime) / "ualm" / "told.json"
@@ -42,7 +42,7 @@ def _place() -> Path:
 
 
 def _heard(place: Path) -> list[_Process]:
-    """The shells of before that have not ended; none where the file is missing or damaged, which is written again."""
+    """The remembered shells that have not ended; none if the file is missing or damaged, since it is written again."""
     try:
         found = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else []
     except ValueError:
@@ -57,7 +57,7 @@ def _shells() -> list[_Process]:
 
 
 def _began(process: int) -> str | None:
-    """When a process began, in the system's own count; "" where that is not told, None where there is none."""
+    """When a process started, in the system's own count; "" if that is not available, None if there is none."""
     if not Path("/proc/self/stat").exists():
         return ""
     try:

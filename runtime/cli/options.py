@@ -23,7 +23,7 @@ from .once import first_in_this_shell
 BundleOption = Annotated[
     Path | None,
     typer.Option(
-        "--bundle", "-b", envvar="UALM_BUNDLE", help="Folder made by `ualm export`; by default the model within ualm."
+        "--bundle", "-b", envvar="UALM_BUNDLE", help="Folder made by `ualm export`; by default ualm's own model."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
@@ -48,12 +48,12 @@ EngineOption = Annotated[
     str | None,
     typer.Option(
         "--engine",
-        help="tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime; by default what UALM_ENGINE says, else the "
+        help="tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime; by default the one in UALM_ENGINE, else the "
         "first that can run here.",
     ),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(help="CPU threads, at most one a core; all cores by default. Not for TensorRT.")
+    int | None, typer.Option(help="CPU threads, at most one per core; all cores by default. Not for TensorRT.")
 ]
 ContextOption = Annotated[int | None, typer.Option("--max-context", help="Rows that prompt and answer may take.")]
 
@@ -64,7 +64,7 @@ STANDARD = Path("-")
 def named_or_packaged(bundle: Path | None, *, quiet: bool = False) -> Path:
     """The folder that was named; else the model that comes with ualm.
 
-    That is told once a shell, where the result is on a terminal and there are to be notices.
+    In that case a notice says so once per shell, if the result goes to a terminal and notices are on.
     """
     if bundle is not None:
         return bundle
@@ -74,7 +74,7 @@ def named_or_packaged(bundle: Path | None, *, quiet: bool = False) -> Path:
 
 
 def tell_packaged(*, quiet: bool) -> None:
-    """Once a shell, where the result is on a terminal: that no bundle was named."""
+    """Report, once per shell and if the result goes to a terminal, that no bundle was named."""
     if not quiet and terminal_columns() is not None and first_in_this_shell():
         print("ualm: no bundle named, so the model that comes with ualm is used", file=sys.stderr, flush=True)
 
@@ -84,8 +84,8 @@ def open_model(
 ) -> Model:
     """The model of ``--bundle`` or ``UALM_BUNDLE``, or the one that comes with ualm.
 
-    Where there is a GPU, or the bundle holds engines for one, a line on standard error tells which engine runs, and why
-    no other does.
+    If there is a GPU, or the bundle holds engines for one, a line on standard error says which engine runs, and why no
+    other does.
     """
     check_threads(threads, *BY_OPTION)
     folder = named_or_packaged(bundle, quiet=quiet)
@@ -96,7 +96,7 @@ def open_model(
 
 
 def about_model(model: Model) -> dict[str, object]:
-    """What a verb's JSON says of the model that ran: its engine, and why no faster one where there is a GPU."""
+    """What a verb's JSON says about the model that ran: its engine, and why no faster one if there is a GPU."""
     return model.choice.to_json()
 
 
@@ -113,7 +113,7 @@ def steps_of(max_seconds: float | None, codec: CodecIdentity) -> int | None:
 
 
 def tell_cut(finish: FinishReason | None, *, quiet: bool = False) -> None:
-    """One line on standard error where a limit, not the model, ended a sound or an answer; none where ``quiet``."""
+    """One line on standard error if a limit, not the model, ended a sound or an answer; none if ``quiet``."""
     if not quiet and finish in ("max_seconds", "max_tokens"):
         option = "--" + finish.replace("_", "-")
         told = f"ualm: cut by its limit, not ended by the model; a larger {option} allows more"

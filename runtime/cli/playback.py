@@ -15,19 +15,19 @@ from ..process.stopping import raise_interrupt
 from ..sound.sound import Sound
 from ..sound.writing import write_all
 
-#: Parts of a second in which samples go to a device that may be stopped meanwhile.
+#: Samples go to a device in portions of this many seconds, between which it may be stopped.
 _PIECES = 10
 
 
 class Output(Protocol):
-    """Takes the chunks of one sound as they come."""
+    """Takes the chunks of one sound as they arrive."""
 
     def write(self, chunk: SoundChunk) -> None:
         """The next chunk; waits while the output has enough to do."""
         ...
 
     def finish(self) -> None:
-        """The sound is whole: returns when the output is done with it."""
+        """The sound is complete: returns when the output is done with it."""
         ...
 
     def abort(self) -> None:
@@ -42,16 +42,16 @@ class Output(Protocol):
 class Player:
     """The default audio device, through sounddevice.
 
-    Playback begins when ``SoundChunk.preroll`` seconds are held, or the sound is whole. The device cuts what passes
-    full scale. ``underruns``: how often it ran dry since.
+    Playback begins when ``SoundChunk.preroll`` seconds are held, or the sound is complete. The device clips at full
+    scale. ``underruns``: how often it ran dry since.
     """
 
     def __init__(
         self, sample_rate: int, channels: int, asked: str = "--play", stopped: Callable[[], bool] | None = None
     ) -> None:
-        """Open the device. :class:`EngineError` where there is none, or no sounddevice.
+        """Open the device. :class:`EngineError` if there is none, or no sounddevice.
 
-        ``asked``: what asked for it, for messages. ``stopped``: whether what is still to come is wanted no more; asked
+        ``asked``: the option that asked for it, for messages. ``stopped``: whether the rest is no longer wanted; called
         several times a second.
         """
         try:
@@ -103,7 +103,7 @@ class Player:
         before = self.underruns
         for samples in self._held:
             self._put(samples)
-        self.underruns = before  # a device that has just been started runs dry until its first samples are there
+        self.underruns = before  # a device that has just been started runs dry until its first samples arrive
         self._held = []
 
     def _put(self, samples: np.ndarray) -> None:
@@ -128,7 +128,7 @@ class Loudspeaker:
     """
 
     def __init__(self, sample_rate: int, channels: int, asked: str = "--play") -> None:
-        """Opens the device for a moment, so that one that does not open is told before anything is computed."""
+        """Opens the device for a moment, so that one that does not open is reported before anything is computed."""
         self._player: Player | None = None
         self._stopped = False
         self._options = (sample_rate, channels, asked, lambda: self._stopped)
@@ -142,7 +142,7 @@ class Loudspeaker:
         self._player.write(chunk)
 
     def finish(self) -> None:
-        """The sound is whole: returns when it was played."""
+        """The sound is complete: returns when it has been played."""
         if self._player is not None:
             self._player.finish()
             self.underruns += self._player.underruns
@@ -159,7 +159,7 @@ class Loudspeaker:
             player.abort()
 
     def play(self, sound: Sound) -> bool:
-        """Play a sound that is there; returns whether it was played to its end."""
+        """Play a complete sound; returns whether it was played to its end."""
         try:
             self.write(SoundChunk(0, sound.samples, sound.sample_rate, 0, 0.0))
             whole = not self._stopped
@@ -171,10 +171,10 @@ class Loudspeaker:
 
 
 class RawPcm:
-    """Interleaved samples without a header on a binary file: 32-bit floats, or 16-bit integers, little-endian.
+    """Interleaved samples without a header in a binary file: 32-bit floats, or 16-bit integers, little-endian.
 
-    Integers cannot pass full scale, and what was written cannot be made quieter: such samples are cut at full scale,
-    and counted in ``cut``.
+    Integers cannot exceed full scale, and what was written cannot be made quieter: such samples are clipped at full
+    scale, and counted in ``cut``.
     """
 
     def __init__(self, file: BinaryIO, *, pcm16: bool) -> None:
@@ -193,20 +193,20 @@ class RawPcm:
         self._send(data)
 
     def finish(self) -> None:
-        """All is written already."""
+        """Everything has been written already."""
 
     def abort(self) -> None:
-        """What was written is with the reader."""
+        """What was written is already with the reader."""
 
     def report(self) -> dict[str, Any]:
         return {"format": self.format, "cut_samples": self.cut}
 
     def _send(self, data: bytes) -> None:
-        write_all(self._file, data, "standard output", "nobody takes the samples")
+        write_all(self._file, data, "standard output", "the samples have no reader")
 
 
 class StreamedWav(RawPcm):
-    """A WAV whose length nobody knows yet: its sizes are 0xFFFFFFFF, which readers take as "to the end"."""
+    """A WAV whose length is not known yet: its sizes are 0xFFFFFFFF, which readers take as "to the end"."""
 
     def __init__(self, file: BinaryIO, sample_rate: int, channels: int, *, pcm16: bool) -> None:
         super().__init__(file, pcm16=pcm16)
@@ -221,7 +221,7 @@ class StreamedWav(RawPcm):
 
 
 def _wav_header(sample_rate: int, channels: int, pcm16: bool) -> bytes:
-    """All that precedes the samples. Floats are said to have a longer description and a count of samples."""
+    """Everything before the samples. The format asks for a longer description and a sample count for floats."""
     width, unknown = 2 if pcm16 else 4, b"\xff\xff\xff\xff"
     tag, frame = 1 if pcm16 else 3, channels * width
     about = struct.pack("<HHIIHH", tag, channels, sample_rate, sample_rate * frame, frame, 8 * width)

@@ -18,26 +18,26 @@ from ..sound.sound import Sound
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: What is written, by suffix, and the metadata left out there: equal sounds give equal files.
+#: The formats, by suffix, and the metadata left out of each, so that equal sounds give equal files.
 _FORMATS: dict[str, dict[str, None]] = {
     ".png": {"Software": None},
     ".svg": {"Date": None, "Creator": None},
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
-#: Samples of a frame and between two, in seconds: partials 40 Hz apart are told apart, and onsets 8 ms apart.
+#: Samples of a frame and between two, in seconds: partials 40 Hz apart are resolved, and onsets 8 ms apart.
 _WINDOW_SECONDS, _HOP_SECONDS = 0.048, 0.008
 #: Frames of a picture; a long sound is drawn with longer hops.
 _MOST_FRAMES = 4000
 #: Decibels from the loudest cell to the darkest colour.
 _RANGE = 80.0
-#: What silence is drawn as, in decibels of full scale.
+#: The level that silence is drawn at, in decibels of full scale.
 _FLOOR = -180.0
-#: Where the logarithmic axis begins, in Hz: what is lower cannot be heard. Of a sound without anything above that, it
+#: Where the logarithmic axis begins, in Hz: lower frequencies are not audible. For a sound with nothing above that, it
 #: begins at this fraction of the highest frequency.
 _LOWEST, _LOWEST_OF_HIGHEST = 20.0, 0.01
-#: Rows of the picture, about as many as it has dots.
+#: Rows of the picture, about as many as it has pixels.
 _ROWS = 480
-#: Frequencies that are named on it, in every decade.
+#: Frequencies labelled on it, in every decade.
 _NAMED = (1, 2, 5)
 _INCHES, _DOTS_PER_INCH = (9.0, 4.0), 120
 _TITLE_COLUMNS = 90
@@ -76,10 +76,10 @@ def spectrogram(sound: Sound) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def save_spectrogram(sound: Sound, path: str | os.PathLike[str], title: str) -> None:
     """Draw the spectrogram of ``sound`` to a ``.png``, ``.svg`` or ``.pdf``, whole or not at all.
 
-    Its axis of frequencies is logarithmic, from 20 Hz: an octave is as high as any other.
+    Its frequency axis is logarithmic, from 20 Hz: all octaves are equally high.
 
     Raises :class:`InputError` for another suffix, :class:`OutputError` when the file cannot be written, and
-    :class:`UalmError` where Matplotlib is not installed.
+    :class:`UalmError` if Matplotlib is not installed.
     """
     check_plot(path)
     target = Path(path)
@@ -101,7 +101,7 @@ def save_spectrogram(sound: Sound, path: str | os.PathLike[str], title: str) -> 
         vmin=top - _RANGE,
         vmax=top,
         extent=(-wide, times[-1] + wide, 0, 1),
-        transform=axes.get_xaxis_transform(),  # its rows are equally high, whatever the scale of the axis
+        transform=axes.get_xaxis_transform(),  # its rows are equally high, independent of the scale of the axis
     )
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=_NAMED))
@@ -125,7 +125,7 @@ def save_spectrogram(sound: Sound, path: str | os.PathLike[str], title: str) -> 
 def _over_octaves(levels: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Levels [F, T], at the frequencies 0, 1, 2, ..., as the rows between ``edges`` [R + 1]: [R, T].
 
-    A row has the loudest of the cells that it meets, so that no partial is lost where many share a row.
+    A row takes the loudest of the cells that it overlaps, so that no partial is lost where many share a row.
     """
     first = np.floor(edges[:-1] + 0.5).astype(int)
     end = np.maximum(np.ceil(edges[1:] + 0.5).astype(int), first + 1)

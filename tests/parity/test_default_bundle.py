@@ -156,12 +156,12 @@ def test_its_hashes_are_checked_as_of_any_bundle(within):
 
 
 def test_a_build_without_one_says_so(ualm: Command, clean_environment, tmp_path):
-    with pytest.raises(InputError, match="brings no model of its own"):
+    with pytest.raises(InputError, match="comes without a model"):
         Model.open()
     for verb in (("generate", "rain", "-o", tmp_path / "a.wav"), ("reason", "rain"), ("inspect",)):
         status, out, err = ualm(*verb)
         assert (status, out, err.count("\n")) == (1, "", 1)
-        assert "no bundle given" in err and "UALM_BUNDLE" in err and "no model of its own" in err
+        assert "no bundle given" in err and "UALM_BUNDLE" in err and "comes without a model" in err
     status, out, _ = ualm("doctor", "--json")
     assert status == 0 and "bundle" not in json.loads(out)
 

@@ -1,1 +1,1 @@
-"""One module a verb of `ualm`."""
+"""The verbs of `ualm`, one module each."""

@@ -1,6 +1,6 @@
-"""``ualm bench``: how fast a bundle is here or is made here, and how far that is from what the machine can do.
+"""``ualm bench``: how fast a bundle runs or is made here, and how far that is from what the machine can do.
 
-The bench is a room of its own, which the runtime must not need: it is imported when one of these verbs runs.
+The bench is imported when one of these verbs runs: the runtime must work without it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _Number = TypeVar("_Number", int, float)
 
 BundleArgument = Annotated[
     Path | None,
-    typer.Argument(envvar="UALM_BUNDLE", help="Folder made by `ualm export`; by default the model within ualm."),
+    typer.Argument(envvar="UALM_BUNDLE", help="Folder made by `ualm export`; by default ualm's own model."),
 ]
 EngineOption = Annotated[
-    str | None, typer.Option(help="Engine; by default what UALM_ENGINE says, else the best that can run here.")
+    str | None, typer.Option(help="Engine; by default the one in UALM_ENGINE, else the best that can run here.")
 ]
 RepeatOption = Annotated[int | None, typer.Option(help="Repetitions that are measured.")]
 SeedOption = Annotated[int, typer.Option(help="Of the draws and of the noise that is heard or held.")]
@@ -74,7 +74,7 @@ def decode(
     output: OutputOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Milliseconds a frame: body, head and sampler, with rows held."""
+    """Milliseconds per frame: body, head and sampler, with rows held."""
     contexts = _numbers("--context", context, int)
     _measure(
         lambda: _bench("scenarios.decode").Decode(contexts, batch, _modality(modality), guidance),
@@ -102,7 +102,7 @@ def prefill(
     output: OutputOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Milliseconds to take in a prompt, and to begin a segment behind it."""
+    """Milliseconds to process a prompt, and to begin a segment after it."""
     counts, contexts = _numbers("--rows", rows, int), _numbers("--context", context, int)
     _measure(
         lambda: _bench("scenarios.prefill").Prefill(counts, contexts, _modality(modality), guidance),
@@ -201,7 +201,7 @@ def load(
     output: OutputOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """From a fresh process to the first row, and the memory that it holds."""
+    """Time from a fresh process to the first row, and the memory that it holds."""
     _measure(
         lambda: _bench("scenarios.load").Load(tuple(pages.split(","))),
         (bundle, engine, threads, repeat, seed, versus, None),
@@ -246,7 +246,7 @@ def gates(
     threads: ThreadsOption = None,
     seed: Annotated[int, typer.Option(help="Of the prompts and the draws.")] = 0,
     against: Annotated[
-        Path | None, typer.Option(help="What --output wrote of the run's fp32 bundle: what is lost to it.")
+        Path | None, typer.Option(help="What --output wrote for the run's fp32 bundle, to see what is lost.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
 ) -> None:
@@ -300,15 +300,15 @@ def show(
 
 
 class _Program(TyperCommand):
-    """A verb whose program, which is loaded when the verb runs, reads the arguments itself, ``--help`` too."""
+    """A verb whose program, loaded when the verb runs, parses the arguments itself, including ``--help``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.args = list(args)
         return []
 
 
-#: Verb -> the program of the bench that it is, what it does, and the extras that it needs. Each runs without the
-#: command as well: ``python -m ualm.bench.MODULE``.
+#: Verb -> its program in the bench, what it does, and the extras that it needs. Each also runs without the command:
+#: ``python -m ualm.bench.MODULE``.
 PROGRAMS: dict[str, tuple[str, str, tuple[Extra, ...]]] = {
     "random-run": ("random_run.run", "Write a training run with random weights, to try an export with.", ("export",)),
     "damage": (
@@ -341,7 +341,7 @@ for _verb in PROGRAMS:
 def _measure(
     scenario: Callable[[], Any], request: tuple[Any, ...], form: str | None, output: Path | None, quiet: bool
 ) -> None:
-    """A scenario of a bundle: of the one that ``request`` begins with, None for the one that comes with ualm."""
+    """Run a scenario on a bundle: the one that ``request`` begins with, None for the one that comes with ualm."""
 
     def measure(progress: Callable[[str], None]) -> Any:
         what, (bundle, *others) = scenario(), request
@@ -355,7 +355,7 @@ def _measure(
 
 
 def _measured(measure: Callable[[Callable[[str], None]], Any], form: str | None, output: Path | None) -> None:
-    """Everything that can be refused is refused before anything is measured."""
+    """Refuse everything that can be refused before anything is measured."""
     chosen = _bench("report.formats").choose_format(form, output)
     _check_writable(output)
     line = LiveLine()
@@ -372,7 +372,7 @@ def _deliver(reports: list[Any], form: str, output: Path | None) -> None:
 
 
 def _write(render: Callable[[str, int | None], str], form: str, output: Path | None) -> None:
-    """As :func:`_deliver`, what ``render`` makes in a format for a terminal of so many columns, None for a file."""
+    """As :func:`_deliver`, for ``render`` of a format and the terminal's columns, None for a file."""
     if output is not None:
         text = render(form, None)
         with replacing_file(output) as temporary:

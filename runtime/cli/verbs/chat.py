@@ -52,7 +52,7 @@ COMMANDS = {
     "/sound": ("FILE", "add a sound to the next message; it is heard while you write"),
     "/speech": ("FILE", "the same for speech to be transcribed"),
     "/send": ("", "send the sounds that wait, without a text"),
-    "/hear": ("", "add the last sound made to the next message: the model hears its own sounds only so"),
+    "/hear": ("", "add the last sound made to the next message: the model hears its own sounds only this way"),
     "/play": ("", "play the last sound made; needs the extra `play`"),
     "/save": ("FILE", "write the last sound made, as .wav, .flac, .mp3, .ogg or .opus"),
     "/seed": ("N", "draw the next turns with this seed"),
@@ -139,7 +139,7 @@ def chat(
 
 
 class Chat:
-    """A conversation and the commands on it; whatever cannot be done is a :class:`UalmError`, and the chat goes on."""
+    """A conversation and its commands; anything that cannot be done is a :class:`UalmError`, and the chat goes on."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class Chat:
         loudspeaker: Loudspeaker | None = None,
         quiet: bool = False,
     ) -> None:
-        """``loudspeaker``: where every sound is played while it is made. ``quiet``: prompts are not remarked upon."""
+        """``loudspeaker``: where every sound is played while it is made. ``quiet``: no remarks on prompts."""
         self._model, self._view, self._modality, self._limits = model, view, modality, limits
         self._audio, self._text = audio, text
         self._loudspeaker, self._quiet = loudspeaker, quiet
@@ -163,7 +163,7 @@ class Chat:
         self._last_sound: Sound | None = None
 
     def line(self, line: str) -> bool:
-        """Do what a line says; False if it says to leave."""
+        """Carry out a line; False if it says to leave."""
         if not line.startswith("/"):
             if line.strip():
                 self._say([("user", line.strip())])
@@ -210,7 +210,7 @@ class Chat:
                         if loudspeaker is not None:
                             loudspeaker.finish()
                     if isinstance(event, TurnEnded) and event.reason != "cancelled":
-                        self._waiting.clear()  # of a turn taken back the sounds still wait
+                        self._waiting.clear()  # only now: if a turn is taken back, its sounds still wait
         finally:
             self._view.rest()
             if loudspeaker is not None:
@@ -240,7 +240,7 @@ class Chat:
 
     def _hear(self) -> None:
         sound = self._made("/hear")
-        self._model.listen(sound)  # as a sound of a file, it is heard while the message is written
+        self._model.listen(sound)  # like a sound from a file, it is encoded while the message is written
         self._waiting.append(("user", sound))
         fields = {"file": None, "seconds": round(sound.duration, 3), "sample_rate": sound.sample_rate}
         self._view.note("sound_added", f"the last sound: {sound.duration:.2f} s, goes with the next message", fields)
@@ -332,12 +332,12 @@ def _converse(talk: Chat, view: View, read: Callable[[], str | None], at_termina
 
 
 def line_reader(as_json: bool) -> Callable[[], str | None]:
-    """A function that gives the next line, None at the end: with line editing where both ends are a terminal."""
-    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are refused by name later
+    """A function that returns the next line, None at the end: with line editing if both ends are a terminal."""
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not text are refused by name later
         sys.stdin.reconfigure(errors="surrogateescape")
     at_terminal = sys.stdin.isatty()
     if at_terminal and sys.stdout.isatty() and not as_json:
-        # input() edits lines and keeps a history where this is loaded; Windows has line editing of its own
+        # input() edits lines and keeps a history if this is loaded; Windows has its own line editing
         with suppress(ImportError):
             import readline  # noqa: F401
 
@@ -364,7 +364,7 @@ def line_reader(as_json: bool) -> Callable[[], str | None]:
 
 @contextmanager
 def _ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C calls ``stop`` in this block; only a main thread can have it so."""
+    """Ctrl-C calls ``stop`` in this block; only possible on the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -376,7 +376,7 @@ def _ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _file(argument: str) -> Path:
-    """The path after a command; ``~`` and quotes, as drag and drop puts them, are understood."""
+    """The path after a command; ``~`` and quotes, as drag and drop adds them, are understood."""
     if len(argument) > 1 and argument[0] == argument[-1] and argument[0] in "'\"":
         argument = argument[1:-1]
     if "\0" in argument:

@@ -19,14 +19,14 @@ from ..options import tell_cut
 
 
 class View(Protocol):
-    """What the chat tells its user."""
+    """What the chat shows its user."""
 
     def begin(self) -> None:
-        """A turn begins; the model hears and reads what was said."""
+        """A turn begins; the model processes what was said."""
         ...
 
     def event(self, event: Event) -> None:
-        """Something of a turn, as it comes."""
+        """An event of a turn, as it arrives."""
         ...
 
     def rest(self) -> None:
@@ -34,7 +34,7 @@ class View(Protocol):
         ...
 
     def note(self, kind: str, plain: str, fields: Mapping[str, object]) -> None:
-        """A command has done its work: ``plain`` for people, ``kind`` and ``fields`` for programs."""
+        """A command is done: ``plain`` for people, ``kind`` and ``fields`` for programs."""
         ...
 
     def error(self, error: UalmError) -> None:
@@ -43,9 +43,9 @@ class View(Protocol):
 
 
 class TextView:
-    """Answers on standard output as they come; live line, notes and errors on standard error.
+    """Answers on standard output as they arrive; live line, notes and errors on standard error.
 
-    ``notices``: a line there, too, where a limit cuts an answer.
+    ``notices``: a line there as well if a limit cuts an answer.
     """
 
     def __init__(self, *, notices: bool = True) -> None:

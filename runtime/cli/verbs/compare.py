@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 def compare(
     a: Annotated[Path, typer.Argument(help="Bundle to compare with: fp32, or the one in use.")],
-    b: Annotated[Path, typer.Argument(help="Bundle of the same model, in another precision say.")],
+    b: Annotated[Path, typer.Argument(help="Bundle of the same model, such as one in another precision.")],
     threads: ThreadsOption = None,
     repeat: Annotated[int | None, typer.Option(help="Frames that are measured.")] = None,
-    context: Annotated[int, typer.Option(help="Rows held while they are.")] = 256,
+    context: Annotated[int, typer.Option(help="Rows held meanwhile.")] = 256,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure the speed too.")] = True,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare bundle B with bundle A: agreement, size, speed.
 
-    Agreement is beside the gates of B's formats, which an export holds it to against fp32. Runs on the CPU engine.
+    Agreement is shown beside the gates of B's formats, which an export must meet against fp32. Runs on the CPU engine.
     """
     check_native()
     try:

@@ -1,4 +1,4 @@
-"""``ualm doctor``: what this machine has, and whether a bundle computes here what it should."""
+"""``ualm doctor``: what this machine has, and whether a bundle computes the right results here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def doctor(
     bundle: Annotated[
         Path | None,
         typer.Argument(
-            envvar="UALM_BUNDLE", help="A bundle to verify and to compute with; by default the model within ualm."
+            envvar="UALM_BUNDLE", help="A bundle to verify and to compute with; by default ualm's own model."
         ),
     ] = None,
     engine: EngineOption = None,
@@ -44,7 +44,7 @@ def doctor(
     """Show versions, the CPU, and which engines can run here; check a bundle's hashes and golden vector.
 
     The golden vector is computed by the engine that is named, else by the best that can run. The exit status is 1 if
-    anything that is needed fails.
+    anything required fails.
     """
     native = native_module()
     about: dict[str, Any] = {
@@ -68,7 +68,7 @@ def doctor(
 
 
 def _examine(folder: Path, name: str | None) -> dict[str, Any]:
-    """Hashes, then the golden vector; what fails is reported, not raised."""
+    """Hashes, then the golden vector; failures are reported, not raised."""
     about: dict[str, Any] = {"folder": str(folder), "hashes": "failed", "engine": None, "checks": [], "problems": []}
     about["passed_over"] = {}
     line = LiveLine()
@@ -111,7 +111,7 @@ def _plain(about: dict[str, Any]) -> str:
     features, memory = machine["cpu_features"], machine["memory_bytes"]
     hardware = [
         ("cpu", f"{machine['cpu']} ({machine['architecture']})"),
-        ("cpu features", features if isinstance(features, str) else " ".join(features) or "none that matters"),
+        ("cpu features", features if isinstance(features, str) else " ".join(features) or "none relevant"),
         ("cores", machine["cores"]),
         *(("gpu", gpu) for gpu in machine["gpus"]),
         ("memory", "unknown" if memory is None else in_bytes(memory).strip()),

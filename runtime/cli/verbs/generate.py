@@ -46,7 +46,7 @@ from ..options import (
 from ..playback import Output, Player, RawPcm, StreamedWav
 from ..plot import check_plot, save_spectrogram
 
-#: What goes into a pipe.
+#: Formats for a pipe.
 _PIPE_FORMATS = ("raw", "wav")
 
 
@@ -155,7 +155,7 @@ def generate(
 
 
 def _check_format(sound_format: str | None, output: Path | None) -> None:
-    """``--format`` is for standard output; for a file it may only repeat what its name says."""
+    """``--format`` is for standard output; for a file it may only repeat the format of its name."""
     if sound_format is None:
         return
     if output is None:
@@ -182,7 +182,7 @@ def _whole(model: Model, text: str, options: dict[str, Any], frame_seconds: floa
 def _live(
     model: Model, text: str, options: dict[str, Any], profile: str, outputs: list[Output]
 ) -> tuple[Sound, dict[str, Any]]:
-    """Hand the sound over while it is made; returns it whole, and what can be told about the way."""
+    """Play or write the sound while it is made; returns it whole, and a report about the streaming."""
     audio = AudioSampling.from_mapping({**model.bundle.manifest.sampling["audio"], **options})
     line, started = LiveLine(), time.perf_counter()
     about: dict[str, Any] = {}
@@ -200,13 +200,13 @@ def _live(
                 sound = event.result.sound
                 break
         turn.cancel()
-        turn.join()  # the model may be closed then
+        turn.join()  # after this the model may be closed
         for output in outputs:
             output.finish()
             about |= output.report()
     except BaseException:
         for output in outputs:
-            with suppress(Exception):  # what failed first is what counts
+            with suppress(Exception):  # the first failure is what counts
                 output.abort()
         raise
     finally:
@@ -221,7 +221,7 @@ def _remarks(result: dict[str, Any]) -> str:
     if result["gain"] != 1.0:
         remarks += f", scaled by {result['gain']:.3f} to keep the peak below 1"
     if result.get("cut_samples"):
-        remarks += f", {result['cut_samples']} samples cut at full scale (without --pcm16 none is)"
+        remarks += f", {result['cut_samples']} samples cut at full scale (none without --pcm16)"
     if result.get("underruns"):
         remarks += f", the player ran dry {result['underruns']} times"
     return remarks

@@ -21,14 +21,14 @@ from ...terminal.tables import table, terminal_columns
 from ...vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, SPECIALS, STREAMS
 from ..options import JsonOption, QuietOption, named_or_packaged
 
-#: Columns of the words that a model knows, and those before them; a narrow terminal has less room.
+#: Width of the words that a model knows, and of the columns before them; a narrow terminal has less room.
 _WORDS_WIDTH, _BEFORE_WORDS = 100, 14
 
 
 def inspect(
     bundle: Annotated[
         Path | None,
-        typer.Argument(envvar="UALM_BUNDLE", help="Folder made by `ualm export`; by default the model within ualm."),
+        typer.Argument(envvar="UALM_BUNDLE", help="Folder made by `ualm export`; by default ualm's own model."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the hashes of all files too.")] = False,
     quiet: QuietOption = False,
@@ -42,7 +42,7 @@ def inspect(
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """Everything that the manifest says and what follows from it, as JSON holds it."""
+    """Everything that the manifest says and what follows from it, as JSON values."""
     manifest = bundle.manifest
     model, vocabulary, codec = manifest.model, manifest.vocabulary, manifest.codec
     # keys and values, of the conditional and the null branch
@@ -153,7 +153,7 @@ def _plain(about: Mapping[str, Any]) -> str:
 
 
 def _flat(values: Mapping[str, Any]) -> list[tuple[str, object]]:
-    """Rows of a mapping; an inner mapping becomes rows of its own."""
+    """Rows of a mapping; an inner mapping adds its own rows."""
     rows: list[tuple[str, object]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -176,7 +176,7 @@ def _knows(knows: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 
 def _verdicts(bundle: Bundle) -> Sequence[Verdict]:
-    """The figures beside their gates; none of a bundle whose formats this version has no gates for."""
+    """The figures beside their gates; none for a bundle whose formats have no gates in this version."""
     manifest = bundle.manifest
     try:
         return verdicts(manifest.quality, manifest.precision, manifest.model.layers)

@@ -1,4 +1,4 @@
-"""``ualm reason``: a sound that is thought about before it is made, asked about, or judged by the one who made it."""
+"""``ualm reason``: a sound that the model thinks about before making it, is asked about, or judges afterwards."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ from .chat_view import CONTROLS
 
 #: The prompt that stands for the lines of standard input.
 _STDIN = "-"
-_VERDICTS = {True: "the sound agrees with the request", False: "the sound differs", None: "no verdict in these words"}
+_VERDICTS = {True: "the sound agrees with the request", False: "the sound differs", None: "no verdict in the review"}
 
 
 def reason(
@@ -78,7 +78,7 @@ def reason(
     ] = "enrich",
     rounds: Annotated[int, typer.Option(help="With reflect: how often a sound may be heard and repaired.")] = 1,
     output: Annotated[Path | None, typer.Option("--output", "-o", help=f"File for the last sound: {SUFFIXES}.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="JSON file for all that was thought.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="JSON file for everything that was thought.")] = None,
     plot: PlotOption = None,
     play: PlayOption = False,
     bundle: BundleOption = None,
@@ -153,7 +153,7 @@ def _with_lines(prompts: list[str], read: Callable[[], str | None]) -> Iterator[
 
 
 def _followed(reasoning: Reasoning, shown: _Shown, loudspeaker: Loudspeaker | None) -> tuple[ReasoningResult, float]:
-    """The events are shown, and the sounds played where there is a loudspeaker."""
+    """Show the events, and play the sounds if there is a loudspeaker."""
     started = time.perf_counter()
     try:
         for event in reasoning.events(live=loudspeaker is not None):
@@ -213,9 +213,9 @@ def _keep(
 
 
 class _Shown:
-    """Thoughts on standard output as they come; a live line while a sound is made. ``quiet``: the live line alone.
+    """Thoughts on standard output as they arrive; a live line while a sound is made. ``quiet``: only the live line.
 
-    ``notices``: a line on standard error where a limit cuts a stage, once for each limit.
+    ``notices``: a line on standard error if a limit cuts a stage, once per limit.
     """
 
     def __init__(self, *, quiet: bool, notices: bool = True) -> None:
@@ -225,7 +225,7 @@ class _Shown:
         self._live = LiveLine()
         self._mid_line = False
         self._started = 0.0
-        #: The stage's name, until it is printed with what it stands before: a live line would take it away.
+        #: The stage's name, until it is printed with the text after it: a live line would erase it.
         self._label = ""
 
     def event(self, event: ReasoningEvent) -> None:

@@ -27,7 +27,7 @@ from ualm.runtime.bundle.knowledge import MOST_ABOUT, MOST_LETTERS, MOST_WORDS, 
 Command = Callable[..., tuple[int, str, str]]
 SHORT = ("--threads", 1, "--max-seconds", 0.05)
 KNOWS = Knowledge("weather: rain and storms", ("rain", "storm", "hi-hat", "C5", "happy", "crash"))
-LINE = "this model knows weather: rain and storms; nothing in {!r} is of that, and what comes will be something else\n"
+LINE = "this model knows weather: rain and storms; nothing in {!r} is about that; the result will be something else\n"
 
 
 @pytest.fixture

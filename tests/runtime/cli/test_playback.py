@@ -316,7 +316,7 @@ def test_a_reader_that_leaves_ends_it_with_one_line(bundle: Path) -> None:
         running.stdout.close()
         told = running.stderr.read().decode()
         assert running.wait(timeout=60) == 1
-    assert told == "ualm: standard output: Broken pipe; nobody takes the samples\n"
+    assert told == "ualm: standard output: Broken pipe; the samples have no reader\n"
 
 
 def test_raw_integers_are_cut_and_counted_and_floats_are_not() -> None:
