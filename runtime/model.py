@@ -53,7 +53,7 @@ class Model:
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, max_context: int, *, choice: Choice | None = None) -> None:
-        """``choice``: how ``engine`` came to be chosen, None where it was not."""
+        """``choice``: how ``engine`` was chosen; None if it was given."""
         self.bundle, self.max_context = bundle, max_context
         self.choice = Choice(engine) if choice is None else choice
         self.resources = Resources.open(bundle, engine, max_context)  # what sessions, turns and reasonings share
@@ -69,12 +69,12 @@ class Model:
     ) -> Model:
         """Open a bundle folder; None for the model that comes with ualm.
 
-        ``engine``: a name ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime"; see ``engines.selection``),
-        or None for the one that the environment variable UALM_ENGINE names, else the best that can run here; which that
-        was, and why not another, :attr:`engine` and :attr:`passed_over` say. ``threads``: CPU threads, None for all
-        cores; more than those are refused, and any number by engines that use none (TensorRT's). ``max_context``: rows
-        that one conversation may hold (prompt and answer; a row is 20 ms of spoken sound, 40 ms of heard sound, or a
-        text token), None for the smaller of 16384 and the model's limit.
+        ``engine``: a name ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime"; see ``engines.registry``), or
+        None for the one named by the environment variable UALM_ENGINE, else the best that can run here; :attr:`engine`
+        and :attr:`passed_over` say which one runs and why no other does. ``threads``: CPU threads, None for all cores;
+        more than that are refused, and engines that use none (TensorRT's) refuse any number. ``max_context``: rows that
+        one conversation may hold (prompt and answer; a row is 20 ms of spoken sound, 40 ms of heard sound, or a text
+        token), None for the smaller of 16384 and the model's limit.
         ``verify``: check file hashes at the "first" load (and after a change), "always" or "never".
 
         Raises :class:`InputError`, :class:`BundleError` or :class:`EngineError`.
@@ -156,13 +156,13 @@ class Model:
         time_limit: float = math.inf,
         max_segments: int = 8,
     ) -> Session:
-        """Go on with a session from :meth:`Session.save`, made with this very bundle; limits as in :meth:`session`."""
+        """Go on with a session from :meth:`Session.save`, made with the same bundle; limits as in :meth:`session`."""
         return Session.restored(self.resources, path, Limits(memory_limit, time_limit, max_segments))
 
     def listen(self, sound: Sound | Source) -> Sound:
-        """Begin to hear a sound in the background, before the question about it is known.
+        """Start encoding a sound in the background, before the question about it is known.
 
-        Returns the sound to put into a message. Features are cached by content, so any equal sound profits.
+        Returns the sound to put into a message. Features are cached by content, so any equal sound benefits.
         """
         heard = sound if isinstance(sound, Sound) else Sound.from_file(sound, longest=self.resources.features.longest)
         self.resources.features.start(heard)
@@ -178,7 +178,7 @@ class Model:
     ) -> Sound:
         """Caption to sound. ``options`` override single fields of ``audio`` (``seed=7``, ``guidance=2.5``, ...).
 
-        ``max_seconds=`` limits its length; ``seed=None`` draws a seed. What cut it, and the seed, the sound tells.
+        ``max_seconds=`` limits its length; ``seed=None`` draws a seed. The sound carries both: ``finish``, ``seed``.
         """
         audio = self.resources.audio_sampling(audio, options)
         segment = self.run([("user", text)], modality="audio", max_segments=1, audio=audio, on_rows=on_rows)[0]
@@ -193,11 +193,11 @@ class Model:
         audio: AudioSampling | None = None,
         **options: Unpack[AudioOptions],
     ) -> SoundStream:
-        """Caption to sound, handed over while it is made: the chunks joined are what :meth:`generate` gives.
+        """Caption to sound, streamed while it is made: the chunks joined are what :meth:`generate` gives.
 
-        ``profile``: how large the chunks are, see ``chunks.PROFILES``; other arguments as in :meth:`generate`. A thread
-        of its own computes ahead of whoever iterates, with ``for`` or ``async for``. Leaving the loop stops it, and so
-        do ``cancel()`` and the end of a ``with`` block; in the end the stream has the whole ``sound``.
+        ``profile``: how large the chunks are, see ``pacing.PROFILES``; other arguments as in :meth:`generate`. A thread
+        of its own computes ahead of the consumer, who iterates with ``for`` or ``async for``. Leaving the loop stops
+        it, and so do ``cancel()`` and the end of a ``with`` block; at the end the stream has the whole ``sound``.
         """
         audio = self.resources.audio_sampling(audio, options)
         return SoundStream(self.session(max_segments=1).turn(text, modality="audio", audio=audio, profile=profile))
@@ -214,7 +214,7 @@ class Model:
         """Answer a question about a sound, or a file as :meth:`Sound.from_file` takes it.
 
         The sound comes first, as in the training task ``audio_to_conversation``. ``options`` override single fields of
-        ``text``. The answer is a ``str`` that also tells what cut it, in ``finish``, and its ``seed``.
+        ``text``. The answer is a ``str`` that also carries what ended it, ``finish``, and its ``seed``.
         """
         text = self.resources.text_sampling(text, options)
         heard: Content
@@ -242,10 +242,10 @@ class Model:
         """Think before, between or after sounds: see ``reasoning``. Iterate for the events, or call ``result()``.
 
         ``prompt``: a text; in a "dialogue", the user's turns, one or many, also from an iterator, which is asked for
-        the next turn when the one before is over. ``rounds``: how often a sound may be heard again ("reflect").
+        the next turn once the previous one is over. ``rounds``: how often a sound may be heard again ("reflect").
         ``session``: a conversation to go on with, None for a new one. ``max_tokens``: longest text of a stage.
         ``options`` override single fields of ``audio``; ``seed`` is that of both modalities, None draws one, and turn k
-        draws with seed + k, as its stages tell. Bad input is refused here; the work starts with the iteration.
+        draws with seed + k, as its stages show. Bad input is refused here; the work starts with the iteration.
         """
         audio = self.resources.audio_sampling(audio, options)
         seeds = {"seed": audio.seed} if "seed" in options else {}
@@ -272,7 +272,7 @@ class Model:
     def warm_up(self) -> None:
         """Load every part of the model and run it once, so that the first answer comes as fast as the next.
 
-        Takes as long as a short question and a short sound; nothing is kept but features of the noise that was heard.
+        Takes as long as a short question and a short sound; only the features of the noise that was heard are kept.
         """
         spec = FeatureSpec.from_json(self.bundle.manifest.features)
         noise = np.random.default_rng(0).normal(scale=0.1, size=min(spec.sample_rate, spec.max_samples))
@@ -313,7 +313,7 @@ class Model:
 
     @property
     def passed_over(self) -> Mapping[str, str]:
-        """Of each faster engine that could not be opened, in order, a sentence why; empty where one was named."""
+        """For each faster engine that could not be opened, in order, a sentence why; empty if one was named."""
         return MappingProxyType(dict(self.choice.passed_over))
 
     @property
@@ -332,5 +332,5 @@ class Model:
 
     @property
     def longest_sound(self) -> float:
-        """Seconds of the longest sound that it can hear."""
+        """Seconds of the longest sound that the model can hear."""
         return self.resources.features.longest

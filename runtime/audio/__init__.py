@@ -1,1 +1,1 @@
-"""Sounds on their way to the encoder and from the codec."""
+"""Sound on its way to the encoder and from the codec."""

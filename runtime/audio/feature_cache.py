@@ -1,4 +1,4 @@
-"""Features of sounds, computed once for each content and kept while there is room."""
+"""Features of sounds, computed once for each content and kept while there is room for them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .features import LogMelFrontend
 CACHE_BYTES = 256 << 20
 
 
-#: Seconds between two looks at the caller while another thread hears the sound.
+#: Seconds between two calls of ``look`` while another thread encodes the sound.
 _POLL = 0.05
 
 
 class _Job:
-    """One sound being heard: whoever claims it first computes it, everybody waits for the same future."""
+    """One sound being encoded: the thread that claims it first computes it, all others wait for the same future."""
 
     def __init__(self, key: bytes, sound: Sound) -> None:
         self.key, self.sound = key, sound
@@ -36,7 +36,7 @@ class _Job:
 
 
 class FeatureCache:
-    """Hears sounds for one model: from any thread, each content once."""
+    """Thread-safe cache of a model's encoder features, keyed by the sound's content; each is computed once."""
 
     def __init__(self, hearing: LogMelFrontend, engine: Engine, capacity: int = CACHE_BYTES) -> None:
         self._hearing, self._engine, self._capacity = hearing, engine, capacity
@@ -57,8 +57,8 @@ class FeatureCache:
     def features(self, sound: Sound, look: Callable[[], object] = lambda: None) -> np.ndarray:
         """Feature rows float32 [L, H]; read-only, shared with other callers.
 
-        A sound that waits in the background is heard here, at once. ``look`` is called before, and now and then while
-        another thread hears it; what it raises ends the call.
+        A sound that waits in the background is encoded here, at once. ``look`` is called before, and now and then while
+        another thread encodes it; an exception from it ends the call.
         """
         key = _content(sound)
         while True:
@@ -75,7 +75,7 @@ class FeatureCache:
                 continue
 
     def start(self, sound: Sound) -> None:
-        """Begin to hear a sound in the background; a later :meth:`features` waits for what is left to do."""
+        """Start encoding a sound in the background; a later :meth:`features` waits for what is left to do."""
         self._hearing.check(sound)
         heard = self._entry(_content(sound), sound)
         with self._lock:
@@ -83,11 +83,11 @@ class FeatureCache:
                 raise EngineError("the model is closed; open it again")
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(1, thread_name_prefix="ualm-listener")
-            # should this fail, the sound is still unclaimed, and whoever needs it hears it
+            # if this fails, the sound is still unclaimed, and the call that needs it encodes it
             self._worker.submit(self._compute, heard)
 
     def close(self) -> None:
-        """Finish the sound that is being heard, refuse those that wait, and forget everything."""
+        """Finish the sound that is being encoded, refuse those that wait, and forget everything."""
         with self._lock:
             self._closed = True
             worker, self._worker = self._worker, None
@@ -104,7 +104,7 @@ class FeatureCache:
             return self._known[key]
 
     def _compute(self, heard: _Job) -> None:
-        """Hear the sound, unless another thread does or did."""
+        """Encode the sound, unless another thread does or did."""
         if not heard.claim():
             return
         try:
@@ -120,7 +120,7 @@ class FeatureCache:
             if isinstance(error, Exception):
                 heard.future.set_exception(error)
                 return
-            heard.future.cancel()  # Ctrl-C is this thread's own affair
+            heard.future.cancel()  # Ctrl-C concerns this thread only
             raise
         features.flags.writeable = False
         heard.future.set_result(features)
@@ -129,7 +129,7 @@ class FeatureCache:
 
     def _forget(self) -> None:
         held = {key: heard.future.result().nbytes for key, heard in self._known.items() if heard.future.done()}
-        for key in list(held)[:-1]:  # the newest stays, whatever its size
+        for key in list(held)[:-1]:  # the newest stays, however large it is
             if sum(held.values()) <= self._capacity:
                 return
             del self._known[key], held[key]

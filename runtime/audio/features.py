@@ -32,7 +32,7 @@ def normalized(samples: np.ndarray) -> np.ndarray:
 
 
 def without_silence(samples: np.ndarray, spec: FeatureSpec) -> np.ndarray:
-    """``samples`` float32 [n] without what is silent at both ends, see ``FeatureSpec.silence_db``.
+    """``samples`` float32 [n] without the silence at both ends, see ``FeatureSpec.silence_db``.
 
     Cut in steps of two mel frames, a codec frame of the published models, and never to less than the encoder can hear;
     a sound that is silent all over stays as it is.
@@ -92,7 +92,7 @@ class LogMelFrontend:
         self._filters = filters
 
     def prepare(self, sound: Sound) -> EncoderInput:
-        """The encoder's inputs for ``sound``, at any rate, of which channel 0 is heard; refuses as :meth:`check`."""
+        """The encoder's inputs for channel 0 of ``sound``, at any rate; raises as :meth:`check`."""
         spec = self.spec
         self.check(sound)
         samples = without_silence(to_mono(sound, spec.sample_rate), spec)

@@ -1,16 +1,16 @@
-"""When to decode the next piece of a sound: early enough for whoever listens, seldom enough for the codec.
+"""When to decode the next piece of a sound: early enough for the listener, rarely enough for the codec.
 
-A codec call costs a fixed part and a part a frame, so few large pieces are cheaper than many small ones; but a piece
-that comes after the last one was played out is a gap. A :class:`ChunkProfile` says what is wanted, a :class:`Pace`
-knows what rows and calls take here, and a :class:`Pacer` decides for one sound.
+A codec call has a fixed cost and a cost per frame, so few large pieces are cheaper than many small ones; but a piece
+that comes after the previous one was played out leaves a gap. A :class:`ChunkProfile` says what is wanted, a
+:class:`Pace` knows how long rows and calls take here, and a :class:`Pacer` decides for one sound.
 
 Why playback that begins with the first piece does not starve: let a frame last t seconds, a row take r and a codec call
 of n frames c(n), where c(n) / n does not grow with n; and let the first piece have n frames with n r + c(n) <= n t.
 While a piece of m >= n frames plays, m rows can be drawn and decoded, for m r + c(m) <= m t. At the end of a sound the
 l frames that the codec looks ahead come at once: if c(1) + c(l) <= n t, they are in time as well, in a call of their
 own where one for all would be late. The pacer makes the first piece large enough, and calls the codec before what was
-sent is played out. A stage behind the codec counts as a part of its calls; what it holds back, d seconds, the first
-piece plays less: n t - d takes the place of n t. Where no n is large enough the engine is slower than real time: see
+sent is played out. A stage behind the codec counts as a part of its calls; the d seconds that it holds back shorten the
+first piece: n t - d takes the place of n t. Where no n is large enough the engine is slower than real time: see
 :meth:`Pacer.preroll`.
 """
 
@@ -66,32 +66,32 @@ PROFILES = {
 
 
 class Pace:
-    """What rows and codec calls take here, as measured so far. One for a model; its sounds share what they learn."""
+    """How long rows and codec calls take here, as measured so far. One per model, shared by its sounds."""
 
     def __init__(self) -> None:
         self._row: tuple[float, float] | None = None
         self._calls: dict[int, float] = {}
 
     def row(self, seconds: float) -> None:
-        """A row took so long."""
+        """Record that a row took ``seconds``."""
         mean, spread = self._row or (seconds, 0.0)
         self._row = mean + _NEW * (seconds - mean), spread + _NEW * (abs(seconds - mean) - spread)
 
     def codec(self, frames: int, seconds: float) -> None:
-        """A call of so many frames took so long."""
+        """Record that a call of ``frames`` took ``seconds``."""
         known = self._calls.get(frames, seconds)
         self._calls[frames] = known + _NEW * (seconds - known)
 
     @property
     def row_seconds(self) -> float:
-        """What a row may take: its mean, its spread, and a margin; 0 before the first."""
+        """How long a row may take: its mean, its spread, and a margin; 0 before the first."""
         mean, spread = self._row or (0.0, 0.0)
         return MARGIN * (mean + spread)
 
     def codec_seconds(self, frames: int) -> float:
-        """What a call may take; 0 before the first.
+        """How long a call may take; 0 before the first.
 
-        A call of n frames costs no more than a larger one, and no more a frame than a smaller one: each size measured
+        A call of n frames costs no more than a larger one, and per frame no more than a smaller one: each measured size
         gives a bound, and the lowest is taken.
         """
         bounds = (seconds * max(1.0, frames / size) for size, seconds in list(self._calls.items()))
@@ -99,7 +99,7 @@ class Pace:
 
 
 class Pacer:
-    """Decides for one sound when its next piece is decoded, and knows the player that began with the first."""
+    """Decides for one sound when its next piece is decoded, and tracks the player that started with the first."""
 
     def __init__(
         self,
@@ -130,13 +130,13 @@ class Pacer:
             return True
         left = self._played_out - self._clock()
         if self._pace.codec_seconds(ready) > left:
-            # too late for this one: the gap shall be short, but the piece must carry until the next
+            # too late for this one: keep the gap short, but the piece must last until the next
             steady = self._steady()
             return steady is not None and ready >= steady
         return self._pace.row_seconds + self._pace.codec_seconds(ready + 1) > left
 
     def rows_to_wait(self, ready: int) -> int:
-        """Rows, at least 1, to draw before :meth:`due` is worth asking again; ``ready`` < 0: so many are lacking."""
+        """Rows, at least 1, to draw before :meth:`due` is worth asking again; ``ready`` < 0: that many are missing."""
         wanted = math.ceil(self._target)
         rows = wanted - ready
         if self._pace is not None and self._played_out is not None and self._pace.row_seconds:
@@ -145,13 +145,13 @@ class Pacer:
         return max(rows, 1)
 
     def due_at_end(self, ready: int) -> bool:
-        """All rows are there. Decode the ``ready`` frames by themselves, because one call for all would be late?"""
+        """With all rows there: decode the ``ready`` frames by themselves, because one call for all would be late?"""
         if self._pace is None or self._played_out is None or ready < 1:
             return False
         return self._pace.codec_seconds(ready + self._lookahead) > self._played_out - self._clock()
 
     def sent(self, frames: int, seconds: float) -> None:
-        """A piece of so many frames went out, which plays for so long; the player waited for it if it had to."""
+        """Record that a piece of ``frames`` went out, which plays for ``seconds``; the player waited if it had to."""
         now = self._clock()
         self._played_out = max(now, self._played_out or now) + seconds
         self._target = min(max(self._target, frames) * self._profile.growth, self._profile.most)
@@ -162,7 +162,7 @@ class Pacer:
         0 where the engine is faster than real time. Otherwise, with q seconds a frame of which each lasts t, and
         pieces of m frames: the player may hold b seconds, gets m frames every m q seconds, and needs b - t for each
         frame; it is served to the end if b >= t (frames (1 - t/q) + m t/q). What a stage behind the codec holds back
-        is held in addition. As measured, and as if rows went on taking as long.
+        is held in addition. Assumes that rows go on taking as long as measured.
         """
         if self._pace is None or self._steady() is not None:
             return 0.0
@@ -172,7 +172,7 @@ class Pacer:
         return min(max(needed, 0.0) + self._delay, frames * self._frame_seconds)
 
     def _steady(self) -> int | None:
-        """The fewest frames whose rows and decoding take no longer than they play; None where no piece is so large."""
+        """The fewest frames whose rows and decoding take no longer than they play; None if no piece is that large."""
         assert self._pace is not None
         row, codec = self._pace.row_seconds, self._pace.codec_seconds
         end = codec(1) + codec(self._lookahead)

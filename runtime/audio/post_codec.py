@@ -1,4 +1,4 @@
-"""A stage between the codec and the listener: it takes the codec's samples as they come and gives the sound.
+"""A stage between the codec and the listener: it takes the codec's samples as they come and returns the sound.
 
 A bundle's manifest names the stage (``post_codec``: kind, sample rate, channels, delay, options). To add one, write a
 class like :class:`Resampler` and enter it in :data:`STAGES`.
@@ -24,20 +24,21 @@ _PROBE = 1 << 14
 
 
 class PostCodec(Protocol):
-    """A stage at work on one sound after the other.
+    """A stage that processes one sound after the other.
 
-    What it returns, joined, may not depend on how the samples were split.
+    Its outputs, joined, must not depend on how the samples were split.
     """
 
     def push(self, samples: np.ndarray, *, last: bool) -> np.ndarray:
         """Add samples of the codec, float32 [n]; returns sound, float32 [m] for one channel, else [m, channels].
 
-        At most the stage's ``delay`` is held back. With ``last`` all of it comes, and the next call begins a new sound.
+        At most the stage's ``delay`` is held back. With ``last`` all of it is returned, and the next call begins a new
+        sound.
         """
         ...
 
     def reset(self) -> None:
-        """Forget the sound under way."""
+        """Forget the current sound."""
         ...
 
 
@@ -63,7 +64,7 @@ class Resampler:
 
     @classmethod
     def describe(cls, codec: CodecIdentity, sample_rate: int, channels: int, quality: str = "HQ") -> PostCodecIdentity:
-        """The manifest's entry. soxr does not tell its delay: it is measured, sample by sample.
+        """The manifest's entry. soxr does not report its delay: it is measured, sample by sample.
 
         :class:`InputError` where soxr cannot do it.
         """

@@ -21,8 +21,8 @@ CALL_FRAMES = 50
 class SoundDecoder:
     """A streaming decoder for one sound after the other; what it holds does not grow with their length.
 
-    A codec's sample depends on frames behind it as well: of a sound that goes on, the last ``CodecIdentity.lookahead``
-    samples are not certain, and are held back. Everything that comes out is exact, up to the rounding of float32 sums.
+    A codec's sample depends on later frames as well: while a sound goes on, its last ``CodecIdentity.lookahead``
+    samples are not certain, and are held back. All output is exact, up to the rounding of float32 sums.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class SoundDecoder:
         profile: str | ChunkProfile = "balanced",
         pace: Pace | None = None,
     ) -> None:
-        """``pace``: what calls take here, to serve a listener who plays what comes at once; see ``chunks``."""
+        """``pace``: how long calls take here, for a listener who plays the output at once; see ``pacing``."""
         self._engine, self._pace = engine, pace
         self._codec, self._vocabulary = bundle.manifest.codec, bundle.manifest.vocabulary
         self._profile = ChunkProfile.named(profile)
@@ -40,7 +40,7 @@ class SoundDecoder:
         self._channels = 1 if stage is None else stage.channels
         #: Seconds that the stage behind the codec holds back.
         self._delay = 0.0 if stage is None else stage.delay / self._codec.sample_rate
-        #: Hz of what comes out.
+        #: Hz of the output.
         self.sample_rate = bundle.manifest.sound_rate
         self._stream = engine.open_codec_stream()
         self._post = open_post_codec(bundle)
@@ -50,15 +50,15 @@ class SoundDecoder:
         return f"SoundDecoder({self.sample_rate} Hz, {self._profile})"
 
     def push(self, latents: np.ndarray, *, ends: bool = False) -> np.ndarray:
-        """Add frames float32 [m, latent_size]; returns the next piece of sound where it is time for one.
+        """Add frames float32 [m, latent_size]; returns the next piece of sound when one is due.
 
-        Sound is float32 [n], or [n, channels] where a stage behind the codec makes several; often none, n = 0.
+        Sound is float32 [n], or [n, channels] where a stage behind the codec makes several; often empty, n = 0.
         ``ends``: no frames follow, :meth:`flush` does.
         """
         return self.push_drawn(self._checked(latents), ends=ends)
 
     def push_drawn(self, frames: np.ndarray, *, ends: bool = False) -> np.ndarray:
-        """Like :meth:`push`, for float32 frames of this model's own, which are right and which nobody writes to."""
+        """Like :meth:`push`, for float32 frames of this model, which are known to be valid and are never written to."""
         if len(frames):
             self._waiting.append(frames)
             self._frames += len(frames)
@@ -71,7 +71,7 @@ class SoundDecoder:
         return self._pacer.rows_to_wait(self._ready())
 
     def push_codes(self, codes: np.ndarray) -> np.ndarray:
-        """The same for codes, whole numbers [m, 8]; :class:`InputError` where they are none of this model's."""
+        """The same for codes, whole numbers [m, 8]; :class:`InputError` where they are not this model's."""
         checked = check_codes(codes, self._vocabulary.codebook_size)
         return self.push(self._engine.codes_to_latents(checked))
 
@@ -93,7 +93,7 @@ class SoundDecoder:
         return self._pacer.preroll(frames)
 
     def _ready(self) -> int:
-        """Frames that are certain and wait; less than 0 where the codec still lacks some of its look-ahead."""
+        """Frames that are certain and wait; negative while the codec still lacks some of its look-ahead."""
         certain = self._frames * self._codec.hop_length - self._codec.lookahead - self._samples
         return certain // self._codec.hop_length
 
@@ -138,7 +138,7 @@ class SoundDecoder:
             self._samples += len(samples)
             pieces.append(samples if self._post is None else self._post.push(samples, last=ends))
             if self._pace is not None and len(samples):
-                # by what came out: the last call computes the samples that were held back, the first does not yet
+                # by the output: the last call computes the samples that were held back, the first does not yet
                 self._pace.codec(math.ceil(len(samples) / self._codec.hop_length), time.perf_counter() - began)
         return pieces
 

@@ -1,4 +1,4 @@
-"""What ``Model.ask`` returns: a text that also knows how it ended."""
+"""What ``Model.ask`` returns: a text that also records how it ended."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""An answer, piece by piece: rows are drawn, and what they make certain is handed over.
+"""An answer, piece by piece: rows are drawn, and the text or sound that they make certain is passed on.
 
-One pipeline for a call that waits for the whole answer and for a turn that streams it.
+The same pipeline serves a call that waits for the whole answer and a turn that streams it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .segment import Segment, SegmentBuilder
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How an answer is drawn, and cut into pieces.
+    """How an answer is drawn and cut into pieces.
 
-    ``modality`` forces the first segment's. ``live``: its sounds are played while they are made, so that pieces follow
-    the clock; else they follow ``profile`` alone, and equal calls give equal bits.
+    ``modality`` forces the first segment's. ``live``: its sounds are played while they are made, so pieces follow the
+    clock; else they follow ``profile`` only, and equal calls give equal bits.
     """
 
     modality: Modality | None
@@ -37,7 +37,7 @@ class AnswerOptions:
     live: bool = False
 
     def seed(self, modality: Modality) -> int:
-        """What a segment of a modality is drawn with."""
+        """The seed of a segment of a modality."""
         return self.audio.seed if modality == "audio" else self.text.seed
 
 
@@ -51,7 +51,7 @@ class SegmentBegan:
 
 @dataclass(frozen=True)
 class Piece:
-    """``rows`` were drawn (0 behind the last), and ``content`` became certain: text, or sound float32 [n], or
+    """``rows`` were drawn (0 after the last), and ``content`` became certain: text, or sound float32 [n] or
     [n, channels]. It may be empty."""
 
     index: int
@@ -62,7 +62,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class SegmentDone:
-    """A segment is whole."""
+    """A segment is complete."""
 
     index: int
     segment: Segment
@@ -80,9 +80,9 @@ def answer_segments(
     options: AnswerOptions,
     rows_a_call: Callable[[SegmentBuilder], int] = lambda builder: ROWS_A_CALL,
 ) -> Iterator[AnswerStep]:
-    """Answer ``prompt`` (rows and features) on ``sequence``, which is all that draws rows.
+    """Answer ``prompt`` (rows and features) on ``sequence``, which alone draws rows.
 
-    ``rows_a_call`` is asked how many rows to draw until the caller gets a look again. The rows that close the last
+    ``rows_a_call`` returns how many rows to draw before control goes back to the caller. The rows that close the last
     segment are not in the cache yet: see :func:`closing_rows`.
     """
     builder: SegmentBuilder | None = None
@@ -119,4 +119,4 @@ def answer_segments(
                 if builder.modality == "audio":
                     resources.pace.row(took / len(step.rows))
                 yield Piece(index, builder, len(step.rows), builder.push(step))
-        began = time.perf_counter()  # without the time that a slow consumer took
+        began = time.perf_counter()  # excludes the time that a slow consumer took

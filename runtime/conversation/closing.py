@@ -1,4 +1,4 @@
-"""What is under way and may be left: stopped when its ``with`` block ends, and waited for."""
+"""Work in progress that may be abandoned: it is stopped, and waited for, when its ``with`` block ends."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _Self = TypeVar("_Self", bound="Closing")
 
 
 class Closing(ABC):
-    """A context manager, also of ``async with``: when the block is left, work that goes on is cancelled.
+    """A context manager, also for ``async with``: when the block is left, unfinished work is cancelled.
 
-    Then it is waited for, until what is being computed is done (a few rows, the prompt, or the hearing of a sound), so
+    The exit then waits until the current computation is done (a few rows, the prompt, or the encoding of a sound), so
     that the session can be used and the model closed.
     """
 
@@ -23,10 +23,10 @@ class Closing(ABC):
 
     @abstractmethod
     def join(self) -> None:
-        """Wait until no thread of its own uses the model."""
+        """Wait until its thread no longer uses the model."""
 
     def close(self) -> None:
-        """Cancel what goes on, and wait until it has stopped."""
+        """Cancel unfinished work, and wait until it has stopped."""
         self.cancel()
         self.join()
 

@@ -1,4 +1,4 @@
-"""What happens in a turn, in order: SegmentStarted, then TextDelta or SoundChunk, SegmentEnded, ..., TurnEnded."""
+"""The events of a turn, in order: SegmentStarted, then TextDelta or SoundChunk, SegmentEnded, ..., TurnEnded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SegmentStarted:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """More text. It never changes later: the deltas of a segment together are its text."""
+    """More text. It never changes later: the deltas of a segment joined are its text."""
 
     segment: int
     text: str
@@ -32,7 +32,7 @@ class TextDelta:
 class SoundChunk:
     """More sound: ``samples`` float32 [n], or [n, channels], ``sample_rate`` Hz, full scale 1.0 (may be passed).
 
-    The first sample is number ``start`` of the segment's sound; the chunks of a segment together are its sound.
+    The first sample is number ``start`` of the segment's sound; the chunks of a segment joined are its sound.
     ``preroll``: seconds of sound to hold before playback begins, so that it does not starve: 0 where the engine is
     faster than real time, as measured so far; else enough for the longest sound that ``max_steps`` allows.
     """
@@ -50,7 +50,7 @@ class SoundChunk:
 
 @dataclass(frozen=True, eq=False)
 class SegmentEnded:
-    """A segment is whole."""
+    """A segment is complete."""
 
     segment: int
     result: Segment
@@ -62,7 +62,7 @@ class TurnEnded:
 
     ``reason``: "eos" (the model is done), "max_steps" (a segment was cut by its limit) or "cancelled" (the turn is
     taken back, the session is as it was before). ``seconds`` from the turn's start: "hear" (the messages are rows and
-    features), "prefill", "first" (the first rows are drawn) and "total".
+    features), "prefill", "first" (the first rows were drawn) and "total".
     """
 
     reason: Literal["eos", "max_steps", "cancelled"]

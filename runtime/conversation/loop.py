@@ -1,7 +1,7 @@
 """The frame loop: prefill, modality, steps, segments.
 
-One turn is any number of segments: a segment that ends with ``eot`` is followed by another of the same turn, one that
-ends with ``eos`` closes it.
+A turn is any number of segments: one that ends with ``eot`` is followed by another of the same turn, one that ends with
+``eos`` closes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Finish = Literal["eos", "eot", "max_steps"]
 #: Called after every few rows with the segment's modality and the rows drawn so far.
 OnRows = Callable[[Modality, int], None]
 
-#: Rows drawn between two looks at a caller that only wants to know how far it is.
+#: Rows drawn between two reports to a caller that only wants to follow the progress.
 ROWS_A_CALL = 10
 
 
@@ -34,7 +34,7 @@ class Began:
 
 @dataclass(frozen=True)
 class Ended:
-    """The segment under way is whole."""
+    """The current segment is complete."""
 
     finish: Finish
 
@@ -55,12 +55,12 @@ def answer(
     text: TextSampling,
     rows_a_call: Callable[[], int] = lambda: ROWS_A_CALL,
 ) -> Iterator[Step]:
-    """Answer ``prompt`` (rows and features, see ``chat.prompt_parts``), segment by segment.
+    """Answer ``prompt`` (rows and features, see ``prompt.prompt_parts``), segment by segment.
 
     ``modality`` forces the first segment's only. ``mode`` "reference" repeats the whole prompt before each further
-    segment, as the published code does; "fixed" feeds only ``assistant``. ``rows_a_call`` is asked how many
-    rows to draw until the caller gets a look again. The rows that close the last segment are not in the cache yet: see
-    :func:`closing_rows`.
+    segment, as the published code does; "fixed" feeds only ``assistant``. ``rows_a_call`` returns how many
+    rows to draw before control goes back to the caller. The rows that close the last segment are not in the cache yet:
+    see :func:`closing_rows`.
     """
     assistant = vocabulary.special_row(ROLES["assistant"])[None]
     pending: list[np.ndarray] = list(prompt)
@@ -86,8 +86,8 @@ def answer(
 def closing_rows(last: np.ndarray, finish: Finish, vocabulary: Vocabulary) -> np.ndarray:
     """Rows int32 [n, 8] that the cache still lacks after a segment with the last row ``last`` [8].
 
-    A stop row is written with streams 1 to 7 zeroed. A segment that ``max_steps`` cut has its last row written whole,
-    and is closed with the eos row that training would have seen ("fixed" mode).
+    A stop row is written with streams 1 to 7 zeroed. Of a segment that ``max_steps`` cut, the last row is written as it
+    is, followed by the eos row that training would have seen ("fixed" mode).
     """
     if finish == "max_steps":
         return np.stack([last, vocabulary.special_row(EOS)])

@@ -1,4 +1,4 @@
-"""Options of drawing by name, as ``generate("rain", seed=7)`` takes them: their types, and what they change."""
+"""Sampling options by name, as ``generate("rain", seed=7)`` takes them: their types, and what they change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..files.reading import shown
 from ..sampling import AudioSampling, TextSampling
 from ..vocabulary import STREAMS
 
-#: Beyond it a float is no longer a whole number of frames; no context holds so many.
+#: Beyond this a float no longer counts frames exactly; no context holds that many.
 _MOST_FRAMES = 1 << 53
 
 _Sampling = TypeVar("_Sampling", AudioSampling, TextSampling)
@@ -30,13 +30,13 @@ class _Options(TypedDict, total=False):
 
 
 class AudioOptions(_Options, total=False):
-    """Fields of :class:`AudioSampling`; ``max_seconds`` is ``max_steps`` in seconds of sound, None leaves it alone."""
+    """Fields of :class:`AudioSampling`; ``max_seconds`` is ``max_steps`` in seconds of sound, None changes nothing."""
 
     max_seconds: float | None
 
 
 class TextOptions(_Options, total=False):
-    """Fields of :class:`TextSampling`; ``max_tokens`` is another name of ``max_steps``, None leaves it alone."""
+    """Fields of :class:`TextSampling`; ``max_tokens`` is another name of ``max_steps``, None changes nothing."""
 
     max_tokens: int | None
 
@@ -64,7 +64,7 @@ def _tokens(value: object) -> int:
 
 
 def rows_of_sound(seconds: object, codec: CodecIdentity, name: str = "max_seconds = ") -> int:
-    """Rows that a sound of so many seconds takes. ``name``: begins the message of an error."""
+    """Rows that a sound of ``seconds`` takes. ``name``: the start of an error message."""
     frame_seconds = codec.hop_length / codec.sample_rate
     try:
         number = float(seconds) if isinstance(seconds, Real) and not isinstance(seconds, bool) else math.nan
@@ -78,7 +78,7 @@ def rows_of_sound(seconds: object, codec: CodecIdentity, name: str = "max_second
 
 
 def rows_within(seconds: float, codec: CodecIdentity, max_context: int) -> int:
-    """:func:`rows_of_sound`, refused where a conversation of ``max_context`` rows has no room for them."""
+    """:func:`rows_of_sound`, refused if a conversation of ``max_context`` rows has no room for them."""
     rows = rows_of_sound(seconds, codec)
     if rows >= max_context:
         raise InputError(

@@ -17,20 +17,20 @@ from ..sound.sound import Sound, Speech
 from ..text.tokenizer import TextCodec
 from ..vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, Vocabulary, check_codes
 
-#: What can be read again: a text, or a sound (made, or in a file), which may be marked as speech.
+#: Content that can be read more than once: a text, or a sound (made, or in a file), which may be marked as speech.
 Kept = Union[str, Sound, Speech, "os.PathLike[str]"]
-#: What a message can carry: that, or the bytes or the open file of a sound.
+#: The content of a message: that, or the bytes or the open file of a sound.
 Content = Kept | bytes | bytearray | memoryview | BinaryIO
 
 
 class MessageDict(TypedDict):
-    """A message as other libraries write it."""
+    """A message in the form that other libraries use."""
 
     role: str
     content: Content
 
 
-#: Who says what: a (role, content) pair, or ``{"role": ..., "content": ...}``.
+#: A message: a (role, content) pair, or ``{"role": ..., "content": ...}``.
 Message = tuple[str, Content] | MessageDict
 
 
@@ -47,7 +47,7 @@ def check_messages(
 ) -> list[CheckedMessage]:
     """Read files, encode texts, and refuse what cannot be used, before anything is computed.
 
-    ``check_sound`` refuses a sound that the encoder cannot take. ``longest``: seconds of a file that are read at most.
+    ``check_sound`` refuses a sound that the encoder cannot take. ``longest``: the most seconds of a file to read.
     """
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
         raise InputError("messages: give a list of (role, content) pairs, at least one")
@@ -66,7 +66,7 @@ def check_messages(
 
 
 def read_sources(messages: Sequence[Any], longest: float | None = None) -> Sequence[Any]:
-    """Messages whose bytes and open files are read: as (role, Sound). All others stay as they are, and unchecked."""
+    """The messages, with bytes and open files read: these as (role, Sound). All others stay as they are, unchecked."""
     if not isinstance(messages, (list, tuple)):
         return messages
     found: list[Any] = []
@@ -113,7 +113,7 @@ def prompt_parts(
         else:
             rows.append(vocabulary.special_rows(tokens))
             tokens = []
-            if role == "assistant":  # what the model made it knows as codes; only a user's sound is heard
+            if role == "assistant":  # the model knows its own sounds as codes; only a user's sound is encoded
                 assert content.codes is not None
                 rows.append(vocabulary.delayed_rows(content.codes))
             else:
@@ -125,7 +125,7 @@ def prompt_parts(
 
 
 def as_pair(message: Any) -> tuple[Any, Any]:
-    """Role and content of a message, however it was written; neither is checked."""
+    """Role and content of a message in either form; neither is checked."""
     if isinstance(message, Mapping):
         if set(message) != {"role", "content"}:
             keys = ", ".join(map(repr, message))

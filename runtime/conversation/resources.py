@@ -1,4 +1,4 @@
-"""What every conversation with one model shares, and the checks at its border."""
+"""What all conversations with one model share, and the checks of their input."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _Sampling = TypeVar("_Sampling", AudioSampling, TextSampling)
 class Resources:
     """An opened model, as its sessions, turns and reasonings use it.
 
-    ``features``: hears sounds, each content once. ``pace``: what a row and a codec call take here, for the sounds that
-    are played while they are made. ``audio``, ``text``: the bundle's defaults of sampling.
+    ``features``: encodes sounds, each content once. ``pace``: how long a row and a codec call take here, for sounds
+    that are played while they are made. ``audio``, ``text``: the bundle's sampling defaults.
     """
 
     bundle: Bundle
@@ -49,13 +49,13 @@ class Resources:
 
     @classmethod
     def open(cls, bundle: Bundle, engine: Engine, max_context: int) -> Resources:
-        """:class:`BundleError` where the tokenizer, or the stage behind the codec, cannot be used."""
+        """:class:`BundleError` if the tokenizer, or the stage behind the codec, cannot be used."""
         manifest = bundle.manifest
         tokenizer = TextCodec(bundle.path(TOKENIZER), manifest.vocabulary.text_size)
         hearing = LogMelFrontend(FeatureSpec.from_json(manifest.features), bundle.table("encoder.mel_filters"))
         audio = AudioSampling.from_mapping(manifest.sampling["audio"])
         text = TextSampling.from_mapping(manifest.sampling["text"])
-        open_post_codec(bundle)  # one that this version does not know is refused now, not at the first sound
+        open_post_codec(bundle)  # an unknown stage is refused when opening, not at the first sound
         return cls(bundle, engine, max_context, tokenizer, FeatureCache(hearing, engine), Pace(), audio, text)
 
     @property
@@ -77,11 +77,11 @@ class Resources:
         *,
         first: bool = True,
     ) -> list[np.ndarray]:
-        """Rows and features of messages, see :func:`prompt_parts`; ``hear`` None: as :attr:`features` does."""
+        """Rows and features of messages, see :func:`prompt_parts`; ``hear`` None: :attr:`features`."""
         return prompt_parts(messages, self.vocabulary, self.features.features if hear is None else hear, first=first)
 
     def builder(self, modality: Modality, profile: ChunkProfile, seed: int, *, live: bool) -> SegmentBuilder:
-        """What collects a segment. ``live``: its sound is played while it is made, so its pieces follow the clock."""
+        """A builder for a segment. ``live``: its sound is played while it is made, so its pieces follow the clock."""
         pace = self.pace if live else None
         return SegmentBuilder(modality, self.bundle, self.tokenizer, self.engine, profile, pace, seed)
 
@@ -100,7 +100,7 @@ class Resources:
         max_seconds: float | None,
         max_tokens: int | None,
     ) -> tuple[AudioSampling, TextSampling]:
-        """Options of both modalities; ``max_seconds`` and ``max_tokens`` take the place of their ``max_steps``."""
+        """Options of both modalities; ``max_seconds`` and ``max_tokens`` replace their ``max_steps``."""
         return (
             self.audio_sampling(audio, {"max_seconds": max_seconds}),
             self.text_sampling(text, {"max_tokens": max_tokens}),

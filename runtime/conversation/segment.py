@@ -25,7 +25,7 @@ class Segment:
 
     ``rows`` int32 [T, 8] holds absolute ids as drawn, the stop row included if one was drawn. A text segment has
     ``text``; an audio segment has ``sound``, which is None only if a sound of "reference" mode stopped before its first
-    frame was whole. ``finish`` is "eos" (the turn is over), "eot" (another segment follows) or "max_steps";
+    frame was complete. ``finish`` is "eos" (the turn is over), "eot" (another segment follows) or "max_steps";
     ``finish_reason`` says it in the words of :attr:`Sound.finish`. ``seed``: what it was drawn with.
     """
 
@@ -47,7 +47,7 @@ class Segment:
 
 
 class SegmentBuilder:
-    """Collects the frames of one segment, and says what they make certain in pieces that follow ``profile``."""
+    """Collects the frames of one segment, and returns what they make certain in pieces that follow ``profile``."""
 
     def __init__(
         self,
@@ -82,9 +82,9 @@ class SegmentBuilder:
         return self._text.push(ids.tolist())
 
     def rows_to_wait(self) -> int:
-        """Rows, at least 1, to draw at once before something can become certain; any token of a text can.
+        """Rows, at least 1, to draw at once before anything can become certain; any token of a text can.
 
-        The first row comes alone: how long it takes is told.
+        The first row is drawn alone, since the time that it takes is reported.
         """
         if self.modality == "text" or not self._rows:
             return 1
@@ -92,7 +92,7 @@ class SegmentBuilder:
         return delay + self._sound.frames_to_wait()
 
     def rest(self) -> str | np.ndarray:
-        """What was still held back when the last frames had come."""
+        """What was still held back after the last frames."""
         return self._keep(self._sound.flush()) if self.modality == "audio" else self._text.finish()
 
     @property

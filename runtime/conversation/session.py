@@ -1,8 +1,8 @@
 """A conversation whose cache is kept: turns, fork, truncate, save and restore.
 
-A turn counts when its TurnEnded is handed over: one that is cancelled, left, fails or reaches a limit before is taken
-back, and the session stands where it stood. A turn boundary is a number of cache rows, so taking back is forgetting the
-rows behind it, which whatever uses the session next does first.
+A turn counts once its TurnEnded has been delivered: a turn that is cancelled, left, fails or reaches a limit before
+that is taken back, and the session is as it was before. A turn boundary is a number of cache rows, so taking a turn
+back means forgetting the rows after it, which the next use of the session does first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .state import Limits, SessionState
 from .transcript import Said, packed, unpacked
 from .turn import Turn, open_turn
 
-#: Bytes of what a saved session says about itself: where its turns end, and the texts that were said.
+#: Bytes of a saved session's description: where its turns end, and the texts that were said.
 MOST_ABOUT = 16 << 20
 
 
@@ -41,8 +41,8 @@ class Session:
     """A conversation with a model. Made by :meth:`Model.session`; one turn at a time.
 
     Several sessions of one model may run at once; a session itself must not be used by two threads at once, except for
-    :meth:`Turn.cancel`. It needs no closing, since its cache goes with the last reference; as a context manager, also
-    of ``async with``, or by :meth:`close`, it gives the cache back at once.
+    :meth:`Turn.cancel`. It needs no closing, since its cache is freed with the last reference; as a context manager,
+    also of ``async with``, or by :meth:`close`, it frees the cache at once.
     """
 
     def __init__(self, state: SessionState) -> None:
@@ -50,7 +50,7 @@ class Session:
 
     @property
     def limits(self) -> Limits:
-        """Limits of each turn; another :class:`Limits` may be set for the turns to come."""
+        """Limits of each turn; another :class:`Limits` may be set for later turns."""
         return self.state.limits
 
     @limits.setter
@@ -98,7 +98,7 @@ class Session:
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """Cancel a turn that is under way, wait until it has stopped, and give the cache back."""
+        """Cancel a turn that is under way, wait until it has stopped, and free the cache."""
         self.state.close()
 
     def turn(
@@ -158,7 +158,7 @@ class Session:
         """Write the session to a file (a NumPy ``.npz``), for :meth:`Model.restore`.
 
         :class:`SessionError` for what :meth:`Model.restore` would refuse: texts of more than :data:`MOST_ABOUT` bytes,
-        or a sound of more than ``sound_limits.DECODED_BYTES``.
+        or a sound of more than ``limits.DECODED_BYTES``.
         """
         target = _path(path)
         sequence, state = self.state.settle("save"), self.state
@@ -217,9 +217,9 @@ class Session:
 
 
 def _about(stored: SavedArrays) -> tuple[object, list[int], list[object]]:
-    """Which bundle a saved session is of, the rows at which its turns end, and what was said in each.
+    """The bundle that a saved session belongs to, the rows at which its turns end, and what was said in each.
 
-    ValueError where it is no session.
+    ValueError if it is not a session.
     """
     about = parse_json(stored.read("about", MOST_ABOUT).tobytes())
     if not isinstance(about, dict) or about.get("format") != "ualm-session" or about.get("version") != 1:
@@ -230,15 +230,15 @@ def _about(stored: SavedArrays) -> tuple[object, list[int], list[object]]:
     if ends != sorted({0, *ends}) or len(cache.shape) != 5 or cache.shape[3] != ends[-1]:
         shown = f"{ends!s:.80}"
         raise ValueError(f"turns that end at rows {shown} and a cache of {list(cache.shape)} do not agree")
-    # a file of an earlier version does not tell what was said
+    # a file of an earlier version does not record what was said
     turns = about.get("said", [[] for _ in ends[1:]])
     if not isinstance(turns, list) or len(turns) != len(ends) - 1:
-        raise ValueError(f"it does not tell of the {len(ends) - 1} turns that it holds")
+        raise ValueError(f"it has no record of the {len(ends) - 1} turns that it holds")
     return about.get("model"), ends, turns
 
 
 def _check_saved(target: Path, about: np.ndarray, sounds: Mapping[str, np.ndarray]) -> None:
-    """Nothing is saved that would not be restored."""
+    """Refuse to save anything that would not be restored."""
     try:
         if about.nbytes > MOST_ABOUT:
             raise ValueError(f"what was said takes {about.nbytes} bytes, and at most {MOST_ABOUT} are restored")

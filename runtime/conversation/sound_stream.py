@@ -15,8 +15,8 @@ from .turn import AsyncEvents, Turn
 class SoundStream(Closing):
     """The chunks of one sound: iterate once, with ``for``, ``next`` or ``async for``.
 
-    Work begins with the iteration. It stops when the stream is dropped, as by leaving a loop that made it, with
-    :meth:`cancel`, and at the end of a ``with`` block. One thread iterates; any may cancel.
+    Work begins with the iteration. It stops with :meth:`cancel`, at the end of a ``with`` block, and when the stream is
+    dropped, as by leaving a loop that made it. One thread iterates; any may cancel.
     """
 
     def __init__(self, turn: Turn) -> None:
@@ -33,12 +33,12 @@ class SoundStream(Closing):
 
     @property
     def segment(self) -> Segment | None:
-        """What was drawn, once the iteration is over; None before, and where it was cancelled."""
+        """The segment, once the iteration is over; None before, and if it was cancelled."""
         return self._segment
 
     @property
     def sound(self) -> Sound | None:
-        """The whole sound, which all chunks joined are, with its ``finish``; None as :attr:`segment` is."""
+        """The whole sound, equal to all chunks joined, with its ``finish``; None when :attr:`segment` is."""
         return None if self._segment is None else self._segment.sound
 
     def cancel(self) -> None:
@@ -94,12 +94,12 @@ class SoundStream(Closing):
         return f"SoundStream({state}, seed {self.seed})"
 
     def _ends(self, event: Event) -> bool:
-        """Whether nothing comes behind ``event``; a model that would go on with another segment is not asked for it."""
+        """Whether ``event`` is the last; a model that would go on with another segment is not asked for it."""
         if isinstance(event, SegmentEnded):
             self._segment = event.result
         self._over = isinstance(event, (SegmentEnded, TurnEnded))
         return self._over
 
     def join(self) -> None:
-        """Wait until no thread of its own uses the model."""
+        """Wait until its thread no longer uses the model."""
         self._turn.join()

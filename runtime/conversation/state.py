@@ -1,7 +1,7 @@
-"""What a session holds, and who may use it: the one owner of its lock.
+"""The state of a session, and who may use it: the only owner of its lock.
 
-A turn boundary is a number of cache rows, so taking a turn back is forgetting the rows behind it, which whatever uses
-the session next does first.
+A turn boundary is a number of cache rows, so taking a turn back means forgetting the rows after it, which the next use
+of the session does first.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .transcript import Said
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of each turn of a session; None or infinity: no limit of its own.
+    """Limits of each turn of a session; None or infinity: no limit.
 
     ``memory`` in bytes of cache (the model's ``max_context`` limits it in rows); ``seconds``, ``segments`` a turn.
-    Memory and time are looked at every few rows; the time that a slow consumer takes counts.
+    Memory and time are checked every few rows; the time that a slow consumer takes counts.
     """
 
     memory: int | None = None
@@ -64,12 +64,12 @@ class SessionState:
     def __init__(self, resources: Resources, limits: Limits, sequence: EngineSequence | None = None) -> None:
         self.resources, self.limits = resources, limits
         self.sequence = resources.engine.open_sequence() if sequence is None else sequence
-        #: Cache rows at the end of each whole turn, the first entry before any.
+        #: Cache rows at the end of each whole turn; the first entry is the state before any.
         self.ends = [0]
-        #: What was said in each whole turn; nothing where a saved session did not tell.
+        #: What was said in each whole turn; nothing where a saved session did not record it.
         self.said: list[tuple[Said, ...]] = []
         self.closed = False
-        #: The turn that was begun last, until its end is read; one that is cancelled may still be stopping.
+        #: The turn begun last, until its end is read; a cancelled one may still be stopping.
         self._running: UnderWay | None = None
         #: Guards ``_running`` and the end of a turn; no turn's own thread takes it.
         self._lock = threading.Lock()
@@ -90,14 +90,14 @@ class SessionState:
         return self._running
 
     def check_idle(self, what: str) -> None:
-        """:class:`SessionError` where a turn is under way or the session is closed."""
+        """:class:`SessionError` if a turn is under way or the session is closed."""
         with self._lock:
             self._refuse_if_busy(what)
 
     def begin(self, turn: UnderWay, start: Callable[[UnderWay | None], None]) -> None:
-        """Make ``turn`` the one under way and ``start`` it, with a cancelled turn that may still use the cache.
+        """Make ``turn`` the one under way and ``start`` it, given a cancelled turn that may still use the cache.
 
-        ``start`` raises where the turn never ran: then all is as it was.
+        ``start`` raises if the turn never ran: then nothing has changed.
         """
         with self._lock:
             if turn.begun:
@@ -105,7 +105,7 @@ class SessionState:
             self._refuse_if_busy("begin a turn")
             before = self._running
             try:
-                # registered before it runs: wherever an interrupt strikes, the session knows of the turn
+                # registered before it runs: wherever an interrupt strikes, the session knows about the turn
                 self._running = turn
                 start(before)
             except BaseException:
@@ -114,12 +114,12 @@ class SessionState:
                 raise
 
     def commit(self, turn: UnderWay, rows: int | None, said: Callable[[], tuple[Said, ...]]) -> bool:
-        """The end of a turn is read: it counts, with the ``rows`` that the cache holds then. None: it failed.
+        """The end of a turn was read: it counts, with the ``rows`` that the cache holds then. None: it failed.
 
-        False where it was cancelled, or another has begun: the turn is taken back, and its end says nothing.
+        False if it was cancelled, or another has begun: the turn is taken back, and how it ended is ignored.
         """
         with self._lock:
-            ours = self._running is turn  # a turn that is cancelled may have been followed by another
+            ours = self._running is turn  # a cancelled turn may have been followed by another
             if ours:
                 self._running = None
             if turn.cancelled or not ours:
@@ -130,7 +130,7 @@ class SessionState:
             return True
 
     def settle(self, what: str) -> EngineSequence:
-        """Wait until a cancelled turn has stopped; the sequence, without the rows of turns that were not whole."""
+        """Wait until a cancelled turn has stopped; returns the sequence, without the rows of unfinished turns."""
         with self._lock:
             self._refuse_if_busy(what)
             self._stop()
@@ -138,7 +138,7 @@ class SessionState:
             return self.sequence
 
     def close(self) -> None:
-        """Cancel a turn that is under way, wait until it has stopped, and give the cache back."""
+        """Cancel a turn that is under way, wait until it has stopped, and free the cache."""
         with self._lock:
             if self.closed:
                 return

@@ -18,7 +18,7 @@ from ..sound.sound import Sound, Speech
 from .prompt import Kept, as_pair
 from .segment import Segment
 
-#: A message: its role, and what it carries.
+#: A message: its role and content.
 Said = tuple[str, Kept]
 
 
@@ -57,7 +57,7 @@ def packed(turns: Sequence[Sequence[Said]]) -> tuple[list[list[dict[str, Any]]],
 
 
 def unpacked(turns: Any, arrays: SavedArrays) -> list[tuple[Said, ...]]:
-    """Turns from :func:`packed`; ValueError for whatever does not fit."""
+    """Turns from :func:`packed`; ValueError for anything malformed."""
     sounds: dict[str, Sound] = {}
 
     def unpack(about: Any) -> Said:
@@ -77,7 +77,7 @@ def unpacked(turns: Any, arrays: SavedArrays) -> list[tuple[Said, ...]]:
     try:
         return [tuple(unpack(about) for about in turn) for turn in turns]
     except (KeyError, TypeError, AttributeError, InputError) as error:
-        raise ValueError(f"what was said is not told as it is written here ({first_line(error)})") from error
+        raise ValueError(f"the record of what was said is malformed ({first_line(error)})") from error
 
 
 def _sound(name: str, about: Mapping[str, Any], arrays: SavedArrays) -> Sound:

@@ -1,7 +1,7 @@
 """One turn of a session, as its consumer sees it: the ways to read its events, and to stop it.
 
-Its worker computes and hands events over; the consumer's iteration receives them and, with the last, makes the turn
-count. A consumer that is slow makes the turn wait, and nothing is dropped.
+Its worker computes and queues events; the consumer's iteration receives them and, with the last one, commits the turn.
+A slow consumer makes the turn wait, and nothing is dropped.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Turn(Closing):
     """One turn of a session: iterate over it (``for`` or ``async for``) for its events, once.
 
     Leaving the loop early cancels the turn. :meth:`cancel` may be called from any thread at any time, and from a signal
-    handler. Neither waits: the session's next use does, until what is being computed is done (a few rows, the prompt,
-    or the hearing of a sound). Leaving a ``with`` block of the turn cancels what is left of it, and waits.
+    handler. Neither waits: the session's next use does, until the current computation is done (a few rows, the
+    prompt, or the encoding of a sound). Leaving a ``with`` block of the turn cancels what is left of it, and waits.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Turn(Closing):
     def cancel(self) -> None:
         """Stop soon (within a few frames) and take the turn back; the next event is TurnEnded("cancelled").
 
-        Nothing happens where the turn's end has been handed over already.
+        Does nothing if the turn's end has been delivered already.
         """
         self._worker.cancelled = True
 
@@ -67,7 +67,7 @@ class Turn(Closing):
 
     @property
     def seeds(self) -> Mapping[Modality, int]:
-        """What a sound and a text of this turn are drawn with, also where the seed was drawn."""
+        """The seeds of a sound and a text of this turn, also where the seed was drawn."""
         options = self._worker.options
         return {"audio": options.audio.seed, "text": options.text.seed}
 
@@ -102,7 +102,7 @@ class Turn(Closing):
                 if isinstance(event, TurnEnded):
                     return
         finally:
-            # no waiting here: a generator may be closed by the garbage collector, on a thread that the turn waits for
+            # do not wait here: the garbage collector may close a generator on a thread that the turn waits for
             if self._reader is reader:
                 self.cancel()
 
@@ -114,7 +114,7 @@ class Turn(Closing):
         self._worker.join()
 
     def _start(self, reader: object, wake: Callable[[], object] | None = None) -> None:
-        """Begin to work for ``reader``; ``wake`` is called from the turn's thread after each event."""
+        """Start the work for ``reader``; ``wake`` is called from the turn's thread after each event."""
 
         def start(before: UnderWay | None) -> None:
             self._reader = reader
@@ -128,7 +128,7 @@ class Turn(Closing):
         self._state.begin(self, start)
 
     def _received(self, item: Event | Outcome) -> Event | None:
-        """The event to hand over; None for one that was waiting when the turn was cancelled."""
+        """The event to deliver; None for one that was waiting when the turn was cancelled."""
         if not isinstance(item, Outcome):
             return None if self.cancelled else item
         worker, failed = self._worker, isinstance(item.end, BaseException)
@@ -140,7 +140,7 @@ class Turn(Closing):
         raise self._explained(item.end)
 
     def _explained(self, error: BaseException) -> BaseException:
-        """The error with what is kept: a new one of its type, since messages are fixed at birth."""
+        """A copy of the error whose message also says what the session keeps."""
         if not isinstance(error, UalmError):
             return error
         state = self._state
@@ -179,19 +179,19 @@ def open_turn(
 
 
 def _message(content: object) -> object:
-    """The one message that was given: in its own form, or as what the user says."""
+    """The one message that was given: as it is if it is a mapping, else as the user's content."""
     return content if isinstance(content, Mapping) else ("user", content)
 
 
 class AsyncEvents:
     """The events of a turn for ``async for``; dropping it, :meth:`aclose` and cancelling the task cancel the turn.
 
-    Not an async generator: leaving a loop would close one only when the event loop comes round to it.
+    Not an async generator: leaving a loop would close it only when the event loop gets to it.
     """
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
-        self._token = object()  # what the turn knows its reader by: a reference to this object would keep it alive
+        self._token = object()  # identifies the reader to the turn: a reference to this object would keep it alive
         self._ready: asyncio.Event | None = None
         self._over = False
 

@@ -1,4 +1,4 @@
-"""The thread of a turn: it computes, and hands events over to whoever reads the turn."""
+"""The thread of a turn: it computes, and queues events for the turn's reader."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from .prompt import CheckedMessage
 from .segment import Segment, SegmentBuilder
 from .state import SessionState, UnderWay
 
-#: Events that wait for a slow consumer before the turn itself waits.
+#: Events that are queued for a slow consumer before the turn itself waits.
 QUEUE_EVENTS = 64
-#: Seconds between two looks at the cancel flag and the clock while the queue is full, or a sound is heard elsewhere.
+#: Seconds between two checks of the cancel flag and the clock while the queue is full, or another thread encodes a
+#: sound.
 _POLL = 0.05
-#: Seconds of drawing between two looks at the caller, at most, where a row takes less.
+#: The most seconds of drawing between two checks of the cancel flag, if a row takes less.
 _CALL_SECONDS = 0.02
 #: Seconds in which a thread whose start was interrupted begins to run, if it does at all.
 _START_SECONDS = 1.0
@@ -42,16 +43,16 @@ class Outcome:
 
 
 class Worker:
-    """One turn's thread, and the bounded queue that it fills. A consumer that is slow makes the turn wait."""
+    """One turn's thread, and the bounded queue that it fills. A slow consumer makes the turn wait."""
 
     def __init__(self, state: SessionState, messages: Sequence[CheckedMessage], options: AnswerOptions) -> None:
         self._state, self.messages, self.options = state, messages, options
         self.cancelled = False  # a plain flag: a lock could be held by the very thread that a signal interrupts
-        #: Segments that are whole.
+        #: Completed segments.
         self.segments: list[Segment] = []
         #: Seconds from the start, see :class:`TurnEnded`.
         self.seconds: dict[str, float] = {}
-        #: Events that wait are counted by ``_slots``, so that the outcome, which needs none, can always be put.
+        #: ``_slots`` counts the events that wait; the outcome bypasses it, so it can always be enqueued.
         self._queue: queue.SimpleQueue[Event | Outcome] = queue.SimpleQueue()
         self._slots = threading.Semaphore(QUEUE_EVENTS)
         self._wake: Callable[[], object] | None = None
@@ -59,7 +60,7 @@ class Worker:
         self._begun, self._done = threading.Event(), threading.Event()
         self._started = 0.0
 
-    # ---- what the consumer calls ----
+    # ---- called by the consumer ----
 
     @property
     def begun(self) -> bool:
@@ -87,11 +88,11 @@ class Worker:
             raise
 
     def get(self) -> Event | Outcome:
-        """The next event, waited for."""
+        """Wait for the next event."""
         return self._taken(self._queue.get())
 
     def get_nowait(self) -> Event | Outcome:
-        """The next event; queue.Empty where none is there."""
+        """The next event; queue.Empty if there is none."""
         return self._taken(self._queue.get_nowait())
 
     def join(self) -> None:
@@ -113,7 +114,7 @@ class Worker:
                 before.join()
             finish = self._run()
             outcome = Outcome("eos" if finish == "eos" else "max_steps", self._state.sequence.length)
-        except BaseException as error:  # whatever it is, the consumer's thread must learn of it
+        except BaseException as error:  # of any kind: the consumer's thread must learn about it
             outcome = Outcome(error, 0)
         self._clock("total")
         _under_way.discard(self)
@@ -152,10 +153,11 @@ class Worker:
         return finish
 
     def _rows_a_call(self, builder: SegmentBuilder) -> int:
-        """As many rows as nothing waits for, in a time that a cancelling caller may: a call costs something as well.
+        """As many rows as can be drawn before output is due, within the time that a cancelling caller may have to wait:
+        calls have a cost as well.
 
-        No more than the context and the memory limit have room for: what was drawn before the end is handed over, and
-        no cache outgrows its limit.
+        No more than the context and the memory limit have room for: what was drawn before the end is delivered, and no
+        cache outgrows its limit.
         """
         limits, resources = self._state.limits, self._state.resources
         if not resources.pace.row_seconds:
@@ -196,7 +198,7 @@ class Worker:
             self._put(SoundChunk(piece.index, content, rate, piece.builder.samples_sent - len(content), preroll))
 
     def _put(self, event: Event) -> None:
-        # at once where there is room, as nearly always: a wait with a time limit costs more
+        # first without waiting, since there is nearly always room: a wait with a timeout costs more
         if not self._slots.acquire(blocking=False):
             while not self._slots.acquire(timeout=_POLL):
                 self._check(0)
@@ -217,7 +219,7 @@ class _Cancelled(Exception):
     """The turn was asked to stop."""
 
 
-#: Turns whose threads are at work. Python ends these threads with the process; native code must not be running then.
+#: Turns whose threads are running. Python ends these threads with the process; native code must not be running then.
 _under_way: set[Worker] = set()
 
 

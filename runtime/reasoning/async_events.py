@@ -9,7 +9,7 @@ from .results import ReasoningEvent
 
 
 class AsyncReasoningEvents:
-    """Waits for each event on a thread of asyncio's, where an iterator of prompts is asked for the next one, too.
+    """Waits for each event on an asyncio worker thread, where an iterator of prompts is asked for the next one, too.
 
     Dropping it, :meth:`aclose` and cancelling the task cancel the reasoning, as :class:`AsyncEvents` does with a turn.
     """

@@ -2,18 +2,18 @@
 
 - "enrich": the prompt is answered with a caption, and the model goes on by itself with the sound. A model whose turn
   ends with the caption is given it back as the next prompt, to be answered with sound: caption to sound is what every
-  UALM learns. A caption that is empty gives way to the prompt.
+  UALM learns. An empty caption is replaced by the prompt.
 - "dialogue": turns of the user, in each of which the model chooses text or sound; the last sound is the result.
 - "reflect": enrichment; then, at most ``rounds`` times, the sound goes back in through the encoder, with the check of
   the templates behind it, and the model says what it hears and judges. A second sound of that turn is the repair. A
-  model that differs in words and stops is asked for the repair, if the templates have words for it. A round that does
-  not differ is the last. The repair of the last round is not heard again.
+  model that says the sound differs and stops is asked for the repair, if the templates have words for it. A round
+  whose review does not differ is the last. The repair of the last round is not heard again.
 
-Turn k of a reasoning (from 0) draws with seed + k: a second try is another one.
+Turn k of a reasoning (from 0) draws with seed + k: a second try gives another result.
 
-What overlaps: a sound is being encoded as soon as its last frame is decoded, while its turn is closed and its last
-samples are played. Not earlier: the encoders' features depend on the mean, the variance and the loudest mel bin of the
-whole sound, so features of a sound that is not whole would be other features.
+Overlap: a sound is encoded as soon as its last frame is decoded, while its turn is closed and its last samples are
+played. Not earlier: the encoders' features depend on the mean, the variance and the loudest mel bin of the whole
+sound, so features of an unfinished sound would be wrong.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Reasoning(Closing):
         return tuple(self._stages)
 
     def cancel(self) -> None:
-        """Stop soon, from any thread; the next event but for one that waits is ReasoningEnded, with "cancelled"."""
+        """Stop soon, from any thread; after at most one event already waiting comes ReasoningEnded, "cancelled"."""
         self._cancelled = True
         if self._turn is not None:
             self._turn.cancel()
@@ -177,7 +177,7 @@ class Reasoning(Closing):
                 return
 
     def _round(self, template: ReflectTemplate, number: int) -> Generator[ReasoningEvent, None, Verdict]:
-        """Hear the last sound again; gives the verdict."""
+        """Have the model hear the last sound again; returns the verdict."""
         self._rounds = number
         sound, first = self._last_sound(), len(self._stages)
         assert sound is not None  # a turn forced to sound makes one
@@ -237,12 +237,12 @@ class Reasoning(Closing):
                 else:
                     self._turns.append(ReasonedTurn(said, modality, event.reason, event.seconds))
         finally:
-            self._turn.cancel()  # nothing happens where it is over
+            self._turn.cancel()  # does nothing if it is over
 
     def _listen_ahead(self, sound: Sound | None) -> None:
-        """Begin to hear a sound that the next turn will hear."""
+        """Start encoding a sound that the next turn will hear."""
         if self.mode == "reflect" and sound is not None and self._rounds < self.rounds:
-            with suppress(UalmError):  # whatever is wrong with it, the turn that hears it says so
+            with suppress(UalmError):  # the turn that hears it reports what is wrong with it
                 self._resources.features.start(sound)
 
     def _take_back(self) -> None:
@@ -250,7 +250,7 @@ class Reasoning(Closing):
         self._stages = [stage for stage in self._stages if stage.turn < len(self._turns)]
 
     def join(self) -> None:
-        """Wait until no thread of ours uses the model any more, so that it may be closed."""
+        """Wait until none of our threads uses the model any more, so that it may be closed."""
         if self._turn is not None:
             self._turn.join()
 
@@ -263,7 +263,7 @@ class Reasoning(Closing):
         return " ".join(stage.text for stage in self._stages[first:] if stage.kind == kind and stage.text)
 
     def _caption(self) -> str:
-        """The caption; the prompt where the model wrote none."""
+        """The caption; the prompt if the model wrote none."""
         written = self._written("caption")
         return written if written.strip() else self._said[0]
 
@@ -273,10 +273,10 @@ class Reasoning(Closing):
                 return f"[sound of stage {stage.index}]"
         raise AssertionError("only sounds of stages are heard again")
 
-    # ---- the border ----
+    # ---- input checks ----
 
     def _checked(self, prompt: str | Iterable[str]) -> Iterable[str]:
-        """The user's turns; what is known already is checked now, what an iterator gives when it comes."""
+        """The user's turns; those already known are checked now, those from an iterator when they arrive."""
         if isinstance(prompt, str):
             prompts: Iterable[str] = [prompt]
         elif self.mode != "dialogue":
@@ -308,7 +308,7 @@ def _after(system: str | None, request: str) -> _Messages:
 
 
 def _agrees(review: str, template: ReflectTemplate) -> bool | None:
-    """The verdict in a review's words; None if it has none of them."""
+    """The verdict by the words of a review; None if it contains none of them."""
     told = review.casefold()
     if any(words.casefold() in told for words in template.differs):
         return False

@@ -1,4 +1,4 @@
-"""What reasoning leaves behind, stage by stage, and the events that show it while it happens."""
+"""Results and streaming events of the reasoning modes, stage by stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..vocabulary import Modality
 
 ReasonMode = Literal["enrich", "dialogue", "reflect"]
 #: "caption": the text that a sound is planned with. "answer": a text of a dialogue. "sound": a sound of the first turn,
-#: or of a dialogue. "review": what is said of a sound that was heard again. "repair": a sound made after a review.
+#: or of a dialogue. "review": what is said about a sound heard again. "repair": a sound made after a review.
 StageKind = Literal["caption", "answer", "sound", "review", "repair"]
 
 
@@ -63,7 +63,7 @@ class ReasonedTurn:
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage begins; ``stage`` counts from 0, so in all events."""
+    """A stage begins; ``stage`` counts from 0, in all events."""
 
     stage: int
     kind: StageKind
@@ -80,7 +80,7 @@ class StageText:
 
 @dataclass(frozen=True, eq=False)
 class StageSound:
-    """More sound of a stage, as :class:`SoundChunk` has it."""
+    """More sound of a stage, as a :class:`SoundChunk`."""
 
     stage: int
     chunk: SoundChunk
@@ -88,7 +88,7 @@ class StageSound:
 
 @dataclass(frozen=True, eq=False)
 class StageEnded:
-    """A stage is whole. It counts when its turn is: see ``ReasoningEnded``."""
+    """A stage is complete. It counts once its turn is: see ``ReasoningEnded``."""
 
     stage: int
     result: Stage
@@ -96,10 +96,10 @@ class StageEnded:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of hearing the sound again; ``round`` counts from 1.
+    """The result of hearing the sound again; ``round`` counts from 1.
 
     ``agrees``: True where the review says so, False where it says otherwise or the model went on with another sound,
-    None where neither is told. ``review``: the model's words.
+    None where it says neither. ``review``: the model's words.
     """
 
     round: int
@@ -112,7 +112,7 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class ReasoningResult:
-    """All that was thought and made. Of a reasoning that was cancelled, its whole turns."""
+    """Everything that was thought and made; of a cancelled reasoning, its whole turns."""
 
     mode: ReasonMode
     model: str
