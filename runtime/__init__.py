@@ -1,11 +1,11 @@
-"""ualm.runtime: run exported unified audio language models, streaming, on the machine at hand.
+"""ualm.runtime: run exported unified audio language models, streaming, on the local machine.
 
 from ualm.runtime import Model
 
 with Model.open("bundle") as model:
     model.generate("rain on a tin roof").save("rain.wav")
 
-The names are loaded when the first of them is used: the command must be ready for signals before that.
+Names are loaded lazily, on first use: the command must be ready for signals before that.
 """
 
 TYPE_CHECKING = False  # as in typing, without importing it
@@ -93,7 +93,7 @@ __all__ = [
     "__version__",
 ]
 
-#: Where the names are, those first that load least.
+#: Modules that define the names, those that load least first.
 _HOMES = (
     "errors",
     "conversation.answer",
@@ -135,7 +135,7 @@ def __dir__() -> list[str]:
 
 
 def _submodule(name: str) -> object:
-    """``ualm.runtime.errors`` and the like, also where nothing has loaded it before."""
+    """A submodule such as ``ualm.runtime.errors``, even if nothing has loaded it before."""
     import sys
 
     module = f"{__name__}.{name}"
@@ -149,10 +149,10 @@ def _submodule(name: str) -> object:
 
 
 def _loaded(name: str) -> dict[str, object]:
-    """What a submodule holds."""
+    """The names that a submodule defines."""
     from importlib import import_module
 
     try:
         return vars(import_module(f".{name}", __name__))
-    except AttributeError as error:  # Python would take it for a name that is not there
+    except AttributeError as error:  # Python would report it as a missing name
         raise ImportError(f"{__name__}.{name} cannot be loaded (AttributeError: {error})") from error

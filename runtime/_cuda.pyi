@@ -1,12 +1,13 @@
 """The CUDA side of the frame loop: kernel launches, and the few calls of the CUDA runtime that they need.
 
-There only where ualm was built with nvcc (``_native.CUDA_ARCHITECTURES``); it loads without a driver. Addresses,
-streams, events and graphs are whole numbers, 0 is none or the default stream; memory is the caller's to keep and to
-free. What CUDA refuses is a :class:`CudaError`, what a launch refuses (nothing is launched then) a ValueError.
-``csrc/cuda/launch.h`` says what each kernel reads and writes; the arguments of the same name are meant.
+Present only if ualm was built with nvcc (``_native.CUDA_ARCHITECTURES``); it loads without a driver. Addresses,
+streams, events and graphs are integers, 0 is none or the default stream; the caller keeps and frees memory. What CUDA
+refuses is a :class:`CudaError`, what a launch refuses (nothing is launched then) a ValueError. ``csrc/cuda/launch.h``
+says what each kernel reads and writes, under the same names as the arguments here.
 
-Other Python threads run while a call waits for the device or the driver (memory, copies, streams made, ended and waited
-for, graphs made and ended, what is asked of devices), not during launches and marks, which return at once.
+Other Python threads run while a call waits for the device or the driver (memory, copies, creating, destroying and
+waiting for streams, creating and destroying graphs, device queries), not during launches and events, which return at
+once.
 """
 
 from typing import Any, Literal
@@ -26,14 +27,14 @@ class CudaError(RuntimeError): ...
 # Devices
 
 def device_count() -> tuple[int, str]:
-    """Devices, and if there are none, why: a clause such as "no NVIDIA driver was found"."""
+    """The number of devices, and if there are none, why: a clause such as "no NVIDIA driver was found"."""
 
 def device_properties(device: int) -> dict[str, Any]:
     """``name``, ``capability`` (major, minor), ``multiprocessors``, ``memory_bytes``, ``free_bytes``, ``l2_bytes``,
     ``integrated``: whether its memory is the host's."""
 
 def driver_version() -> int:
-    """The newest CUDA that the driver serves, 1000 major + 10 minor; 0 without a driver."""
+    """The newest CUDA that the driver supports, 1000 major + 10 minor; 0 without a driver."""
 
 def runtime_version() -> int:
     """The CUDA that this module was built with."""
@@ -51,7 +52,7 @@ def free_pinned(pointer: int) -> None:
     """``pointer``: the host's address."""
 
 def pinned_view(pointer: int, bytes: int) -> memoryview:
-    """Writable; dead once the memory is freed."""
+    """Writable; invalid once the memory is freed."""
 
 def copy_to_device(to: int, from_: int, bytes: int, stream: int) -> None: ...
 def copy_to_host(to: int, from_: int, bytes: int, stream: int) -> None: ...
@@ -78,7 +79,7 @@ def synchronize_event(event: int) -> None: ...
 def elapsed_ms(from_: int, to: int) -> float: ...
 def begin_capture(stream: int) -> None: ...
 def end_capture(stream: int) -> int:
-    """A graph, ready to launch, of what was put on the stream since :func:`begin_capture`."""
+    """A graph, ready to launch, of what was enqueued on the stream since :func:`begin_capture`."""
 
 def launch_graph(graph: int, stream: int) -> None: ...
 def destroy_graph(graph: int) -> None: ...
@@ -117,15 +118,15 @@ def begin_segment(
     segment: int,
     stream: int,
 ) -> None:
-    """Begin a segment; options as ``_native.FrameSampler.begin_audio`` and ``begin_text`` take them.
+    """Begin a segment; options as in ``_native.FrameSampler.begin_audio`` and ``begin_text``.
 
-    ``progress`` becomes 0 when the stream gets there, not before.
+    ``progress`` becomes 0 when the stream reaches this point, not before.
     """
 
 class SampleLaunch:
-    """One row of each sequence, at every call.
+    """One row of each sequence per call.
 
-    A progress word is uint64: bits 0-31 rows drawn, 32-39 flags of the last row (``_native.STOP`` and its like), 40-47
+    A progress word is uint64: bits 0-31 rows drawn, 32-39 flags of the last row (``_native.STOP`` and so on), 40-47
     fault (1 NaN, 2 +inf, 3 nothing but -inf, 4 logits of the wrong head), 48-55 the fault's stream.
     """
 
@@ -151,7 +152,7 @@ class SampleLaunch:
     def __call__(self, stream: int) -> None: ...
 
 class HeadLaunch:
-    """Hidden states to logits, at every call; with ``states``, the two branches of each sequence mixed to one row."""
+    """Hidden states to logits; with ``states``, the two branches of each sequence are mixed into one row."""
 
     def __init__(
         self,
@@ -178,7 +179,7 @@ def gather_latents(
     *, ring: int, capacity: int, latent: int, first: int, count: int, frames_last: bool, out: int, stream: int
 ) -> None: ...
 
-# The KV cache. ``keys``, ``values`` and their like are addresses of tables in device memory: a uint64 a layer.
+# The KV cache. ``keys``, ``values`` and so on are addresses of tables in device memory: a uint64 per layer.
 
 class CacheLayout:
     def __init__(

@@ -1,4 +1,4 @@
-"""The native parts of ualm: the CPU frame sampler, the functions that its tests look at, and a read of memory.
+"""The native parts of ualm: the CPU frame sampler, functions for its tests, quantisation, and a read of memory.
 
 Arrays are checked, never converted: another dtype is a TypeError, another shape, order or a read-only output a
 ValueError. H is the model's hidden size, D the codec's latent size, K the codebook size, V the text vocabulary.
@@ -13,23 +13,23 @@ _F32 = NDArray[np.float32]
 _I32 = NDArray[np.int32]
 
 CUDA_ARCHITECTURES: str
-"""What the module ``_cuda`` that was built beside this one holds code for, e.g. "80-real 90-real 90-virtual"; empty if
-none was built."""
+"""The architectures that the module ``_cuda`` built beside this one has code for, e.g. "80-real 90-real 90-virtual";
+empty if none was built."""
 STOP: int
 """The row ended the segment: stream 0 is eos or eot."""
 LIMIT: int
-"""``max_steps`` rows are drawn and none was a stop row."""
+"""``max_steps`` rows were drawn, none of them a stop row."""
 LATENT: int
-"""``latent_out`` holds the frame that this row made complete (rows 7 and later of a sound, not the stop row)."""
+"""``latent_out`` holds the frame that this row completed (rows 7 and later of a sound, not the stop row)."""
 READ_KERNELS: tuple[str, ...]
-"""What ``read_once`` can read with on this CPU, the widest first: of "avx512", "avx512x4", "avx2", "avx2x4", "neon",
-"neonx4", and last "portable", which is everywhere. "x4": each thread reads four stretches in turn."""
+"""The kernels of ``read_once`` on this CPU, the widest first: of "avx512", "avx512x4", "avx2", "avx2x4", "neon",
+"neonx4", and last "portable", which works everywhere. "x4": each thread reads four stretches in turn."""
 
 class FrameSampler:
     """Logits of one step in; the drawn row, the next input embedding and the finished frame's latent out.
 
-    One sampler serves one sequence and one thread at a time. It reads the tables in place (a read-only memory map will
-    do) and keeps them alive. Ids: eos 2, eot 3, text ``text_base + i``, stream n's pad ``audio_base + n (K + 1)``.
+    One sampler serves one sequence and one thread at a time. It reads the tables in place (a read-only memory map is
+    fine) and keeps them alive. Ids: eos 2, eot 3, text ``text_base + i``, stream n's pad ``audio_base + n (K + 1)``.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class FrameSampler:
     ) -> None:
         """Begin a sound. ``temperature`` 0 is greedy, ``top_k`` 0 and ``top_p`` 1 keep all candidates.
 
-        "fixed" mode needs ``max_steps`` of at least 8. A value out of range is a ValueError, and the segment under way
+        "fixed" mode needs ``max_steps`` of at least 8. A value out of range is a ValueError, and the current segment
         goes on.
         """
 
@@ -85,8 +85,8 @@ class FrameSampler:
         the row's embeddings, of which only stream 0 counts in a stop row and in a last row of "reference" mode;
         ``latent_out`` float32 [D] if LATENT is set.
 
-        Logits that cannot be drawn from (NaN, +inf, nothing but -inf) are a ValueError that names row and stream; the
-        segment then stays where it was. RuntimeError before ``begin_*`` and after STOP or LIMIT.
+        Logits that cannot be sampled (NaN, +inf, nothing but -inf) are a ValueError that names row and stream; the
+        segment is unchanged then. RuntimeError before ``begin_*`` and after STOP or LIMIT.
         """
 
     def embed(self, rows: _I32, out: _F32) -> None:
@@ -123,21 +123,21 @@ def quantize_blocks(
     scales: _F32,
     threads: int,
 ) -> None:
-    """``matrix`` float32 [in, out] as whole numbers ``whole`` int8 [in, out], ``low`` to ``high``, and ``scales``
-    float32 [in / block, out], each a positive float16 number: a block's largest magnitude over that of ``divisors``
+    """Quantise ``matrix`` float32 [in, out] to integers ``whole`` int8 [in, out], ``low`` to ``high``, and ``scales``
+    float32 [in / block, out], each a positive float16 number: a block's largest magnitude over the one of ``divisors``
     float32 [n] whose squared error, weighted by ``importance`` float32 [in], is least."""
 
 def read_once(words: NDArray[np.uint64], threads: int, kernel: str = "portable") -> tuple[int, float]:
     """Read ``words`` uint64 [n] once, with ``threads`` threads and one of READ_KERNELS: (sum modulo 2^64, seconds).
 
-    The sum shows that every word was read. The seconds are those of the reading; starting the threads is not in them.
-    RuntimeError where the machine does not give that many threads.
+    The sum shows that every word was read. The seconds are those of the reading, without starting the threads.
+    RuntimeError if the machine does not provide that many threads.
     """
 
 def core_round_trip(turns: int) -> float:
-    """Seconds that a cache line takes from one thread to another and back, the mean of ``turns`` of them.
+    """Seconds that a cache line takes from one thread to another and back, the mean of ``turns`` round trips.
 
-    RuntimeError where the machine gives no second thread.
+    RuntimeError if the machine does not provide a second thread.
     """
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:

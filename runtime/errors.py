@@ -8,7 +8,7 @@ from typing import Any
 class UalmError(Exception):
     """Base of every error that ualm raises on purpose.
 
-    ``segments``: where the answer of a model failed on the way, the :class:`Segment` objects that were finished before.
+    ``segments``: the :class:`Segment` objects that were finished before a model's answer failed.
     """
 
     segments: list[Any]  # of Segment, which imports this module
@@ -31,11 +31,11 @@ class InputError(UalmError, ValueError):
 
 
 class ContextError(InputError):
-    """The conversation does not fit into the context that was reserved (``max_context``)."""
+    """The conversation does not fit into the reserved context (``max_context``)."""
 
 
 class LimitError(UalmError):
-    """A turn of a session reached a limit (memory, time, segments) and was taken back; the message says what stays."""
+    """A session's turn reached a limit (memory, time, segments) and was taken back; the message says what is kept."""
 
 
 class MemoryLimitError(LimitError):

@@ -18,7 +18,7 @@ Mode = Literal["fixed", "reference"]
 _LARGEST, _SMALLEST = (2 - 2**-23) * 2.0**127, 2.0**-149
 #: The fewest rows that hold one frame: the frame and the drain of the delay pattern.
 SHORTEST_SOUND_ROWS = STREAMS
-#: Bits of a seed that is drawn: few enough to write down, and enough never to meet the same twice.
+#: Bits of a seed that is drawn: few enough to write down, and enough never to draw the same one twice.
 _DRAWN_BITS = 32
 
 _Options = TypeVar("_Options", bound="_Sampling")
@@ -97,7 +97,7 @@ class AudioSampling(_Sampling):
     max_steps: int = 1024
     seed: int = 0
 
-    if TYPE_CHECKING:  # what dataclass makes, but that it takes None for the seed, which the field never holds
+    if TYPE_CHECKING:  # as dataclass generates it, but None is accepted for the seed, which the field never holds
 
         def __init__(
             self,
@@ -121,7 +121,7 @@ class TextSampling(_Sampling):
     max_steps: int = 1024
     seed: int = 0
 
-    if TYPE_CHECKING:  # what dataclass makes, but that it takes None for the seed, which the field never holds
+    if TYPE_CHECKING:  # as dataclass generates it, but None is accepted for the seed, which the field never holds
 
         def __init__(
             self,

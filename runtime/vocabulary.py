@@ -1,4 +1,4 @@
-"""Where every id lives: 256 special tokens, the text ids, and 8 streams of codec ids, in one table."""
+"""The layout of all ids: 256 special tokens, the text ids, and 8 streams of codec ids, in one table."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Vocabulary:
 
     @property
     def audio_size(self) -> int:
-        """Ids of all codebooks: of each its pad, and its codes."""
+        """Ids of all codebooks: the pad and the codes of each."""
         return STREAMS * (self.codebook_size + 1)
 
     def head_columns(self, modality: Modality) -> int:
@@ -76,13 +76,13 @@ class Vocabulary:
         return rows
 
     def text_rows(self, token_ids: list[int]) -> np.ndarray:
-        """Rows of a text that goes in, int32 [n, 8]; see :meth:`text_tokens`."""
+        """Rows of an input text, int32 [n, 8]; see :meth:`text_tokens`."""
         return self.special_rows(self.text_tokens(token_ids))
 
     def text_tokens(self, token_ids: list[int]) -> list[int]:
-        """Ids in stream 0 of a text that goes in.
+        """Stream 0 ids of an input text.
 
-        Tokenizer id 0 becomes pad, not ``text_base``: the training preprocessor does so, and the weights know it.
+        Tokenizer id 0 becomes pad, not ``text_base``: the training preprocessor does so, and the weights expect it.
         """
         return [PAD if token == 0 else token + self.text_base for token in token_ids]
 
@@ -115,7 +115,7 @@ def check_codes(codes: np.ndarray, codebook_size: int) -> np.ndarray:
     try:
         codes = np.asarray(codes)
     except (TypeError, ValueError) as error:
-        raise InputError(f"codes: a {type(codes).__name__} that is no array ({error}); give a NumPy array") from error
+        raise InputError(f"codes: a {type(codes).__name__} makes no array ({error}); give a NumPy array") from error
     if codes.ndim != 2 or codes.shape[1] != STREAMS or not np.issubdtype(codes.dtype, np.integer):
         raise InputError(
             f"codes: {codes.dtype} {list(codes.shape)}; integers of shape [frames, {STREAMS}] are expected"

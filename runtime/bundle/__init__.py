@@ -1,4 +1,4 @@
-"""A bundle: the folder that an export leaves and an engine opens."""
+"""A bundle: the folder that an export writes and an engine opens."""
 
 from .bundle import GOLDEN, MANIFEST, TOKENIZER, WEIGHTS, Bundle, Verify
 from .manifest import BundleFile, CodecIdentity, Manifest, ModelIdentity, PostCodecIdentity

@@ -1,4 +1,4 @@
-"""A bundle: the folder that an export leaves and an engine opens.
+"""A bundle: the folder that an export writes and an engine opens.
 
 ``manifest.json`` says what the model is and lists every other file with size and SHA-256. Files are mapped, never read
 whole; hashes are checked at the first load, and again when a file's size or time has changed.
@@ -34,7 +34,7 @@ Verify = Literal["first", "always", "never"]
 
 
 class Bundle:
-    """An opened bundle: its manifest, the places of its files, and its tables as read-only maps."""
+    """An opened bundle: its manifest, the paths of its files, and its tables as read-only maps."""
 
     def __repr__(self) -> str:
         return f"Bundle({str(self.folder)!r}, digest {self.digest:.12})"
@@ -43,7 +43,7 @@ class Bundle:
         if verify not in ("first", "always", "never"):
             raise InputError(f'verify = {verify!r}: choose "first", "always" or "never"')
         if not isinstance(folder, (str, os.PathLike)):
-            raise InputError(f"bundle = {shown(folder)}: give the path of a folder, or None for the model within ualm")
+            raise InputError(f"bundle = {shown(folder)}: give the path of a folder, or None for ualm's own model")
         self.folder = Path(folder)
         document = _read_manifest(self.folder)
         self.manifest = parse_manifest(self.folder / MANIFEST, document)
@@ -57,19 +57,19 @@ class Bundle:
         check_contents(self.manifest, self.folder / MANIFEST, self.part, self._tables, golden)
 
     def path(self, name: str) -> Path:
-        """Place of a file listed in the manifest."""
+        """Path of a file listed in the manifest."""
         if name not in self.manifest.files:
             raise BundleError(f"{self.folder / MANIFEST}: lists no file {name!r}; export the run again")
         return self.folder / name
 
     def part(self, role: str) -> Path:
-        """Place of the ONNX file that plays ``role``."""
+        """Path of the ONNX file that plays ``role``."""
         if role not in self.manifest.parts:
             raise BundleError(f"{self.folder / MANIFEST}: lists no part {role!r}; export the run again")
         return self.path(self.manifest.parts[role]["file"])
 
     def table(self, name: str) -> np.ndarray:
-        """A tensor of the weights, mapped read-only; bfloat16 comes as its bits, uint16 (see ``tensors.widen``)."""
+        """A tensor of the weights, mapped read-only; bfloat16 comes as its bits, uint16 (see ``widen``)."""
         return self._tables[name]
 
     def golden_vector(self) -> dict[str, np.ndarray]:
@@ -153,7 +153,7 @@ def _sha256(path: Path, on_bytes: Callable[[int], None] = lambda count: None) ->
 
 
 def describe_file(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> BundleFile:
-    """Size and hash of a file, for a manifest being written; ``on_bytes`` is told the bytes hashed, block by block."""
+    """Size and hash of a file, for a manifest being written; ``on_bytes`` gets the bytes hashed, block by block."""
     return BundleFile(path.stat().st_size, _sha256(path, on_bytes))
 
 

@@ -1,7 +1,7 @@
-"""Engines that a library has compiled of a bundle's parts, as the manifest lists them.
+"""Engines that a library has compiled from a bundle's parts, as the manifest lists them.
 
-A compiled engine is good for one version of its library, for the GPUs it was compiled for, and for the graph and the
-weights that it was made of. Each of these is written down with it, and an engine that does not fit is never run.
+A compiled engine is valid for one version of its library, for the GPUs it was compiled for, and for the graph and the
+weights that it was made from. All of these are recorded with it, and an engine that does not match is never run.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Shape = tuple[int, ...]
-#: How the rows that the body was fed come into the cache: the engine writes them there itself, or it gives them apart
-#: and the runtime appends them (TensorRT before 10.15).
+#: How the rows that the body was fed get into the cache: the engine writes them there itself, or it outputs them
+#: separately and the runtime appends them (TensorRT before 10.15).
 CacheKind = Literal["in_place", "appended"]
 #: Smallest, most likely and largest.
 Range = tuple[Shape, Shape, Shape]
@@ -22,7 +22,7 @@ Range = tuple[Shape, Shape, Shape]
 class EngineProfile:
     """Input shapes that an engine is optimised for, and the range of those that it takes.
 
-    ``shapes``: of the inputs with a varying dimension. ``values``: of inputs that sizes depend on, their numbers.
+    ``shapes``: of the inputs with a varying dimension. ``values``: the values of inputs that sizes depend on.
     """
 
     name: str
@@ -41,9 +41,9 @@ class EngineProfile:
 class EngineFile:
     """A part, compiled.
 
-    ``engine``: the library, by its name of ``--engine``. ``sms``: compute capabilities, 89 for 8.9. ``onnx_sha256``,
-    ``weights_sha256``: of the files that it was made of. ``capacity``: rows of the cache that the body is made for, and
-    ``cache``: how it is written; 0 and no matter for other parts.
+    ``engine``: the library, by its name in ``--engine``. ``sms``: compute capabilities, 89 for 8.9. ``onnx_sha256``,
+    ``weights_sha256``: of the files that it was made from. ``capacity``: rows of the cache that the body is made for,
+    and ``cache``: how it is written; 0 and irrelevant for other parts.
     """
 
     role: str
@@ -60,13 +60,13 @@ class EngineFile:
     def to_json(self) -> dict[str, Any]:
         profiles = [profile.to_json() for profile in self.profiles]
         entry = {**vars(self), "sms": list(self.sms), "profiles": profiles}
-        if self.cache == "in_place":  # as every entry was before there was another kind, so that older readers take it
+        if self.cache == "in_place":  # left out, as before there was another kind: older readers accept it
             del entry["cache"]
         return entry
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> EngineFile:
-        """The manifest's entry; ValueError, KeyError or TypeError where it is none."""
+        """Parse the manifest's entry; ValueError, KeyError or TypeError if it is invalid."""
         known = dict(entry)
         sms = tuple(known.pop("sms"))
         profiles = tuple(EngineProfile.from_json(each) for each in known.pop("profiles"))
@@ -90,9 +90,9 @@ class EngineFile:
             built = ", ".join(f"sm{each}" for each in self.sms)
             return f"{self.file} was built for {built}, and the GPU here is sm{sm}"
         if self.onnx_sha256 != onnx_sha256:
-            return f"{self.file} was built of another graph than the bundle's {self.role}"
+            return f"{self.file} was built from another graph than the bundle's {self.role}"
         if self.weights_sha256 != weights_sha256:
-            return f"{self.file} was built of other weights than the bundle's"
+            return f"{self.file} was built from other weights than the bundle's"
         return None
 
 

@@ -1,8 +1,8 @@
-"""Whether the files of a bundle fit together: every number of the manifest against the tables and graphs that it is of.
+"""Whether the files of a bundle fit together: every number of the manifest against its tables and graphs.
 
-Hashes say that the files are those that were written, not that they belong to one model. What is compared here is what
-headers say (of the blob, of each graph, of the golden vector) and a few small tables: opening stays a matter of
-milliseconds, and a bundle that cannot work is one :class:`BundleError` before anything is loaded.
+Hashes show that the files are those that were written, not that they belong to one model. Only headers (of the blob, of
+each graph, of the golden vector) and a few small tables are compared here: opening remains a matter of milliseconds,
+and a bundle that cannot work is one :class:`BundleError` before anything is loaded.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _MATRICES = {
     "encoder": "encoder.adaptor.weight",
     "codec": "codec.conv1.weight",
 }
-#: Parts whose products are of whole numbers.
+#: Parts whose products are integer products.
 _INTEGER = ("backbone.prefill", "encoder.integer")
-#: Types as safetensors and as graphs call them; of int4, two to a byte, the blob has the bytes.
+#: Types as safetensors and as graphs name them; int4, two to a byte, is stored in the blob as bytes.
 _AS_DECLARED = {
     "F32": "float32",
     "F16": "float16",
@@ -52,19 +52,19 @@ _AS_DECLARED = {
     "U8": "uint8",
 }
 _AS_STORED = {"int4": "uint8"}
-#: Rows of cache that the check of the golden vector needs: its prompt, a modality row and a drawn row, and to spare.
+#: Rows of cache that the check of the golden vector needs: its prompt, a modality row, a drawn row, and some to spare.
 GOLDEN_CONTEXT = 64
-#: Layers of a body, each of which has tables and inputs that are looked at; the largest dense models have some 130.
+#: Layers of a body, each with tables and inputs to check; the largest dense models have some 130.
 MOST_LAYERS = 1024
 #: Graphs that a manifest may list; ten are in use.
 MOST_PARTS = 64
-#: Angles are computed in float32, which counts that far.
+#: Angles are computed in float32, which counts exactly up to here.
 MOST_POSITIONS = 1 << 24
-#: A turn of a conversation never holds as much sound.
+#: No turn of a conversation holds that much sound.
 MOST_HEARD_SECONDS = 3600
-#: Channels behind a codec that has one.
+#: Channels of a stage behind the codec, which itself has one.
 MOST_CHANNELS = 64
-#: How far the sum of a mel filter, which is 1 but for the few bins that it is sampled at, is off in Whisper's banks.
+#: How far the sum of a mel filter, which is 1 except for being sampled at few bins, is off in Whisper's banks.
 _FILTER_SUM = 0.05
 
 #: Sizes of a graph's input that a message shows.
@@ -77,10 +77,10 @@ _Sides = dict[str, Declared]
 def check_contents(
     manifest: Manifest, where: Path, part: Callable[[str], Path], tables: MappedTensors, golden: MappedTensors | None
 ) -> None:
-    """Compare everything; :class:`BundleError` names the first thing that does not fit.
+    """Compare everything; :class:`BundleError` names the first mismatch.
 
-    ``where``: the manifest's path. ``part``: the path of a role's graph. ``golden``: None while an export is under way,
-    which opens what it has so far.
+    ``where``: the manifest's path. ``part``: the path of a role's graph. ``golden``: None while an export is in
+    progress, which opens what it has so far.
     """
     contents = _Contents(manifest, where, part, tables)
     contents.check()
@@ -150,7 +150,7 @@ class _Contents:
                 f"{audio} of sound side by side behind the {SPECIALS} special ones"
             )
         if not LOWEST_RATE <= codec.sample_rate <= HIGHEST_RATE:
-            self._refuse(f"codec.sample_rate = {codec.sample_rate} is no sound's ({LOWEST_RATE} to {HIGHEST_RATE} Hz)")
+            self._refuse(f"codec.sample_rate = {codec.sample_rate} is outside {LOWEST_RATE} to {HIGHEST_RATE} Hz")
         if (longest := self._features.max_samples / self._features.sample_rate) > MOST_HEARD_SECONDS:
             self._refuse(f"features.max_samples = {self._features.max_samples} are {longest:.0f} s of sound")
         if stage is not None:
@@ -202,7 +202,7 @@ class _Contents:
         }
         for name, (dtypes, shape) in expected.items():
             self._check_tensor(self._tables, name, dtypes, shape)
-        for layer in range(model.layers):  # so many have a place in null.keys
+        for layer in range(model.layers):  # null.keys has room for that many
             self._check_tensor(self._tables, f"backbone.{layer}.input_norm", "F32", (model.hidden_size,))
             self._check_tensor(self._tables, f"backbone.{layer}.qkv_bias", "F32", (heads * model.head_dim,))
         if f"backbone.{model.layers}.input_norm" in self._tables:
@@ -217,7 +217,7 @@ class _Contents:
             )
 
     def check_finite(self) -> None:
-        """The small tables, whose numbers come into every row."""
+        """The small tables, whose values enter every row."""
         for name in ("rope.inverse_frequencies", "null.keys", "null.values", "codec.rvq_bias", "encoder.mel_filters"):
             if not np.isfinite(self._tables[name]).all():
                 self._refuse(f"{name} holds NaN or infinity", self._tables.path)
@@ -225,7 +225,7 @@ class _Contents:
     def _check_tensor(self, tensors: MappedTensors, name: str, dtypes: str, shape: _Shape) -> None:
         if name not in tensors:
             self._refuse(f"lacks {name}", tensors.path)
-        found = tensors[name]  # its place and its alignment too
+        found = tensors[name]  # checks its place and its alignment too
         stored = tensors.stored_as(name)
         if stored not in dtypes.split() or found.shape != shape:
             self._refuse(
@@ -237,7 +237,7 @@ class _Contents:
     # ---- the graphs ----
 
     def _check_weights(self, role: str, graph: GraphHeader) -> None:
-        """Each weight of a graph is the tensor of its name, where the blob has it."""
+        """Each weight of a graph must be the tensor of that name, at its place in the blob."""
         path, total = self._part(role), 0
         for name, weight in graph.weights.items():
             if weight.location != self._tables.path.name:
@@ -283,7 +283,7 @@ class _Contents:
             elif role == "codec.stream":
                 inputs, outputs = self._codec_stream(graph)
             else:
-                continue  # a part that this version has no use for
+                continue  # a part that this version does not use
             self._check_side(role, "input", inputs, graph.inputs)
             self._check_side(role, "output", outputs, graph.outputs)
             if compute != wanted:
@@ -300,14 +300,14 @@ class _Contents:
                     path,
                 )
         if extra := [name for name in found if name not in expected]:
-            self._refuse(f"{side} {shown(extra[0])} is none that the manifest asks for", path)
+            self._refuse(f"{side} {shown(extra[0])} is not one that the manifest asks for", path)
 
     def _body(self, role: str, graph: GraphHeader) -> tuple[_Sides, _Sides, str]:
-        """Inputs, outputs, and what the cache is stored in."""
+        """Inputs, outputs, and the type that the cache is stored in."""
         model = self._manifest.model
         half = model.head_dim // 2
         number = "float32"
-        if role == "backbone" and "past_key.0" in graph.inputs:  # the one for GPUs keeps its cache as it computes
+        if role == "backbone" and "past_key.0" in graph.inputs:  # that for GPUs: its cache has the computing type
             number = graph.inputs["past_key.0"].dtype
         inputs: _Sides = {"embeddings": _floats(None, None, model.hidden_size)}
         if "write_index" in graph.inputs:
@@ -345,15 +345,15 @@ class _Contents:
         return inputs, {"features": _floats(None, hidden)}
 
     def _codec_stream(self, graph: GraphHeader) -> tuple[_Sides, _Sides]:
-        """States have the shapes that they are declared with, of whole sizes, the same coming and going."""
+        """States are declared with fixed shapes, the same as inputs and as outputs."""
         flag = Declared("int64", (1,))
         states = {name: found for name, found in graph.inputs.items() if name.startswith("left.")}
         for name, found in states.items():
             if len(found.shape) != 3 or None in found.shape or found.dtype != "float32" or found.shape[0] != 1:
-                self._refuse(f"input {shown(name)} is {_shown(found)}, no state", self._part("codec.stream"))
+                self._refuse(f"input {shown(name)} is {_shown(found)}, not a state", self._part("codec.stream"))
         nexts = {f"next.{name.removeprefix('left.')}": found for name, found in states.items()}
-        if list(graph.outputs) != ["pcm", *nexts]:  # they are handed on by their order
-            self._refuse("its states come in another order than they go", self._part("codec.stream"))
+        if list(graph.outputs) != ["pcm", *nexts]:  # they are passed on by their order
+            self._refuse("its states come out in another order than they go in", self._part("codec.stream"))
         latents = _floats(1, self._manifest.codec.latent_size, None)
         return {"latents": latents, "first": flag, "last": flag, **states}, {"pcm": _floats(1, None), **nexts}
 
@@ -412,7 +412,7 @@ class _Contents:
         for name, (dtype, shape) in expected.items():
             self._check_tensor(golden, name, dtype, shape)
         if not 1 <= lengths["rows"] <= GOLDEN_CONTEXT - 2 or not lengths["codes"]:
-            self._refuse(f"{lengths['rows']} rows and {lengths['codes']} frames of codes are no prompt", golden.path)
+            self._refuse(f"{lengths['rows']} rows and {lengths['codes']} frames of codes are not a prompt", golden.path)
         if not self._features.min_samples <= lengths["sound"] <= self._features.max_samples:
             self._refuse(f"its sound of {lengths['sound']} samples cannot be heard", golden.path)
         for name, end in (("rows", vocabulary.size), ("codes", vocabulary.codebook_size)):
@@ -431,7 +431,7 @@ def _kind(role: str) -> str:
 
 
 def _precision_field(role: str) -> str | None:
-    """Field of ``Manifest.precision`` that says what a part is stored in; None for the one that is always float32."""
+    """Field of ``Manifest.precision`` with the storage format of a part; None for the one that is always float32."""
     if role == "head.modality":
         return None
     if role == "backbone.prefill":

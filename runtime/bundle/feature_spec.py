@@ -1,4 +1,4 @@
-"""How an encoder wants its sound: the settings of its features, as a bundle's manifest keeps them."""
+"""The input settings of an encoder, as a bundle's manifest keeps them: how its features are computed."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ OMNI = "qwen2.5-omni"
 AF_WHISPER = "af-whisper"
 #: Fewer mel frames than this give no feature row.
 MIN_MEL_FRAMES = 3
-#: Beyond it even 16-bit samples are silent.
+#: Beyond this even 16-bit samples are silent.
 MOST_SILENCE_DB = 96
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """How an encoder wants its sound; kept in the bundle's manifest.
+    """How the features of an encoder are computed; kept in the bundle's manifest.
 
     ``n_fft``, ``hop_length`` and ``max_samples`` are counted in samples at ``sample_rate`` Hz.
 
     - ``qwen2.5-omni``: ``window_frames`` mel frames attend to each other and to no others.
     - ``af-whisper``: every sound is padded with zeros to ``max_samples``, which give ``fixed_frames`` mel frames.
 
-    ``normalize``: the samples are brought to zero mean and unit variance first.
+    ``normalize``: the samples are first scaled to zero mean and unit variance.
 
-    ``silence_db``: before that, silence at both ends is cut: what lies so many decibels below the loudest moment. 0:
-    nothing is cut, as the published models have it.
+    ``silence_db``: before that, silence at both ends is cut: whatever is that many decibels below the loudest moment.
+    0: nothing is cut, as in the published models.
     """
 
     kind: str
@@ -97,5 +97,5 @@ class FeatureSpec:
 
 
 def feature_rows(mel_frames: int) -> int:
-    """Feature rows of so many mel frames: a convolution of stride 2, then pairs; an odd one out is dropped."""
+    """Feature rows that ``mel_frames`` give: a convolution of stride 2, then pairs; an odd one out is dropped."""
     return (mel_frames + 1) // 2 // 2

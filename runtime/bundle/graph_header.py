@@ -1,7 +1,7 @@
 """What an ONNX file declares: its inputs, its outputs, and its weights in another file.
 
-Only that is read of the protobuf message (onnx.proto3 has the numbers of its fields); operators are skipped, so that it
-takes milliseconds, needs no library, and says what a graph wants before anything is loaded.
+Only these are read from the protobuf message (onnx.proto3 has the numbers of its fields); operators are skipped, so it
+takes milliseconds, needs no library, and shows what a graph expects before anything is loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MOST_BYTES = 64 << 20
 #: Fields of all graphs of a bundle together, a microsecond or more each; a layer of a body takes some 300.
 MOST_FIELDS = 700_000
 
-#: Names of element types, as numpy and ml_dtypes have them.
+#: Names of element types, as in numpy and ml_dtypes.
 _TYPES = {
     1: "float32",
     2: "uint8",
@@ -34,7 +34,7 @@ _TYPES = {
 }
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 _EXTERNAL = 1
-#: The highest number of a field that protobuf knows.
+#: The highest field number that protobuf allows.
 _MOST_NUMBER = (1 << 29) - 1
 
 _Value = int | memoryview
@@ -70,7 +70,7 @@ class GraphHeader:
 
 
 def read_graph_header(path: Path, most_fields: int = MOST_FIELDS) -> GraphHeader:
-    """The header of an ONNX file; :class:`BundleError` where it is none, and where it has too many fields."""
+    """The header of an ONNX file; :class:`BundleError` if it is not one, or has too many fields."""
     try:
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -178,7 +178,7 @@ class _Message:
             yield value
 
     def _last(self, message: memoryview) -> dict[int, _Value]:
-        """Fields by number; of one that comes more than once the last counts, as protobuf has it."""
+        """Fields by number; of a repeated one the last counts, as in protobuf."""
         return dict(self._fields(message))
 
     def _count(self) -> None:

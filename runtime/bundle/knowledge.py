@@ -1,7 +1,7 @@
-"""What a bundle knows, in its own words: a sentence for people, and words that tell whether a prompt is of it.
+"""What a bundle knows, in its own words: a sentence for people, and words that show whether a prompt is about it.
 
-A training run says it in ``knows.json`` beside its ``train.yaml``, and the export carries it into the manifest. A model
-answers whatever it is asked; this is what allows to say beforehand that an answer will be something else.
+A training run states it in ``knows.json`` beside its ``train.yaml``, and the export copies it into the manifest. A
+model answers anything it is asked; this makes it possible to warn beforehand that an answer will be something else.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MOST_ABOUT, MOST_LETTERS, MOST_WORDS = 300, 40, 4096
 #: A word, with hyphens and apostrophes inside: "hi-hat", "doesn't", "c5".
 _WORD = re.compile("[^\\W_]+(?:[-'\u2019][^\\W_]+)*")
 _APOSTROPHE = re.compile("['\u2019]")
-#: Words that say nothing about what is meant, those that count things among them; of contractions the part before the
-#: apostrophe counts. Single letters and digits are such as well.
+#: Words that say nothing about the subject, including those that count things; of contractions the part before the
+#: apostrophe counts. Single letters and digits are stop words as well.
 STOP_WORDS = frozenset(
     """
     about after again all also am an and another any are as at be because been before being both but by can cannot
@@ -39,8 +39,8 @@ STOP_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class Knowledge:
-    """``about``: what the model knows, as it goes behind "this model knows". ``words``: single words, of which a prompt
-    about something of that has one at least; case does not matter, and a plural counts as its singular."""
+    """``about``: what the model knows, as it follows "this model knows". ``words``: single words, of which a prompt
+    about any of that has at least one; case does not matter, and a plural counts as its singular."""
 
     about: str
     words: tuple[str, ...]
@@ -51,7 +51,7 @@ class Knowledge:
     def outside(self, prompt: str) -> bool:
         """Whether a prompt has content words and none of them is known; stop words count on neither side."""
         content = list(content_words(prompt))
-        # a hyphen may be there or not, so its parts count in a prompt
+        # hyphens are optional, so the parts of a hyphenated word count in a prompt
         parts = {part for word in content for part in (word, *word.split("-")) if part not in STOP_WORDS}
         return bool(content) and not any(self._known & _forms(part) for part in parts)
 
@@ -76,7 +76,7 @@ class Knowledge:
 
 
 def content_words(text: str) -> Iterator[str]:
-    """The words of a text that are no stop words, in lower case and without what follows an apostrophe."""
+    """The words of a text that are not stop words, in lower case and without what follows an apostrophe."""
     for found in _WORD.findall(text.casefold()):
         word = _APOSTROPHE.split(found)[0]
         if word not in STOP_WORDS and not (len(word) == 1 and word.isascii()):
@@ -84,7 +84,7 @@ def content_words(text: str) -> Iterator[str]:
 
 
 def _forms(word: str) -> frozenset[str]:
-    """A word and what its singular may be."""
+    """A word and its possible singulars."""
     forms = {word}
     if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
         forms.add(word[:-1])
@@ -100,7 +100,7 @@ def _about(value: object) -> str:
         raise ValueError(f"about = {shown(value)} is not a text")
     if len(value) > MOST_ABOUT:
         raise ValueError(f"about has {len(value)} characters, and {MOST_ABOUT} are allowed")
-    if not value.isprintable():  # it is printed at terminals, in a line
+    if not value.isprintable():  # it is printed on terminals, on one line
         raise ValueError(f"about = {shown(value)} has line breaks or control characters")
     return value.strip()
 

@@ -1,6 +1,6 @@
 """``manifest.json``, parsed once: what the model is, which files it has, and what each part is.
 
-Types only, and how the document becomes them; :mod:`bundle` opens the folder around it.
+Types only, and the parsing of the document into them; :mod:`bundle` opens the folder around it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ModelIdentity:
 class CodecIdentity:
     """Sizes of the codec: Hz, samples a frame, width of a latent frame, frames needed on each side of a frame.
 
-    ``lookahead``: of a sound that goes on, so many samples at the end of its frames are not certain yet.
+    ``lookahead``: while a sound goes on, this many samples at the end of its frames are not certain yet.
     """
 
     sample_rate: int
@@ -67,7 +67,7 @@ class CodecIdentity:
 
 @dataclass(frozen=True)
 class PostCodecIdentity:
-    """A stage behind the codec, see ``post_codec``: what it is, and the sound that it gives.
+    """A stage behind the codec, see ``post_codec``: what it is, and the sound that it returns.
 
     ``delay``: samples of the codec that it holds back at most, until the sound ends. ``options`` are its own.
     """
@@ -80,7 +80,7 @@ class PostCodecIdentity:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> PostCodecIdentity:
-        """The manifest's entry; ValueError, KeyError or TypeError where it is none."""
+        """Parse the manifest's entry; ValueError, KeyError or TypeError if it is invalid."""
         stage = cls(**entry)
         least = {"sample_rate": 1, "channels": 1, "delay": 0}
         for name, low in least.items():
@@ -98,7 +98,7 @@ class Manifest:
     model: ModelIdentity
     vocabulary: Vocabulary
     codec: CodecIdentity
-    #: Settings of the sound features, see ``hearing.FeatureSpec``.
+    #: Settings of the sound features, see ``feature_spec.FeatureSpec``.
     features: Mapping[str, Any]
     #: Sampling defaults per modality, see ``sampling``.
     sampling: Mapping[str, Mapping[str, Any]]
@@ -115,11 +115,11 @@ class Manifest:
     source: Mapping[str, Any]
     files: Mapping[str, BundleFile]
     created_by: str
-    #: What the modes of reasoning say, see ``templates``.
+    #: The prompts of the reasoning modes, see ``templates``.
     templates: Templates = field(default_factory=Templates)
     #: The stage behind the codec, if there is one.
     post_codec: PostCodecIdentity | None = None
-    #: What the model knows, where its training run says so.
+    #: What the model knows, if its training run says so.
     knows: Knowledge | None = None
 
     def __repr__(self) -> str:
@@ -128,7 +128,7 @@ class Manifest:
 
     #: Parts that were compiled for GPUs.
     engines: tuple[EngineFile, ...] = ()
-    #: What the body was fitted to at export, where it was: {"source" (a name, None for what the export brings itself),
+    #: What the body was calibrated with at export, if it was: {"source" (a name, None for the export's own prompts),
     #: "prompts", "sounds"}.
     calibration: Mapping[str, Any] | None = None
 
@@ -211,7 +211,7 @@ def parse_manifest(path: Path, document: Mapping[str, Any]) -> Manifest:
             source=MappingProxyType(document["source"]),
             files=MappingProxyType(files),
             created_by=document["created_by"],
-            templates=_templates(document.get("templates", {})),  # bundles before them have the default's
+            templates=_templates(document.get("templates", {})),  # older bundles have the defaults
             knows=_knows(document.get("knows")),
             engines=tuple(EngineFile.from_json(entry) for entry in document.get("engines", ())),
             calibration=_calibration(document.get("calibration")),
@@ -249,7 +249,7 @@ def _calibration(values: object) -> Mapping[str, Any] | None:
 
 
 def _check_quality(quality: Mapping[str, Any]) -> None:
-    """ValueError unless each part has figures: numbers, or a list of them, one a stream. NaN reaches no gate."""
+    """ValueError unless each part has figures: numbers, or a list of them, one per stream. NaN passes no gate."""
     for part, figures in quality.items():
         if not isinstance(figures, Mapping):
             raise ValueError(f"quality.{part} = {shown(figures)}")
@@ -264,7 +264,7 @@ def _is_figure(value: object) -> bool:
 
 
 def _check_told(name: str, value: object) -> None:
-    """ValueError unless it is words and numbers for people, in objects and lists."""
+    """ValueError unless it consists of words and numbers for people, in objects and lists."""
     if isinstance(value, (Mapping, list)):
         inner = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, each in inner:

@@ -1,7 +1,7 @@
 """How well a bundle agrees with fp32: the figures that its export measured, each beside the gate of its format.
 
-The figures stand in the manifest (``quality``); the gates are those of docs/precision.md, between what sound exports of
-a trained model show and what damaged ones do (``ualm.bench.evidence.damage`` measures both).
+The figures are in the manifest (``quality``); the gates are those of docs/precision.md, between what sound exports of a
+trained model reach and what damaged ones do (``ualm.bench.evidence.damage`` measures both).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Gate:
     text_kl: float
 
     def kl(self, modality: str, layers: int) -> float:
-        """What a body of so many layers may diverge: each adds its own rounding, and divergence goes with the square
-        of what they add up to."""
+        """How far a body of ``layers`` may diverge: each layer adds its own rounding, and divergence grows with the
+        square of their sum."""
         base = self.audio_kl if modality == "audio" else self.text_kl
         return base * max(1.0, layers / MEASURED_LAYERS)
 
@@ -72,7 +72,7 @@ class Verdict:
 
     @property
     def met(self) -> bool:
-        """Whether the gate is reached; NaN reaches none."""
+        """Whether the gate is met; NaN meets none."""
         return self.value >= self.gate if self.at_least else self.value <= self.gate
 
     @property
@@ -129,5 +129,5 @@ def ungated(precision: Mapping[str, str]) -> str | None:
 def misses(
     quality: Mapping[str, Mapping[str, Any]], precision: Mapping[str, str], layers: int = MEASURED_LAYERS
 ) -> list[str]:
-    """Which gates a bundle falls below, each as a clause of a message."""
+    """The gates that a bundle misses, each as a clause of a message."""
     return [each.clause for each in verdicts(quality, precision, layers) if not each.met]

@@ -1,7 +1,7 @@
-"""What the modes of reasoning say to a model: data of the bundle, since each training has its own words.
+"""The prompts of the reasoning modes: data of the bundle, since each training has its own wording.
 
 UALM's own templates are unpublished. An export takes those of the training run from ``templates.json`` beside its
-``train.yaml``; what is left out there, or the whole file, is the default below.
+``train.yaml``; fields that are left out there, or the whole file, take the defaults below.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _checked(section: type[_Section], name: str, key: str, value: object) -> obj
 
 @dataclass(frozen=True)
 class EnrichTemplate(_Section):
-    """``system``: said before, by the system. ``request``: what the user says, answered with a caption. ``play``: what
+    """``system``: a system message before it. ``request``: what the user says, answered with a caption. ``play``: what
     the user says next to a model whose turn ended with the caption; the answer is the sound."""
 
     places: ClassVar[Mapping[str, frozenset[str]]] = {
@@ -70,7 +70,7 @@ class EnrichTemplate(_Section):
 
 @dataclass(frozen=True)
 class DialogueTemplate(_Section):
-    """``system``: said before, by the system. ``request``: how each of the user's turns is said."""
+    """``system``: a system message before it. ``request``: how each of the user's turns is phrased."""
 
     places: ClassVar[Mapping[str, frozenset[str]]] = {"request": frozenset({"prompt"})}
     optional: ClassVar[frozenset[str]] = frozenset({"system"})
@@ -81,8 +81,8 @@ class DialogueTemplate(_Section):
 @dataclass(frozen=True)
 class ReflectTemplate(_Section):
     """``check``: what the user says after the sound, in the turn that lets the model hear it. ``agrees``, ``differs``:
-    words that tell the model's verdict in its answer, in any case. ``repair``: what the user says next to a model that
-    differs and ended its turn without another sound; None: it is not asked."""
+    words that show the model's verdict in its answer, in any case. ``repair``: what the user says next if the model
+    finds a difference and ended its turn without another sound; None: it is not asked."""
 
     places: ClassVar[Mapping[str, frozenset[str]]] = {
         "check": frozenset({"prompt", "caption"}),

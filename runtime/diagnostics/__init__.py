@@ -1,1 +1,1 @@
-"""What this machine can do, and whether a bundle computes right on it."""
+"""What this machine can do, and whether a bundle computes correctly on it."""

@@ -31,7 +31,7 @@ from ..process.stopping import raise_interrupt
 from ..sampling import AudioSampling, TextSampling
 from ..sound.sound import Sound
 
-#: What decides about the speed of matrix products: names as Linux has them in /proc/cpuinfo.
+#: Features that decide the speed of matrix products, by their names in Linux's /proc/cpuinfo.
 _CPU_FEATURES = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
     *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
@@ -59,7 +59,7 @@ class Check:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """Whether an engine can run here; ``reasons`` says in sentences why it cannot."""
+    """Whether an engine can run here; if not, ``reasons`` says why in sentences."""
 
     name: str
     runs: bool
@@ -69,11 +69,11 @@ class EngineReport:
 def check_golden(bundle: Bundle, engine: Engine) -> list[Check]:
     """Recompute the bundle's golden vector: logits of all heads and both branches, sound, features.
 
-    The null branch was recorded with a dense prefill of zeros, the engine has its own way. "pcm (streamed)" compares
-    a longer sound that the engine decodes in pieces with the same decoded at once. What is allowed follows from what
-    the engine computes in; the tolerances in the bundle's manifest are for an older ualm. ``engine`` must hold
-    :data:`GOLDEN_CONTEXT` rows. A part that fails or gives NaN is a failed check, not an exception; a golden vector
-    that lacks something is a :class:`BundleError`.
+    The null branch was recorded with a dense prefill of zeros; the engine computes it in its own way. "pcm (streamed)"
+    compares a longer sound that the engine decodes in pieces with the same sound decoded at once. Tolerances follow
+    from what the engine computes in; those in the bundle's manifest are for an older ualm. ``engine`` must hold
+    :data:`GOLDEN_CONTEXT` rows. A part that fails or gives NaN is a failed check, not an exception; an incomplete
+    golden vector is a :class:`BundleError`.
     """
     golden = bundle.golden_vector()
     missing = [name for name in GOLDEN_TENSORS if name not in golden]
@@ -145,7 +145,7 @@ def check_golden(bundle: Bundle, engine: Engine) -> list[Check]:
 
 
 def _tolerances(bundle: Bundle, engine: Engine) -> dict[str, float]:
-    """What is allowed of each output of the golden vector."""
+    """The tolerance of each output of the golden vector."""
     computes, model = engine.arithmetic, bundle.manifest.model
     body, heads, size = computes["body"], computes["heads"], (model.layers, model.hidden_size)
     spoken = logits_tolerance(body, heads, *size)
@@ -159,7 +159,7 @@ def _tolerances(bundle: Bundle, engine: Engine) -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of ualm, Python, the platform and every library that the runtime loads; or that one is missing."""
+    """Versions of ualm, Python, the platform and every library that the runtime loads, or which of them is missing."""
     found = {"ualm": _version("ualm"), "python": platform.python_version(), "platform": platform.platform()}
     for name in ("numpy", "onnxruntime", "tokenizers", "soundfile", "soxr"):
         found[name] = _version(name)
@@ -187,13 +187,13 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
 
 
 def engines() -> list[EngineReport]:
-    """Every engine in the order in which they are tried, and whether it can run here, whatever the bundle."""
+    """Every engine, in the order in which they are tried, and whether it can run here, regardless of the bundle."""
     found = {name: why_not(name) for name in ENGINES}
     return [EngineReport(name, reason is None, () if reason is None else (reason,)) for name, reason in found.items()]
 
 
 def gpus() -> list[str]:
-    """The NVIDIA GPUs that CUDA shows, in words; none where this ualm was built without CUDA."""
+    """The NVIDIA GPUs that CUDA lists, in words; none if this ualm was built without CUDA."""
     facts = cuda_facts()
     driver = "" if facts.driver is None else f", driver {facts.driver}"
     return [

@@ -1,8 +1,8 @@
-"""Reading files that somebody else wrote, within limits that have names.
+"""Reading files from elsewhere, within named limits.
 
-A file can be a named pipe that never ends, larger than memory, nested deeper than a parser goes, or small and worth
-gigabytes once it is printed. What the functions here refuse is a ``ValueError`` whose text says why in a line; what the
-system refuses is an ``OSError``. Callers add the file's name and the mend, as the error of their own room.
+A file can be a named pipe that never ends, larger than memory, nested deeper than a parser goes, or small but gigabytes
+long once it is printed. What the functions here refuse is a ``ValueError`` with a one-line reason; what the system
+refuses is an ``OSError``. Callers add the file's name and the fix, in an error class of their own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _KINDS = {
 
 
 def check_file(path: str | os.PathLike[str]) -> os.stat_result:
-    """Refuse what is there and is no file, before it is opened: opening a named pipe waits for its other end."""
+    """Refuse what exists but is not a file, before it is opened: opening a named pipe waits for its other end."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}, not a file")
@@ -53,7 +53,7 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
     size = check_file(path).st_size
     if size > most:
         raise ValueError(f"it has {size} bytes, and at most {most} are read")
-    # whoever puts a pipe in the file's place now makes nobody wait
+    # a pipe that has taken the file's place since must not block either
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with open(os.open(path, flags), "rb") as file:
         content = file.read(most + 1)
@@ -84,12 +84,12 @@ def parse_json(content: bytes, most_values: int = MOST_VALUES) -> Any:
 
 
 def check_values(content: bytes, most: int = MOST_VALUES) -> None:
-    """ValueError for JSON of more than ``most`` values, by the commas and brackets that are in no string."""
+    """ValueError for JSON of more than ``most`` values, counted by the commas and brackets outside strings."""
     if _marks(content) <= most:
         return
     import numpy as np  # only what looks too large is looked at twice
 
-    # no quotation mark but those around strings; what is malformed is the parser's to refuse
+    # no quotation marks but those around strings; malformed text is left for the parser to refuse
     bare = np.frombuffer(content.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
     inside = np.cumsum(bare == ord('"'), dtype=np.uint8) & 1
     if (values := _marks(bare[inside == 0].tobytes())) > most:
@@ -101,7 +101,7 @@ def _marks(content: bytes) -> int:
 
 
 def read_json(path: str | os.PathLike[str], most: int = MOST_JSON, most_values: int = MOST_VALUES) -> Any:
-    """What a JSON file says, as :func:`parse_json`."""
+    """The content of a JSON file, as :func:`parse_json` gives it."""
     return parse_json(read_bytes(path, most), most_values)
 
 
@@ -110,20 +110,20 @@ def _too_deep() -> str:
 
 
 def shown(value: object) -> str:
-    """``repr`` of a value for a message: in a line, and never longer than :data:`MOST_SHOWN` characters."""
+    """``repr`` of a value for a message: on one line, and never longer than :data:`MOST_SHOWN` characters."""
     text = _SHORT.repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 4]} ..."
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of another library says, for a message: its words in a line, shortened."""
+    """The text of another library's exception for a message: on one line, shortened."""
     words = " ".join(str(error)[: 8 * MOST_SHOWN].split()) or type(error).__name__
     words = "".join(letter if letter.isprintable() else "?" for letter in words)
     return words if len(words) <= 2 * MOST_SHOWN else f"{words[: 2 * MOST_SHOWN - 4]} ..."
 
 
 class _Short(reprlib.Repr):
-    """Looks at a few values of each level only, whatever they hold."""
+    """Visits only a few values of each level, whatever they hold."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ class MappedTensors(Mapping[str, np.ndarray]):
         return name in self._names
 
     def stored_as(self, name: str) -> str:
-        """Safetensors' name of a tensor's type, where numpy has none of its own: "BF16", "F8_E4M3"."""
+        """Safetensors' name of a tensor's type, also where numpy has none: "BF16", "F8_E4M3"."""
         try:
             return str(self._header[name]["dtype"])
         except (KeyError, TypeError) as error:

@@ -1,8 +1,8 @@
 """Arrays of a NumPy ``.npz`` file, read strictly: no Python is parsed, nothing is unpacked, sizes come first.
 
-NumPy itself reads the header of an array as a Python literal, and of a file that is none it says how to allow pickles.
-Here a header is what NumPy writes and nothing else, an array lies in the file as it is in memory, and how large it is
-can be asked before any of it is read.
+NumPy itself reads the header of an array as a Python literal, and its error about any other file explains how to allow
+pickles. Here a header is what NumPy writes and nothing else, an array lies in the file as it is in memory, and its size
+is known before any of it is read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEADER = re.compile(
 
 @dataclass(frozen=True)
 class SavedArray:
-    """What the file says of an array."""
+    """An array as the file describes it."""
 
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
@@ -49,10 +49,10 @@ class SavedArrays:
         self._file = open(path, "rb")  # noqa: SIM115 - closed by __exit__
         try:
             self._archive = zipfile.ZipFile(self._file)
-        # NotImplementedError: of a later version of zip. OSError: a place before the file's beginning
+        # NotImplementedError: a later version of zip. OSError: an offset before the file's beginning
         except (zipfile.BadZipFile, NotImplementedError, struct.error, UnicodeDecodeError, OSError) as error:
             self._file.close()
-            raise ValueError(str(error) or "no archive") from error
+            raise ValueError(str(error) or "not an archive") from error
 
     def __enter__(self) -> SavedArrays:
         return self
@@ -65,7 +65,7 @@ class SavedArrays:
         return f"{name}.npy" in self._archive.namelist()
 
     def describe(self, name: str) -> SavedArray:
-        """Type and shape of an array; nothing of it is read."""
+        """Type and shape of an array, without reading it."""
         with self._member(name) as file:
             return self._header(name, file)
 
@@ -98,7 +98,7 @@ class SavedArrays:
             return self._archive.open(about)
         except KeyError:
             raise ValueError(f"it holds no {name}") from None
-        # RuntimeError: encrypted; NotImplementedError: of a later version of zip
+        # RuntimeError: encrypted; NotImplementedError: a later version of zip
         except (zipfile.BadZipFile, EOFError, struct.error, RuntimeError, UnicodeDecodeError) as error:
             raise ValueError(str(error) or f"{name} cannot be read") from error
 
@@ -106,12 +106,12 @@ class SavedArrays:
         try:
             start = file.read(10)
             if len(start) < 10 or start[:6] != _MAGIC or start[6:8] != b"\x01\x00":
-                raise ValueError(f"{name} is no array")
+                raise ValueError(f"{name} is not an array")
             (length,) = struct.unpack("<H", start[8:])
             header = file.read(length) if length <= MOST_HEADER else b""
             found = _HEADER.fullmatch(header)
             if found is None:
-                raise ValueError(f"the header of {name} is none that is written here")
+                raise ValueError(f"the header of {name} is not of the form that is written here")
         except (zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise ValueError(str(error) or f"{name} is cut off") from error
         shape = tuple(int(size) for size in re.findall(rb"\d+", found["shape"]))

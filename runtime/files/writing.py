@@ -1,7 +1,7 @@
-"""Writing files whole or not at all: write beside, then rename.
+"""Writing files whole or not at all: write a temporary file beside the target, then rename it.
 
-What is written beside is locked until it is renamed or removed. A process that was killed leaves it behind, and its
-lock goes with the process: whoever writes the same file or folder next removes what nobody holds.
+The temporary file is locked until it is renamed or removed. A process that was killed leaves it behind, but its lock
+ends with the process: the next write of the same file or folder removes leftovers that are no longer locked.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ except ImportError as error:  # Windows
     raise_interrupt(error)
     fcntl = None  # type: ignore[assignment]
 
-#: Bytes of a name on the file systems that are in use.
+#: Bytes of the longest name on the file systems in use.
 _LONGEST_NAME = 255
 
 
 def resolved(path: str | os.PathLike[str]) -> Path:
-    """The place that a path leads to. ``Path.resolve`` raises a RuntimeError for a loop of links before Python 3.13."""
+    """The path, links resolved. ``Path.resolve`` raises a RuntimeError for a loop of links before Python 3.13."""
     return Path(os.path.realpath(path))
 
 
@@ -67,7 +67,7 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         # within the block that cleans up: a signal may come as soon as there is something to clean up
         try:
             temporary.touch(mode=0o600, exist_ok=False)
-            while lock.take(temporary) is False:  # taken for a leftover, in the moment before
+            while lock.take(temporary) is False:  # another process took it for a leftover just before
                 temporary = _beside(target)
                 temporary.touch(mode=0o600, exist_ok=False)
         except OSError as error:
@@ -86,7 +86,7 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_new_folder(path: str | os.PathLike[str]) -> Path:
-    """The place of a folder that is to be made; :class:`OutputError` for what must not be replaced."""
+    """The resolved path of a folder to make; :class:`OutputError` for what must not be replaced."""
     try:
         target = Path(path).resolve()  # a link to a folder stands for that folder
         if target.exists():
@@ -94,7 +94,7 @@ def check_new_folder(path: str | os.PathLike[str]) -> Path:
                 raise OutputError(
                     f"{target}: exists already and is not an empty folder; remove it or choose another name"
                 )
-            if target.samefile(Path.cwd()):  # it would be replaced under the feet of whoever works in it
+            if target.samefile(Path.cwd()):  # it would be replaced while processes work in it
                 raise OutputError(f"{target}: is the current folder; name a folder that does not exist yet")
     except OutputError:
         raise
@@ -109,7 +109,7 @@ def check_new_folder(path: str | os.PathLike[str]) -> Path:
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Like :func:`replacing_file` for a folder that must not exist yet, or be empty.
 
-    Folders above it are made where they are missing, and taken away again when the block raises.
+    Folders above it are made where they are missing, and removed again when the block raises.
     """
     target = check_new_folder(path)
     try:
@@ -147,9 +147,9 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what processes that are gone have left beside ``target``; what is held, or not ours, stays."""
+    """Remove what processes that have ended left beside ``target``; what is locked, or not ours, stays."""
     name = re.compile(rf"{re.escape(_hidden_stem(target))}\.u[0-9a-f]{{7}}{re.escape(target.suffix)}")
-    with suppress(OSError):  # a folder that is missing, or cannot be listed, shows nothing
+    with suppress(OSError):  # a folder that is missing, or cannot be listed, has nothing to remove
         for entry in list(os.scandir(target.parent)):
             if name.fullmatch(entry.name) and not entry.is_symlink():
                 _remove_leftover(Path(entry.path))
@@ -176,14 +176,14 @@ class _Lock:
         self._descriptor: int | None = None
 
     def take(self, path: Path) -> bool | None:
-        """True: it is ours now. False: it is somebody else's, or no longer there. None: this system, or this kind of
-        disk, has no such locks, so that nobody can tell."""
+        """True: the lock is ours now. False: another process holds it, or the file is gone. None: unknown, since this
+        system, or this kind of disk, has no such locks."""
         if fcntl is None:
             return None
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # whoever held it before may have removed it
+            # its previous holder may have removed it
             if os.path.samestat(os.fstat(self._descriptor), os.stat(path, follow_symlinks=False)):
                 return True
         except (BlockingIOError, FileNotFoundError):
@@ -201,22 +201,22 @@ class _Lock:
 
 
 def _refuse_device(target: Path) -> None:
-    """A device such as ``/dev/full`` or a pipe is no file, but who is allowed to would replace it by one."""
+    """A device such as ``/dev/full`` or a pipe is not a file, but with enough rights the rename would replace it."""
     try:
         kind = target.stat().st_mode
-    except OSError:  # nothing is there, or what else is wrong comes out when it is written
+    except OSError:  # nothing is there, or writing will report what else is wrong
         return
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
         raise OutputError(f"{target}: is a device or a pipe; name a file")
 
 
 def _beside(target: Path) -> Path:
-    """A hidden name that nobody else has, in the same folder; the suffix is kept, since it may choose a format."""
+    """A hidden name in the same folder that is not in use; the suffix is kept, since it may choose a format."""
     return target.with_name(_hidden_stem(target) + f".u{secrets.token_hex(4)[1:]}{target.suffix}")
 
 
 def _hidden_stem(target: Path) -> str:
-    """What such names begin with: no longer than leaves them a length that file systems take, where the target's is."""
+    """What such names begin with: short enough that file systems accept them wherever they accept the target's."""
     room = max(len(os.fsencode(target.name)), _LONGEST_NAME) - len(f"..u1234567{target.suffix}".encode())
     return "." + os.fsencode(target.stem)[: max(room, 0)].decode(errors="ignore")
 
@@ -227,7 +227,7 @@ def _not_writable(target: Path, error: OSError) -> OutputError:
 
 @unbroken
 def _remove(temporary: Path, folders: Sequence[Path] = ()) -> None:
-    """Remove what was not finished, and folders, innermost first, that hold nothing: nothing to do after a success."""
+    """Remove what was not finished, and empty ``folders``, innermost first; after a success there is nothing to do."""
     with suppress(OSError):
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

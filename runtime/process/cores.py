@@ -1,4 +1,4 @@
-"""How many cores this process may use: no more threads than that are started, whoever asks for them."""
+"""How many cores this process may use: no more threads than that are started, whatever is asked for."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from pathlib import Path
 
 from ..errors import InputError
 
-#: Where Linux tells which control group a process is in, and what each group may use.
+#: Where Linux lists the control groups that a process is in, and what each group may use.
 _OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """Cores that this process may run on, or as many as its share of the processors' time fills, if those are fewer
-    (a container's limit)."""
+    """Cores that this process may run on, or as many as its share of CPU time amounts to, if that is fewer (a
+    container's limit)."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shares = (math.ceil(share) for share in _shares(_OWN_GROUPS, _GROUPS))
     return max(1, min([allowed, *shares]))
 
 
 def library_threads() -> int:
-    """Threads for ONNX Runtime where nobody gave a number: 0, its own choice, a thread on each physical core, unless
-    this process may use fewer than there are; then :func:`cores`, for the library knows no container's limit."""
+    """Threads for ONNX Runtime where the caller gave no number: 0, its own choice of a thread on each physical core,
+    unless this process may use fewer cores; then :func:`cores`, since the library ignores a container's limit."""
     return 0 if cores() == os.cpu_count() else cores()
 
 
-#: How the options of a command give a number of threads, and how none: for :func:`check_threads`.
+#: How the options of a command set a number of threads, and how they leave it out: for :func:`check_threads`.
 BY_OPTION = ("--threads", "leave it out for all cores")
 
 
 def check_threads(threads: object, name: str = "threads =", default: str = "None for all cores") -> None:
-    """:class:`InputError` for a number of threads that is none, or above :func:`cores`; None stands for a default.
+    """:class:`InputError` for an invalid number of threads, or one above :func:`cores`; None stands for a default.
 
-    ``name``, ``default``: how the caller's user gives a number, and how none.
+    ``name``, ``default``: how the user sets a number, and how to leave it out.
     """
     if threads is None:
         return
@@ -48,10 +48,10 @@ def check_threads(threads: object, name: str = "threads =", default: str = "None
 
 
 def _shares(own: Path, groups: Path) -> Iterator[float]:
-    """Cores' worth of time that each control group around this process has; none where there is no limit."""
+    """CPU time, in cores, of each control group that contains this process; nothing where there is no limit."""
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):  # no Linux
+    except (OSError, ValueError):  # not Linux
         return
     for line in lines:
         number, _, rest = line.partition(":")
@@ -61,7 +61,7 @@ def _shares(own: Path, groups: Path) -> Iterator[float]:
             continue
         parts = Path(path).parts[1:]
         root = groups if second else groups / controllers
-        # a limit of any group above counts too; in a container the path may be the host's, and the root alone is ours
+        # limits of parent groups count too; in a container the path may be the host's, and only the root is visible
         for depth in range(len(parts) + 1):
             share = _share(root.joinpath(*parts[:depth]), second)
             if share is not None:
@@ -69,7 +69,7 @@ def _shares(own: Path, groups: Path) -> Iterator[float]:
 
 
 def _share(folder: Path, second: bool) -> float | None:
-    """The limit of one group, of the second version of control groups or of the first."""
+    """The limit of one group, of version 2 of control groups (``second``) or version 1."""
     names = ("cpu.max",) if second else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
     try:
         quota, period = " ".join((folder / name).read_text(encoding="utf-8") for name in names).split()

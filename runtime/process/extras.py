@@ -1,4 +1,4 @@
-"""How to install what ualm leaves out by default. ualm is on no package index: a folder or a file is named."""
+"""How to install the optional parts of ualm. It is on no package index, so the commands name a folder or a file."""
 
 from __future__ import annotations
 

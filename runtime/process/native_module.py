@@ -27,6 +27,6 @@ def native_problem() -> str | None:
 
 
 def check_native() -> None:
-    """Refuse to go on without the compiled module, before whatever needs it gives another reason."""
+    """Refuse to go on without the compiled module, before code that needs it fails for another reason."""
     if (problem := native_problem()) is not None:
         raise EngineError(f"ualm's compiled module {MODULE} cannot be loaded: {problem}; install it: {install_hint()}")

@@ -1,4 +1,4 @@
-"""The standard streams of the command, whatever it was started with: closed, full, or with a reader that leaves."""
+"""The standard streams of the command, in whatever state it gets them: closed, full, or with a reader that leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import InputError, OutputError
 
 
 class StandardOutputError(OutputError):
-    """Nobody reads standard output any more, or the disk behind it is full: there is no use in going on."""
+    """Standard output has lost its reader, or the disk behind it is full: there is no point in going on."""
 
 
 class StandardInputError(InputError):
@@ -26,18 +26,18 @@ def check_open(why: str) -> None:
 
 
 def not_printed(error: OSError) -> StandardOutputError:
-    """The error of the command where the system has refused what it printed."""
+    """The error of the command when the system refused its output."""
     why = "is closed" if error.errno == errno.EBADF else error.strerror or error
     return StandardOutputError(f"standard output: {why}; the result could not be printed")
 
 
 def guard() -> None:
-    """Make the three descriptors and their file objects fit to be used, once, before any file is opened.
+    """Make the three descriptors and their file objects usable, once, before any file is opened.
 
-    The next file that is opened gets the lowest descriptor that is free: where standard error was closed, notices would
-    go into that file. A descriptor that is missing is opened on the null device, standard output for reading, so that a
-    write says what it is. ``sys.stdin`` is None where it was closed, as Python has it. What standard output does not
-    take is a :class:`StandardOutputError`, once; what standard error does not take is lost, since nobody can be told.
+    The next file that is opened gets the lowest free descriptor: if standard error was closed, notices would go into
+    that file. A missing descriptor is opened on the null device, standard output for reading, so that a write fails
+    with the right error. ``sys.stdin`` is None where it was closed, as in Python. A failed write to standard output is
+    a :class:`StandardOutputError`, once; one to standard error is lost, since there is nowhere to report it.
     """
     for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
@@ -53,7 +53,7 @@ def guard() -> None:
 
 
 def settle(status: str | int | None) -> str | int | None:
-    """Write what is left in the streams, and give the exit status for :func:`sys.exit`."""
+    """Flush the streams, and return the exit status for :func:`sys.exit`."""
     try:
         sys.stdout.flush()
     except OutputError as error:
@@ -65,7 +65,7 @@ class _Results(io.FileIO):
     _failed = False
 
     def write(self, data: Any, /) -> int:
-        if self._failed:  # it was told; what is left must not be tried again at every flush until the end
+        if self._failed:  # already reported; the rest must not be tried again at every flush until the end
             return len(data)
         try:
             written: int | None = super().write(data)
@@ -90,7 +90,7 @@ class _Notices(io.FileIO):
 def _text(
     raw: io.FileIO, before: TextIO | None, errors: str | None = None, line_buffering: bool | None = None
 ) -> TextIO:
-    """``raw`` as a text file that encodes as the one of Python's that it replaces; None: there was none."""
+    """``raw`` as a text file with the encoding of Python's stream ``before``, which it replaces; None: no stream."""
     if isinstance(before, io.TextIOWrapper):
         errors = errors or before.errors
         line_buffering = before.line_buffering or before.write_through if line_buffering is None else line_buffering

@@ -1,16 +1,16 @@
-"""What Ctrl-C, SIGTERM and SIGHUP do to a command: it says nothing, leaves nothing half-written, and ends with 128 plus
+"""How Ctrl-C, SIGTERM and SIGHUP end a command: it prints nothing, leaves nothing half-written, and exits with 128 plus
 the signal's number, the status that a shell shows for a program that a signal ended.
 
-Until a command has begun its work there is nothing to take back, and the process ends on the spot. From then on a
-signal unwinds it by an exception, as Python does for Ctrl-C. Such an exception is born wherever the main thread is, and
-three kinds of places spoil it: the initialisation of a module in C makes an ImportError of it, which is taken for a
-library that is missing; a callback from C drops it; what removes half-written files would be cut short. There a signal
-waits until they are left, which is looked for a hundred times a second.
+Until a command has begun its work there is nothing to undo, and the process ends at once. From then on a signal unwinds
+it by an exception, as Python does for Ctrl-C. Such an exception is raised wherever the main thread is, and three kinds
+of places spoil it: the initialisation of a C module turns it into an ImportError, which is taken for a missing library;
+a callback from C drops it; the removal of half-written files would be cut short. In these places a signal waits until
+they are left, which is checked a hundred times a second.
 
-What was printed by then is still handed to whoever reads standard output, for a second at most.
+What was printed by then is still passed to the reader of standard output, for a second at most.
 
 This module is loaded before anything else and imports next to nothing. Windows has no SIGHUP and no timer that
-interrupts: there a thread looks whether a signal may strike.
+interrupts: there a thread checks whether a signal may strike.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-#: Those of them that this system has.
+#: Those of the signals that this system has.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 #: What the timer sends, where there is one.
 _ALARM = getattr(signal, "SIGALRM", None)
-#: Seconds between two looks at whether a signal that waits may strike.
+#: Seconds between two checks whether a waiting signal may strike.
 _LOOK = 0.01
-#: Seconds that a command has for unwinding before the next signal strikes: who presses Ctrl-C twice means it once. As
-#: many has the reader of standard output, to take what is left for it.
+#: Seconds that a command has to unwind before the next signal strikes: Ctrl-C pressed twice counts once. The reader of
+#: standard output has as long to take what is left.
 _PATIENCE = 1.0
-#: Modules whose functions C calls back, and what is called that must not be cut short.
+#: A module whose functions are called back from C, and a function that must not be cut short.
 _CALLED_BACK = "soundfile"
 _REMOVES = ("shutil", "rmtree")
 
 
 class _State:
-    """Of the one command that this process is."""
+    """State of the one command that this process runs."""
 
     number: int | None = None  # the signal that came
     working = False
@@ -53,13 +53,13 @@ class _State:
 
 
 def unbroken(function: _Function) -> _Function:
-    """A function of Python that no signal cuts short."""
+    """A Python function that no signal cuts short."""
     _State.unbroken.add(function.__code__)
     return function
 
 
 def begin() -> None:
-    """From now on a signal ends the process at once. One that whoever started it has told it to ignore is ignored."""
+    """From now on a signal ends the process at once. Signals that its parent set to be ignored stay ignored."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _strike)
@@ -69,13 +69,13 @@ def begin() -> None:
 
 
 def work() -> None:
-    """From now on there may be something to take back."""
+    """From now on there may be something to undo."""
     _State.working = True
 
 
 @unbroken
 def rest() -> None:
-    """The work is done, or was taken back. Does not return where a signal was the reason."""
+    """The work is done, or was undone. Does not return where a signal was the reason."""
     _State.working = False
     if _State.number is not None:
         _look_again(0)
@@ -84,7 +84,7 @@ def rest() -> None:
 
 
 def forget() -> None:
-    """The signal that came was a word to the command, not its end."""
+    """The signal was input to the command, and does not end it."""
     _look_again(0)
     _State.number, _State.struck = None, -_PATIENCE
 
@@ -95,7 +95,7 @@ def caught() -> bool:
 
 
 def raise_interrupt(error: BaseException) -> None:
-    """Raise the KeyboardInterrupt behind an error, if there is one: see above for who makes errors of it."""
+    """Raise the KeyboardInterrupt behind an error, if there is one: see above for what turns it into errors."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, KeyboardInterrupt):
@@ -129,7 +129,7 @@ def _must_wait(frame: FrameType | None) -> bool:
 
 
 def _unraisable(dropped: sys.UnraisableHookArgs, /) -> None:
-    """Python's word of an exception that nobody can receive: of a destructor, or a callback that is not known here."""
+    """Python's hook for exceptions that cannot propagate: from a destructor, or a callback that is not known here."""
     if _State.number is not None and isinstance(dropped.exc_value, (KeyboardInterrupt, SystemExit)):
         _State.struck = -_PATIENCE
         _look_again(_LOOK)
@@ -138,7 +138,7 @@ def _unraisable(dropped: sys.UnraisableHookArgs, /) -> None:
 
 
 def _look_again(seconds: float) -> None:
-    """Have :func:`_strike` called after so many seconds; 0: no more."""
+    """Have :func:`_strike` called after so many seconds; 0: no longer."""
     if _ALARM is not None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
     elif seconds:
@@ -152,12 +152,12 @@ def _interrupt(seconds: float) -> None:
 
 
 def _flush() -> None:
-    """Hand over what stands in the buffer of standard output. Not within :func:`_strike`: it may have interrupted the
-    buffer's own work, which cannot be entered twice, and who ends the command before it has worked wants no word."""
+    """Flush the buffer of standard output. Not within :func:`_strike`: it may have interrupted the buffer's own work,
+    which is not reentrant, and a command that is ended before it has begun its work has nothing to print."""
     try:
-        _thread.start_new_thread(_leave, (_PATIENCE,))  # a reader that takes nothing does not keep the command
+        _thread.start_new_thread(_leave, (_PATIENCE,))  # a reader that takes nothing does not keep the process alive
         sys.stdout.flush()
-    except (AttributeError, OSError, RuntimeError, ValueError):  # no stream, nobody reads, no thread, closed
+    except (AttributeError, OSError, RuntimeError, ValueError):  # no stream, no reader, no thread, closed
         pass
 
 

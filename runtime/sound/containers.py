@@ -1,4 +1,4 @@
-"""Sounds that libsndfile does not know, through PyAV (the extra ``av``): what phones and browsers record."""
+"""Formats that libsndfile does not know, read through PyAV (the extra ``av``): what phones and browsers record."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..errors import InputError
 from ..process.stopping import raise_interrupt
 from .limits import Limit
 
-#: Containers that are opened. FFmpeg knows playlists too, which name further files and addresses: none of those.
+#: Containers that are opened. FFmpeg also knows playlists, which name further files and addresses: they are left out.
 _CONTAINERS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,eac3,flac,flv,loas,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
 )
 #: Full scale of integers, by the sample format without its "p" for planar.
 _FULL_SCALE = {"u8": 128.0, "s16": 32768.0, "s32": 2147483648.0, "s64": 9223372036854775808.0}
-#: Containers that know how long they are, and do not guess it from their first packets.
+#: Containers whose length is stored, not guessed from their first packets.
 _KNOW_DURATION = ("mov", "matroska", "caf")
 
 
@@ -38,8 +38,8 @@ def installed() -> bool:
 def decode(file: BinaryIO, limit: Limit) -> tuple[np.ndarray, int, list[str]]:
     """Samples float32 ``[n, channels]``, rate in Hz, and notes, of the first audio stream of a seekable file.
 
-    What the container says of samples to skip at the beginning (the encoder's priming) is skipped; the padding of a
-    last AAC packet, up to 1,024 samples, is kept. Raises :class:`AvError`, or :class:`InputError` beyond ``limit``.
+    Samples that the container marks to be skipped at the beginning (the encoder's priming) are; the padding of a last
+    AAC packet, up to 1,024 samples, is kept. Raises :class:`AvError`, or :class:`InputError` beyond ``limit``.
     """
     import av
 

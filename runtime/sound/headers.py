@@ -1,9 +1,9 @@
-"""Headers of sound files that say another length than the file has, as pipes and interrupted recorders leave them.
+"""Headers of sound files that state a wrong length, as pipes and interrupted recorders leave them.
 
-libsndfile reads most of them by itself: a WAV or W64 whose size is larger than the file is read to the end. It does not
+libsndfile handles most of them by itself: a WAV or W64 whose size is larger than the file is read to the end. It fails
 where a size is 0 (WAV, RF64), where all 64 or 63 bits of it are set (RF64, W64), and where a FLAC's total is missing or
-wrong. Those few bytes are replaced on the way to it; the file stays as it is. The length of an MP3 without a table of
-contents it guesses from the first bit rate and the size, and stops there: it is told a size that is never too small.
+wrong. Those few bytes are replaced as it reads them; the file stays as it is. It guesses the length of an MP3 without a
+table of contents from the first bit rate and the size, and stops there: it is given a size that is never too small.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import struct
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
-#: Chunks looked at in search of the samples; a file has a handful.
+#: Chunks searched for the samples; a file has a handful.
 _CHUNKS = 1000
-#: W64 chunks are named by 16 bytes, whose first four are the names that WAV has.
+#: W64 names its chunks with 16 bytes, of which the first four are WAV's names.
 _W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 _W64_NAME = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 #: The highest bit rate of an MP3 over the lowest: no guess falls short by more.
@@ -28,7 +28,8 @@ _EMPTY = "its header claims no samples, as an interrupted recorder leaves it; al
 
 @dataclass
 class Header:
-    """``patches``: bytes to be read instead, by offset. ``notes``: what is odd. ``frames``: the claim of a FLAC.
+    """``patches``: bytes to read in place of the file's, by offset. ``notes``: irregularities. ``frames``: what a FLAC
+    claims.
 
     ``bytes_per_second``, ``start``: of the samples of a WAV or W64, and where they begin; 0 where that is not known.
     ``guessed``: libsndfile can only guess the length (an MP3 without a table of contents), and stops there.
@@ -44,8 +45,8 @@ class Header:
     def mended(self, file: BinaryIO) -> BinaryIO:
         """The file as libsndfile (or FFmpeg, which needs no patches) reads it whole.
 
-        Also where nothing is mended: a damaged header sends a library to places before the beginning, and what a file
-        of Python's says to that would be printed, as an exception that nobody catches.
+        Needed even where nothing is patched: a damaged header makes a library seek before the beginning, and the
+        exception that a Python file raises at that would be printed, since nothing catches it.
         """
         return cast(BinaryIO, _Mended(file, self.patches, _STRETCH if self.guessed else 1))
 
@@ -75,7 +76,7 @@ def look(file: BinaryIO) -> Header:
 
 
 class _Mended(io.RawIOBase):
-    """A seekable file, read with some of its bytes replaced, that says to be ``stretch`` times as long."""
+    """A seekable file, read with some of its bytes replaced, that claims to be ``stretch`` times as long."""
 
     def __init__(self, file: BinaryIO, patches: dict[int, bytes], stretch: int) -> None:
         self._file, self._patches, self._at = file, patches, 0
@@ -212,7 +213,7 @@ def _chunks_follow(file: BinaryIO, at: int, size: int) -> bool:
 
 
 def _unknown(claimed: int) -> bool:
-    """Whether a size stands for "not known": 2^31 - 1, 2^31, 2^32 - 1 or 2^64 - 1, some less a header's length."""
+    """Whether a size stands for "not known": 2^31 - 1, 2^31, 2^32 - 1 or 2^64 - 1, some minus a header's length."""
     return 0x7FFFEF00 <= claimed <= 0x80000000 or 0xFFFFEF00 <= claimed <= 0xFFFFFFFF or claimed >= 1 << 62
 
 

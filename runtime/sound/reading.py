@@ -1,4 +1,4 @@
-"""Reading sounds from files, bytes and pipes: in blocks, up to a limit, and what is odd about them is told."""
+"""Reading sounds from files, bytes and pipes: in blocks, up to a limit, with notes on what is irregular."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _BLOCK = 1 << 18
 _READ = 1 << 16
 #: From here on, libsndfile's number of samples means "not known" (it is 2^63 - 1).
 _UNKNOWN = 1 << 62
-#: Samples by which an MP3 may be shorter than its header says: what its encoder put before and behind the sound.
+#: Samples by which an MP3 may be shorter than its header says: what its encoder put before and after the sound.
 _MP3_FRAMES = 2 * 1152
 _MEND = "give WAV, FLAC, OGG, MP3 or AIFF, or convert it, for example with: ffmpeg -i INPUT OUTPUT.wav"
 
 
 @dataclass(frozen=True)
 class Read:
-    """``samples``: float32 ``[n, channels]`` at ``rate`` Hz. ``name``: of the source. ``notes``: what is odd."""
+    """``samples``: float32 ``[n, channels]`` at ``rate`` Hz. ``name``: of the source. ``notes``: irregularities."""
 
     samples: np.ndarray
     rate: int
@@ -122,7 +122,7 @@ def _regular_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def _held(source: BinaryIO, limit: Limit) -> BinaryIO:
-    """All that comes from a stream, in memory: at most :data:`STREAM_BYTES`, and no more than is ever heard."""
+    """The content of a stream, in memory: at most :data:`STREAM_BYTES`, and no more than is ever heard."""
     held, most = io.BytesIO(), STREAM_BYTES
     while True:
         data: Any = source.read(_READ)
@@ -161,7 +161,7 @@ def _libsndfile(file: BinaryIO, limit: Limit) -> tuple[np.ndarray, int, list[str
     with _Stream(header.mended(file)) as stream:
         rate, channels, claimed = stream.samplerate, stream.channels, header.frames or stream.frames
         limit.check_form(rate, channels)
-        # a claim that cannot be true costs nothing without a longest sound: what is there is read, and counted
+        # without a longest sound a false claim is harmless: what is there is read, and counted
         told = limit.seconds is not None or limit.most_bytes is not None
         if told and claimed < _UNKNOWN and not header.guessed:
             limit.check(claimed, rate, channels)
@@ -182,7 +182,7 @@ def _libsndfile(file: BinaryIO, limit: Limit) -> tuple[np.ndarray, int, list[str
 
 
 def _shortfall(stream: soundfile.SoundFile, header: Header, claimed: int, held: int) -> list[str]:
-    """What to tell where a file holds another number of samples than it claims."""
+    """Notes for a file that holds another number of samples than it claims."""
     if header.notes or header.start or header.guessed or claimed >= _UNKNOWN:
         return []
     if stream.format == "MP3" and claimed - held <= _MP3_FRAMES:
@@ -198,7 +198,7 @@ def _shortfall(stream: soundfile.SoundFile, header: Header, claimed: int, held: 
 
 
 def _other(file: BinaryIO, limit: Limit, reason: str) -> tuple[np.ndarray, int, list[str]]:
-    """What libsndfile refused for ``reason``, through PyAV."""
+    """Read through PyAV what libsndfile refused for ``reason``."""
     if not sound_av.installed():
         raise InputError(
             f"not a sound file that can be read ({reason}); {_MEND}. m4a, mp4, 3gp, webm and others are read with the "

@@ -1,4 +1,4 @@
-"""Sounds that come in from files and arrays, and sounds that go out as files."""
+"""Sounds read from files and arrays, and written to files."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Sound:
 
     ``samples``: float32 ``[n]``, or ``[n, channels]`` as soundfile reads them, full scale at 1.0, read-only; floats of
     another width are converted. ``sample_rate``: Hz. ``codes``: int16 ``[frames, 8]``, the codes that a generated sound
-    was decoded from. ``notes``: what was odd about the file it was read from. ``finish``: how a sound that a model made
-    ended, "stop", or "max_seconds" where its limit cut it; ``seed``: what it was drawn with. Raises
-    :class:`InputError` for samples that are no sound: integers (whose full scale is unknown), none at all, NaN or
+    was decoded from. ``notes``: what was irregular about its file. ``finish``: how a sound that a model made ended,
+    "stop", or "max_seconds" where its limit cut it; ``seed``: what it was drawn with. Raises
+    :class:`InputError` for samples that are not a sound: integers (whose full scale is unknown), none at all, NaN or
     infinity, channels first.
     """
 
@@ -76,12 +76,12 @@ class Sound:
     def from_file(cls, source: Source, *, longest: float | None = None) -> Sound:
         """Read a sound file: a path, the bytes of a file, or a file object opened in binary mode.
 
-        What libsndfile knows (WAV, FLAC, OGG, MP3, AIFF and others); with the extra ``av`` also m4a, mp4, 3gp, webm and
-        others. Mono comes as ``[n]``. A file object that cannot go back, such as a pipe, is read to its end, at most
-        ``sound_limits.STREAM_BYTES``; the samples of any sound may take ``sound_limits.DECODED_BYTES``. ``longest``:
-        seconds; what is longer is refused before it is held. What is odd but can be read, such as a file that ends
-        before its header says, is logged as a warning and kept in ``notes``. Raises :class:`InputError`, naming the
-        file.
+        Formats that libsndfile knows (WAV, FLAC, OGG, MP3, AIFF and others); with the extra ``av`` also m4a, mp4, 3gp,
+        webm and others. Mono comes as ``[n]``. A file object that cannot seek, such as a pipe, is read to its end, at
+        most ``limits.STREAM_BYTES``; the samples of any sound may take ``limits.DECODED_BYTES``. ``longest``: seconds;
+        anything longer is refused before it is held. An irregularity that does not prevent reading, such as a file that
+        ends before its header says, is logged as a warning and kept in ``notes``. Raises :class:`InputError`, naming
+        the file.
         """
         if longest is not None and (isinstance(longest, bool) or not isinstance(longest, Real) or not longest > 0):
             raise InputError(f"longest = {shown(longest)}: give a positive number of seconds, or None")
@@ -89,7 +89,7 @@ class Sound:
 
     @classmethod
     def read_within(cls, source: Source, limit: Limit) -> Sound:
-        """:meth:`from_file` of what a ``limit`` allows, in seconds or in bytes; :class:`InputError` beyond it."""
+        """:meth:`from_file` within a ``limit``, in seconds or in bytes; :class:`InputError` beyond it."""
         found = read(source, limit)
         samples = found.samples[:, 0] if found.samples.shape[1] == 1 else found.samples
         try:
@@ -109,7 +109,7 @@ class Sound:
         says it (``"wav"`` by default). ``wav`` is written as ``FLOAT`` (32 bits, also beyond full scale) unless
         ``subtype`` is ``PCM_16`` or ``PCM_24``; ``flac`` as ``PCM_24`` or ``PCM_16``; ``mp3``; ``ogg`` as ``VORBIS`` or
         ``OPUS``; ``opus``. All but floats have a largest value: a sound that passes it is made quieter as a whole,
-        never clipped, and that is logged as a warning. For ``mp3``, ``ogg`` and ``opus``, what they decode to counts.
+        never clipped, and that is logged as a warning. For ``mp3``, ``ogg`` and ``opus``, the decoded samples count.
         Raises :class:`InputError` for another suffix, format or subtype, or a rate that the format
         lacks, :class:`OutputError` when the file cannot be written.
         """
@@ -119,7 +119,7 @@ class Sound:
         if file is None:
             write_all(cast(BinaryIO, target), data, name, "not all of the sound was written")
         else:
-            # libsndfile writes to memory and Python to the disk, because only Python tells why a disk refused
+            # libsndfile writes to memory and Python to the disk, because only Python reports why a disk refused
             with replacing_file(file) as temporary:
                 temporary.write_bytes(data)
         if gain != 1.0:
@@ -167,7 +167,7 @@ def _array(name: str, values: object) -> np.ndarray:
     try:
         return np.asarray(values)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: a {type(values).__name__} that is no array ({error}); give a NumPy array") from error
+        raise InputError(f"{name}: a {type(values).__name__} makes no array ({error}); give a NumPy array") from error
 
 
 def _checked_samples(values: object) -> np.ndarray:
@@ -184,7 +184,7 @@ def _checked_samples(values: object) -> np.ndarray:
         raise InputError(f"samples: shape {array.shape} has more channels than samples; transpose it to [n, channels]")
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is reported next
         samples = np.array(array, dtype=np.float32, order="C")  # a copy: what was checked must stay as it is
-    # max and min propagate NaN: the mask, as large as the sound, is made only to tell where
+    # max and min propagate NaN: the mask, as large as the sound, is made only to find where
     if not (math.isfinite(samples.max()) and math.isfinite(samples.min())):
         place = tuple(int(index) for index in np.unravel_index(np.argmin(np.isfinite(samples)), samples.shape))
         where = place[0] if samples.ndim == 1 else place

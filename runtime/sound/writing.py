@@ -1,4 +1,4 @@
-"""Writing sounds: formats, what they can hold, and making a sound fit that is too loud for one."""
+"""Writing sounds: formats, what they can hold, and fitting a sound that is too loud for one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FORMATS = {
 SUFFIXES = ", ".join(_FORMATS)
 #: Bits of integers; floats have no largest value.
 _BITS = {"PCM_16": 16, "PCM_24": 24}
-#: Frames handed to libsndfile at once: its Vorbis encoder takes room on the stack for all of them.
+#: Frames handed to libsndfile at once: its Vorbis encoder needs stack space for all of them.
 _BLOCK = 1 << 14
 #: libsndfile crashes with more.
 _VORBIS_CHANNELS = 255
@@ -66,7 +66,7 @@ def named_target(target: object) -> tuple[Path | None, str]:
 
 
 def encoding_of(file: Path | None, subtype: str | None = None, format: str | None = None) -> Encoding:
-    """How a file is to be written, by its suffix, or by ``format`` where it has no name."""
+    """How to write a file, by its suffix, or by ``format`` where it has no name."""
     for option, value in (("subtype", subtype), ("format", format)):
         if value is not None and not isinstance(value, str):
             raise InputError(f"{option} = {shown(value)}: give a name, as in format='wav' or subtype='PCM_16'")
@@ -109,14 +109,14 @@ def encode(samples: np.ndarray, rate: int, encoding: Encoding, name: str) -> tup
     if encoding.bits is not None:
         samples, gain = _quantised(samples, encoding.bits)
     view = _encoded(samples, rate, encoding, name)
-    # the chunk PEAK of a float WAV holds the time of day: equal sounds shall give equal files
+    # the chunk PEAK of a float WAV holds the time of day: equal sounds must give equal files
     if encoding.format == "WAV" and (at := bytes(view[:256]).find(b"PEAK")) >= 0:
         view[at + 12 : at + 16] = bytes(4)
     return view, gain
 
 
 def write_all(file: BinaryIO, data: memoryview | bytes, name: str, mend: str) -> None:
-    """Write to a file object, also to one that takes little at a time. ``mend``: ends the message of an error."""
+    """Write to a file object, also to one that takes little at a time. ``mend``: the fix, for error messages."""
     try:
         rest = memoryview(data)
         while len(rest):

@@ -1,4 +1,4 @@
-"""What is rewritten on standard error while a command works, and gone in the end."""
+"""Output on standard error that is rewritten while a command works, and removed at the end."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .report import progress
 
 
 def _rewritable() -> bool:
-    """Whether what is on standard error can be taken back; a dumb terminal would keep it, or an empty line of it."""
+    """Whether output on standard error can be erased; a dumb terminal would keep it, or an empty line of it."""
     return progress.is_terminal and not progress.is_dumb_terminal
 
 
 class LiveLine:
-    """One line on standard error that is rewritten, and gone in the end; nothing where that is not possible.
+    """One line on standard error that is rewritten, and removed at the end; nothing where that is not possible.
 
-    It takes the whole line of the terminal that the cursor is in: nothing else may stand there, from either stream.
+    It owns the terminal's line that the cursor is in: nothing else may be printed there, from either stream.
     """
 
     def __init__(self) -> None:

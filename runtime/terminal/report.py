@@ -1,4 +1,4 @@
-"""What a command prints: its result on standard output, for people or for programs, and notices of the engine."""
+"""What a command prints: its result on standard output, for people or for programs, and notices about the engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tell_engine(choice: Choice) -> None:
 
 
 def print_any(text: str) -> None:
-    """Print to standard output at once; letters that a terminal lacks are escaped and do not cost the answer."""
+    """Print to standard output at once; characters that it cannot encode are escaped, so that no answer is lost."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors != "backslashreplace":
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -36,8 +36,8 @@ def print_any(text: str) -> None:
 
 
 def report(as_json: bool, result: Mapping[str, object], plain: str, *, said: bool = False) -> None:
-    """The one result of a verb, as a JSON object or as lines for people. ``said``: the model's own words, which only a
-    terminal, that would obey some of them, is not given as they are."""
+    """The one result of a verb, as a JSON object or as lines for people. ``said``: the model's own words, printed
+    as they are except to a terminal, which would obey control characters among them."""
     if not said or sys.stdout.isatty():
         plain = plain.translate(CONTROLS)
     print_any((json.dumps(result) if as_json else plain) + "\n")

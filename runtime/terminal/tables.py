@@ -1,4 +1,4 @@
-"""Tables of the ``ualm`` command: at a terminal none is wider than that, elsewhere a row is a line for programs."""
+"""Tables of the ``ualm`` command: at a terminal none is wider than it, elsewhere a row is one line for programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INDENT, _GAP = 2, 2
 
 
 def terminal_columns() -> int | None:
-    """Columns of the terminal on standard output; None where that is none, so that nothing has to fit."""
+    """Columns of the terminal on standard output; None if it is not a terminal, so that nothing has to fit."""
     if sys.stdout is None or not sys.stdout.isatty():
         return None
     return shutil.get_terminal_size().columns
@@ -49,7 +49,7 @@ def _by_column(rows: Sequence[Sequence[int]]) -> list[list[int]]:
 
 def bands(widths: Sequence[int], kept: int, columns: int | None) -> list[list[int]]:
     """Numbers of the columns of a table too wide for ``columns``, in bands that fit one by one: the first ``kept`` are
-    in each, so that a row is known again. A figure is never cut in two: a column that fits nowhere has its own band.
+    in each, so that a row can be recognised. A figure is never cut in two: a column that fits nowhere has its own band.
 
     ``widths``: of the columns, the gap behind each included. ``columns`` None: everything is one band.
     """

@@ -1,4 +1,4 @@
-"""What a text segment says while it is being drawn: text that will not change any more."""
+"""The text of a segment while it is being drawn: only text that will not change any more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from .tokenizer import TextCodec
 
 #: What could still become part of a clean-up pattern (" 's", " n't", " ' ", ...): spaces and its first characters, with
-#: spaces between them that another pattern may take away. Behind any other end, no pattern can reach back.
+#: spaces between them that another pattern may remove. Behind any other end, no pattern can reach back.
 _OPEN_END = re.compile(r" +(?:n(?: *')?|'(?: *[vr])?)? *$")
 
 

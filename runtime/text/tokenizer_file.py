@@ -1,7 +1,7 @@
-"""Reading a ``tokenizer.json``, which is a small program: what it makes of a text can be a thousand times as long.
+"""Reading a ``tokenizer.json``, which is a small program: its output can be a thousand times as long as the text.
 
-It is looked at before the tokenizers library runs it: its size and depth, its ids, and by how much its steps lengthen a
-text at most.
+It is checked before the tokenizers library runs it: its size and depth, its ids, and how much its steps can lengthen a
+text.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 
 from ..files.reading import MOST_TOKENIZER, MOST_TOKENIZER_VALUES, first_line, parse_json, read_bytes, shown
 
-#: How often a text may become longer, through all steps of a tokenizer in a row; Qwen's may make it 12 times as long.
+#: How many times as long a text may become through all steps of a tokenizer in a row; Qwen's may reach 12.
 MOST_GROWTH = 256
 #: Characters that a step may put into a text.
 MOST_ADDED = 4096
-#: The highest id of a token, and 1.
+#: The highest id of a token, plus 1.
 MOST_IDS = 1 << 22
 
 #: The most characters that a step makes of one. Unicode's own are those of its normalisation forms, and a byte-level
@@ -48,7 +48,7 @@ _GROWTH = {
 }
 
 
-#: Expressions of which it is plain what they match at least: a word, and a character or kind of characters, repeated.
+#: Expressions whose shortest match is evident: a word, and a character or kind of characters, repeated.
 _WORD = re.compile(r"(?:\\b)?([A-Za-z0-9]+)(?:\\b)?")
 _REPEATED = re.compile(r"(?:[A-Za-z0-9 !,;:_-]|\\[sSdDwW.?*+])\+")
 
@@ -71,14 +71,14 @@ def read_tokenizer(path: str | os.PathLike[str], ids: int = MOST_IDS) -> Tokeniz
             raise
         raise ValueError(first_line(error)) from error
     for token in document.get("added_tokens") or ():
-        # the library gives a token that is new to it the next id, whatever the file says
+        # the library gives a token that is new to it the next id, regardless of the file
         if (found := tokenizer.token_to_id(token["content"])) != token["id"]:
             raise ValueError(f"added_tokens: {shown(token['content'])} has the id {token['id']}, and would get {found}")
     return tokenizer
 
 
 def of_the_library(error: BaseException) -> bool:
-    """Whether the tokenizers library raised this: bare exceptions, and panics, which are no ``Exception``."""
+    """Whether the tokenizers library raised this: bare exceptions, and panics, which are not an ``Exception``."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
@@ -88,14 +88,14 @@ def _check_growth(document: Mapping[str, Any]) -> None:
         for step in _steps(document.get(section)):
             kind = step.get("type")
             if section == "decoder" and kind != "Replace":
-                continue  # of the others none lengthens what it is given by more than a character
+                continue  # none of the others lengthens its input by more than a character
             if section == "post_processor":
                 growth *= _parts(step)
             elif kind == "Replace":
                 growth *= _replaced(section, step)
             elif kind == "Prepend":
                 _added(section, step.get("prepend"))
-                growth *= 2  # of a text of one character
+                growth *= 2  # for a text of one character
             elif isinstance(kind, str) and kind in _GROWTH:
                 growth *= _GROWTH[kind]
             else:
@@ -104,11 +104,11 @@ def _check_growth(document: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"{section}: its steps may make a text {growth} times as long; at most {MOST_GROWTH} is supported"
                 )
-        growth = growth if section == "normalizer" else 1  # what is decoded is another text
+        growth = growth if section == "normalizer" else 1  # decoding starts from another text
 
 
 def _steps(step: Any) -> Iterator[Mapping[str, Any]]:
-    """The steps of a section, those within sequences too."""
+    """The steps of a section, including those within sequences."""
     if not isinstance(step, Mapping):
         return
     inner = [step[name] for name in ("normalizers", "pretokenizers", "decoders", "processors") if name in step]
@@ -120,7 +120,7 @@ def _steps(step: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _replaced(section: str, step: Mapping[str, Any]) -> int:
-    """Characters that come for one."""
+    """Characters that replace one."""
     content, pattern = _added(section, step.get("content")), step.get("pattern")
     found = _shortest(pattern) if isinstance(pattern, Mapping) else 0
     # a regular expression, or nothing at all, may be found between any two characters
@@ -128,7 +128,7 @@ def _replaced(section: str, step: Mapping[str, Any]) -> int:
 
 
 def _shortest(pattern: Mapping[str, Any]) -> int:
-    """Characters that a pattern replaces at least: 0 where it may be none, or its expression is not a simple one."""
+    """The fewest characters that a pattern replaces: 0 if it may match none, or its expression is not a simple one."""
     fixed, expression = pattern.get("String"), pattern.get("Regex")
     if isinstance(fixed, str):
         return len(fixed)

@@ -1,4 +1,4 @@
-"""ualm: hear, think and speak with an exported unified audio language model, streaming, on the machine at hand.
+"""ualm: hear, think and speak with an exported unified audio language model, streaming, on the local machine.
 
 from ualm import Model
 
@@ -6,7 +6,7 @@ with Model.open() as model:
     model.generate("a trumpet plays C5 and E5").save("trumpet.wav")
 
 The names are those of ``ualm.runtime``, which is loaded when the first of them is used. This folder is installed as the
-package ``ualm`` itself: a folder that merely has that name, such as a checkout, never takes its place.
+package ``ualm`` itself, so a folder that merely has that name, such as a checkout, never takes its place.
 """
 
 TYPE_CHECKING = False  # as in typing, without importing it: the command is not ready for signals yet
@@ -47,5 +47,5 @@ def _room(name: str) -> "ModuleType":
 
     try:
         return import_module(f"ualm.{name}")
-    except AttributeError as error:  # Python would take it for a name that is not there
+    except AttributeError as error:  # Python would report it as a missing name
         raise ImportError(f"ualm.{name} cannot be loaded (AttributeError: {error})") from error
