@@ -36,7 +36,7 @@ class FrameSampler {
  public:
   FrameSampler(const Layout& layout, const Tables& tables);
 
-  // The caller has checked the values: see check_sampling() in bindings.cpp for what they must be.
+  // The caller has checked the values: see check_sampling() in python/sampler.cpp for what they must be.
   void begin(SegmentKind kind, int32_t max_steps, const Sampling& sampling);
 
   // conditional and null_branch: audio_columns() or text_columns() float32; null_branch is null without guidance.

@@ -145,7 +145,7 @@ WAITING = {
     "end_capture": lambda cuda, have: cuda.end_capture(have.captured),
     "destroy_graph": lambda cuda, have: cuda.destroy_graph(have.graph),
 }
-#: Calls that return at once on any device, and keep Python's lock: see ``device_bindings.cpp``.
+#: Calls that return at once on any device, and keep Python's lock: see ``csrc/python/cuda_runtime.cpp``.
 AT_ONCE = {
     *("runtime_version", "pinned_view", "stream_is_done", "create_event", "destroy_event", "record_event"),
     *("event_is_done", "wait_for_event", "elapsed_ms", "begin_capture", "launch_graph"),

@@ -1,7 +1,7 @@
 // Python module ualm.runtime._cuda, first half: the launches. Arguments are numbers and addresses; what a launch
 // refuses becomes a ValueError. A launch that is made again and again is an object that holds its arguments, so that a
 // frame costs one call without arguments.
-#include "cuda/bindings.h"
+#include "python/cuda_module.h"
 
 #include <cmath>
 #include <limits>

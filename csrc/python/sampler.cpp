@@ -7,10 +7,10 @@
 #include <limits>
 #include <string>
 
-#include "cpu/core_round_trip.h"
+#include "probe/core_round_trip.h"
 #include "cpu/frame_sampler.h"
 #include "cpu/quantize_blocks.h"
-#include "cpu/read_bandwidth.h"
+#include "probe/read_bandwidth.h"
 
 namespace py = pybind11;
 

@@ -5,7 +5,7 @@
 // allocate and free, to copy, to wait, to make a graph and to destroy one. It is kept where a call only puts a mark or a
 // launch on a stream, or looks at one: those return at once, several times a frame, and to get the lock back from a
 // thread that computes in Python can take 5 ms.
-#include "cuda/bindings.h"
+#include "python/cuda_module.h"
 
 namespace py = pybind11;
 
