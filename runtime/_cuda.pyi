@@ -126,7 +126,7 @@ class SampleLaunch:
     """One row of each sequence, at every call.
 
     A progress word is uint64: bits 0-31 rows drawn, 32-39 flags of the last row (``_native.STOP`` and its like), 40-47
-    fault (1 NaN, 2 +inf, 3 nothing but -inf, 4 logits of the wrong head), 48-55 the fault's stream.
+    fault (a key of ``_native.FAULTS``; 0: none), 48-55 the fault's stream.
     """
 
     def __init__(

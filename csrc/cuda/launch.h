@@ -8,6 +8,7 @@
 
 #include "core/candidates.h"
 #include "core/segment.h"
+#include "core/tables.h"
 
 namespace ualm::cuda {
 
@@ -24,8 +25,6 @@ struct Launched {
 
 using Stream = void*;  // a cudaStream_t
 
-enum class Number : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kInt8Blocks = 3 };
-
 // ---- Sequences ------------------------------------------------------------------------------------------------------
 
 // All that the sampler knows of one sequence, in device memory. launch_begin writes it, launch_sample advances it.
@@ -35,7 +34,7 @@ struct SequenceState {
   int32_t recent[kStreams][kStreams];  // the last 8 rows; row r lies at r % 8
   int32_t drawn[kStreams];             // of the row under way, by stream
   int32_t stream_faults[kStreams];
-  int32_t fault;  // a Fault: the logits could not be drawn from, and the segment stays where it was until begun anew
+  int32_t fault;  // a Fault: the logits could not be drawn from; the segment stays where it was until one is begun
   int32_t fault_stream;
   uint32_t arrived;  // blocks that have drawn their stream of the row under way; 0 between launches
 };
@@ -44,22 +43,11 @@ struct SequenceState {
 // Bits 0..31: rows drawn in this segment. 32..39: StepFlags of the last row. 40..47: Fault. 48..55: the fault's stream.
 using Progress = uint64_t;
 
-// Begins a segment of one sequence: `state` and, unless null, `progress` (device or pinned host memory) are set anew.
+// Begins a segment of one sequence: writes `state` and, unless null, `progress` (device or pinned host memory).
 Launched launch_begin(SequenceState* state, const Segment& segment, const Sampling& sampling, Progress* progress,
                       Stream stream);
 
 // ---- Frame sampler --------------------------------------------------------------------------------------------------
-
-// Tables of a model in device memory, row-major.
-struct DeviceTables {
-  const void* embedding;  // [vocabulary, hidden], float32 or bfloat16
-  Number embedding_number;
-  const float* rvq;       // [8, codebook_size, latent]
-  const float* rvq_bias;  // [latent]
-  int64_t vocabulary;
-  int64_t hidden;
-  int64_t latent;
-};
 
 // One row of each of `sequences` sequences, in one launch: what FrameSampler::step (cpu/frame_sampler.h) does, bit for
 // bit. A sequence whose segment has ended, or whose logits were faulty, is left alone, and so is everything of it in
@@ -72,7 +60,7 @@ struct SampleArgs {
   int32_t branches;       // 1 or 2 (conditional, null)
   bool text;              // which head the logits are of
   Layout layout;
-  DeviceTables tables;
+  Tables tables;
   float* embeddings;         // out: [sequences, embedding_copies, hidden]
   int32_t embedding_copies;  // 1, or 2 to feed both branches
   int32_t* rows;  // out: [sequences, row_capacity, 8], device or pinned; row r of the segment at r % row_capacity
@@ -85,7 +73,7 @@ Launched launch_sample(const SampleArgs& args, Stream stream);
 
 // out[count, copies, hidden] = sums of the 8 embeddings of rows[count, 8] (ids must be within the table; id 0 adds
 // nothing).
-Launched launch_embed_rows(const DeviceTables& tables, const int32_t* rows, int64_t count, int32_t copies, float* out,
+Launched launch_embed_rows(const Tables& tables, const int32_t* rows, int64_t count, int32_t copies, float* out,
                            Stream stream);
 
 // ---- Audio head -----------------------------------------------------------------------------------------------------

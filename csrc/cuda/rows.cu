@@ -12,7 +12,7 @@ constexpr int kTile = 32;  // a block of the transposing gather moves kTile x kT
 // blockIdx.x: row; the threads share its columns.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    embed_rows_kernel(DeviceTables tables, const int32_t* rows, int32_t copies, float* out) {
+    embed_rows_kernel(Tables tables, const int32_t* rows, int32_t copies, float* out) {
   const int32_t* const ids = rows + int64_t{blockIdx.x} * kStreams;
   float* const first = out + int64_t{blockIdx.x} * copies * tables.hidden;
   for (int64_t i = threadIdx.x; i < tables.hidden; i += blockDim.x) {
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads) gather_columns_kernel(GatherArgs arg
 
 }  // namespace
 
-Launched launch_embed_rows(const DeviceTables& tables, const int32_t* rows, int64_t count, int32_t copies, float* out,
+Launched launch_embed_rows(const Tables& tables, const int32_t* rows, int64_t count, int32_t copies, float* out,
                            Stream stream) {
   if (tables.embedding == nullptr || rows == nullptr || out == nullptr) {
     return refused("embedding, rows, out: must not be null");

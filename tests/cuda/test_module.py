@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from native.harness import Native
 from native.sampler_model import Options, Tables
 from support.cuda_pairs import Kernel, address
 from ualm.runtime import _native
@@ -207,23 +208,34 @@ SMALL = Tables.random(np.random.default_rng(0), 5, text_size=4)
     ("change", "message"),
     [
         ({"kind": "speech"}, "kind = 'speech': must be 'text', 'fixed' or 'reference'"),
-        ({"kind": "fixed", "max_steps": 7}, "max_steps = 7: must be at least 8"),
-        ({"max_steps": 0}, "max_steps = 0: must be at least 1"),
-        ({"temperature": -1.0}, "temperature: must be 0"),
-        ({"temperature": 1e-60}, "temperature: must be 0"),
-        ({"temperature": float("inf")}, "temperature: must be 0"),
-        ({"top_p": 0.0}, "top_p: must be above 0 and at most 1"),
-        ({"top_p": float("nan")}, "top_p: must be above 0"),
-        ({"top_k": -1}, "top_k: must be at least 0"),
-        ({"guidance": 0.5}, "guidance: must be a finite number of at least 1"),
         ({"state": 0}, "state: must not be null"),
     ],
 )
 def test_a_segment_that_cannot_begin_is_refused(cuda, change, message):
-    good = {"state": 8, "progress": 0, "kind": "text", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 1.0}
-    good |= {"max_steps": 9, "seed": 0, "segment": 0, "stream": 0}
     with pytest.raises(ValueError, match=message):
-        cuda.begin_segment(**(good | change))
+        cuda.begin_segment(**({"state": 8, "progress": 0, "kind": "text", "stream": 0} | OPTIONS | change))
+
+
+OPTIONS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 1.0, "max_steps": 9, "seed": 0, "segment": 0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"temperature": value} for value in (-1.0, 1e-60, 1e39, float("inf"), float("nan"))),
+        *({"top_p": value} for value in (0.0, 1.5, float("nan"))),
+        *({"guidance": value} for value in (0.5, 1e39, float("nan"))),
+        *({"max_steps": value} for value in (0, 7, 2**31)),
+        *({"segment": value} for value in (-1, 2**32)),
+        {"top_k": -1},
+    ],
+)
+def test_an_option_out_of_its_limits_is_refused_in_the_words_of_the_cpus_sampler(cuda, change):
+    with pytest.raises(ValueError) as expected:
+        Native(SMALL).sampler.begin_audio(mode="fixed", **(OPTIONS | change))
+    with pytest.raises(ValueError) as found:
+        cuda.begin_segment(state=8, progress=0, kind="fixed", stream=0, **(OPTIONS | change))
+    assert str(found.value) == str(expected.value)
 
 
 @pytest.mark.parametrize(
