@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from ualm.runtime import AudioSampling, ContextError, EngineError, TextSampling
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.base import Engine, Frames, Sequence
 from ualm.runtime.engines.device import Buffer, Event
-from ualm.runtime.engines.device_loop import RING
+from ualm.runtime.engines.device_loop import RING, Outbox
 from ualm.runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 
 Pair = tuple[Engine, Engine]
@@ -207,6 +209,23 @@ def test_logits_that_cannot_be_sampled_are_the_cpus_error_at_the_same_row(bundle
         sequence.begin_segment("text", options_of("text", seed=1), mode="fixed", segment=0)
         found[-1] += (drawn(sequence).rows.tolist(),)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (0, "the frame sampler stands at row 3 with fault 0, row 3 was launched; report this"),
+        (1, "the model's logits cannot be sampled: logits: NaN among the candidates of row 3, stream 5; the model's"),
+        (4, "logits: of a head that the segment does not draw from, row 3, stream 5; report this"),
+        (99, "the frame sampler stands at row 3 with fault 99, row 3 was launched; report this"),
+    ],
+)
+def test_a_row_that_was_not_drawn_says_why(fault: int, said: str) -> None:
+    device: Any = SimpleNamespace(pinned=lambda shape, number: SimpleNamespace(array=np.zeros(shape, number)))
+    outbox = Outbox(device, 4)
+    outbox.progress.array[0] = 3 | fault << 40 | 5 << 48
+    with pytest.raises(EngineError, match=re.escape(said)):
+        outbox.read(3, sound=True)
 
 
 def test_the_latent_of_the_last_good_row_is_told_though_the_frame_behind_it_cannot_be_drawn(
