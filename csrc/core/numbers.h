@@ -1,6 +1,6 @@
 // The formats that numbers are stored in. Narrow floating-point numbers are held as their bits: float16 (IEEE binary16)
-// and bfloat16, widened exactly and narrowed to the nearest, ties to even. Of float16 a GPU has instructions, which give the same bits; CUDA's own headers for them would
-// take as long to compile as a kernel.
+// and bfloat16, widened exactly and narrowed to the nearest, ties to even. Of float16 a GPU has instructions, which give
+// the same bits; CUDA's own headers for them would take as long to compile as a kernel.
 #pragma once
 
 #include "core/host_device.h"

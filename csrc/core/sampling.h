@@ -1,4 +1,5 @@
-// How a segment is drawn, and what each of its options may be. Python takes the limits from here (_native.SAMPLING_LIMITS).
+// How a segment is drawn, and what each of its options may be. Python takes the limits from _native.SAMPLING_LIMITS, which
+// are these.
 #pragma once
 
 #include <limits>

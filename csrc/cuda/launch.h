@@ -54,7 +54,7 @@ Launched launch_begin(SequenceState* state, const Segment& segment, const Sampli
 // the outputs: rows may be launched ahead. All sequences of a launch speak the same modality.
 struct SampleArgs {
   SequenceState* states;  // [sequences]
-  const float* logits;    // [sequences, branches, logits_stride]; 1 branch is taken as it is, single or mixed before
+  const float* logits;    // [sequences, branches, logits_stride]; 1 branch is taken as it is
   int64_t logits_stride;  // floats between two rows of logits, at least the head's columns
   int32_t sequences;      // 1 .. kMaxSequences
   int32_t branches;       // 1 or 2 (conditional, null)
@@ -79,8 +79,6 @@ Launched launch_embed_rows(const Tables& tables, const int32_t* rows, int64_t co
 // ---- Audio head -----------------------------------------------------------------------------------------------------
 
 // logits = hidden . weights + bias for 1 or 2 branches of each sequence, float32 accumulation in a fixed order.
-// With `states`: the branches are mixed with the guidance of the sequence's segment (as the sampler mixes), so that one
-// row of logits leaves the kernel; a sequence whose segment has ended is left alone.
 struct HeadArgs {
   const float* hidden;  // [sequences, branches, inputs]
   int32_t sequences;    // 1 .. kMaxSequences
@@ -89,13 +87,12 @@ struct HeadArgs {
   int32_t columns;
   const void* weights;  // [inputs, weight_stride], as the bundle stores them
   Number number;
-  int64_t weight_stride;        // numbers between two inputs: even, at least columns
-  const uint16_t* scales;       // kInt8Blocks: float16 [inputs / 32, scale_stride]; else null
-  int64_t scale_stride;         // even, at least columns
-  const float* bias;            // [columns] or null
-  const SequenceState* states;  // [sequences] to mix (needs 2 branches), or null
-  float* logits;                // out: [sequences, mixed ? 1 : branches, logits_stride]
-  int64_t logits_stride;        // at least columns
+  int64_t weight_stride;   // numbers between two inputs: even, at least columns
+  const uint16_t* scales;  // kInt8Blocks: float16 [inputs / 32, scale_stride]; else null
+  int64_t scale_stride;    // even, at least columns
+  const float* bias;       // [columns] or null
+  float* logits;           // out: [sequences, branches, logits_stride]
+  int64_t logits_stride;   // at least columns
 };
 Launched launch_head(const HeadArgs& args, Stream stream);
 
@@ -145,20 +142,5 @@ struct KvWriteArgs {
   const int64_t* device_position;
 };
 Launched launch_kv_write(const KvWriteArgs& args, Stream stream);
-
-// ---- Latents --------------------------------------------------------------------------------------------------------
-
-// `count` frames from `first` on, out of a ring [capacity, latent] as launch_sample writes it, in order:
-// out[latent, count] with `frames_last` (the codec graphs' input), else out[count, latent].
-struct GatherArgs {
-  const float* ring;
-  int32_t capacity;
-  int32_t latent;
-  int64_t first;
-  int32_t count;  // at most capacity
-  bool frames_last;
-  float* out;
-};
-Launched launch_gather_latents(const GatherArgs& args, Stream stream);
 
 }  // namespace ualm::cuda

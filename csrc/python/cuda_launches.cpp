@@ -83,7 +83,7 @@ SampleLaunch sample_launch(Address states, Address logits, int64_t logits_stride
 
 HeadLaunch head_launch(Address hidden, int32_t sequences, int32_t branches, int32_t inputs, int32_t columns,
                        Address weights, int32_t number, int64_t weight_stride, Address scales, int64_t scale_stride,
-                       Address bias, Address states, Address logits, int64_t logits_stride) {
+                       Address bias, Address logits, int64_t logits_stride) {
   HeadArgs args{};
   args.hidden = pointer_of<float>(hidden);
   args.sequences = sequences;
@@ -96,7 +96,6 @@ HeadLaunch head_launch(Address hidden, int32_t sequences, int32_t branches, int3
   args.scales = pointer_of<uint16_t>(scales);
   args.scale_stride = scale_stride;
   args.bias = pointer_of<float>(bias);
-  args.states = pointer_of<SequenceState>(states);
   args.logits = pointer_of<float>(logits);
   args.logits_stride = logits_stride;
   return {args};
@@ -125,17 +124,8 @@ void bind_frame(py::module_& module) {
   py::class_<HeadLaunch>(module, "HeadLaunch", py::module_local())
       .def(py::init(&head_launch), py::kw_only(), "hidden"_a, "sequences"_a, "branches"_a, "inputs"_a, "columns"_a,
            "weights"_a, "number"_a, "weight_stride"_a, "scales"_a = 0, "scale_stride"_a = 0, "bias"_a = 0,
-           "states"_a = 0, "logits"_a, "logits_stride"_a)
+           "logits"_a, "logits_stride"_a)
       .def("__call__", &HeadLaunch::operator(), "stream"_a);
-  module.def(
-      "gather_latents",
-      [](Address ring, int32_t capacity, int32_t latent, int64_t first, int32_t count, bool frames_last, Address out,
-         Address stream) {
-        const GatherArgs args = {pointer_of<float>(ring), capacity, latent, first, count, frames_last,
-                                 pointer_of<float>(out)};
-        raise(launch_gather_latents(args, stream_of(stream)));
-      },
-      py::kw_only(), "ring"_a, "capacity"_a, "latent"_a, "first"_a, "count"_a, "frames_last"_a, "out"_a, "stream"_a);
 }
 
 void bind_cache(py::module_& module) {

@@ -91,21 +91,18 @@ def test_bytes_travel_and_a_graph_plays_them_again(cuda):
     view[:] = np.arange(64)
     cuda.begin_capture(stream)
     cuda.copy_to_device(device, host, 32, stream)
-    cuda.copy_on_device_2d(device + 32, 16, device, 8, 8, 2, stream)
+    cuda.copy_on_device(device + 32, device + 8, 16, stream)
     cuda.set_bytes(seen, 9, 64, stream)
-    cuda.copy_to_host(host, device, 56, stream)
+    cuda.copy_to_host(host, device, 48, stream)
     graph = cuda.end_capture(stream)
     np.testing.assert_array_equal(view, np.arange(64))
     cuda.launch_graph(graph, stream)
     cuda.synchronize(stream)
-    np.testing.assert_array_equal(view[:40], [*range(32), *range(8)])
-    np.testing.assert_array_equal(view[48:], [*range(8, 16), *[9] * 8])
+    np.testing.assert_array_equal(view, [*range(32), *range(8, 24), *[9] * 16])
     events = [cuda.create_event(timing=True) for _ in range(2)]
     for event in events:
         cuda.record_event(event, stream)
-        cuda.wait_for_event(stream, event)
         cuda.synchronize_event(event)
-        assert cuda.event_is_done(event) and cuda.stream_is_done(stream)
     assert cuda.elapsed_ms(*events) >= 0
     for event in events:
         cuda.destroy_event(event)
@@ -137,7 +134,6 @@ WAITING = {
     "copy_to_device": lambda cuda, have: cuda.copy_to_device(have.device, have.pinned, 8, have.stream),
     "copy_to_host": lambda cuda, have: cuda.copy_to_host(have.pinned, have.device, 8, have.stream),
     "copy_on_device": lambda cuda, have: cuda.copy_on_device(have.device + 8, have.device, 8, have.stream),
-    "copy_on_device_2d": lambda cuda, have: cuda.copy_on_device_2d(have.device + 8, 4, have.device, 4, 4, 2, 0),
     "set_bytes": lambda cuda, have: cuda.set_bytes(have.device, 0, 8, have.stream),
     "create_stream": lambda cuda, have: cuda.create_stream(),
     "destroy_stream": lambda cuda, have: cuda.destroy_stream(have.stream),
@@ -148,9 +144,8 @@ WAITING = {
 }
 #: Calls that return at once on any device, and keep Python's lock: see ``csrc/python/cuda_runtime.cpp``.
 AT_ONCE = {
-    *("runtime_version", "pinned_view", "stream_is_done", "create_event", "destroy_event", "record_event"),
-    *("event_is_done", "wait_for_event", "elapsed_ms", "begin_capture", "launch_graph"),
-    *("begin_segment", "embed_rows", "gather_latents", "fill_null_prefix", "write_kv_rows"),
+    *("runtime_version", "pinned_view", "create_event", "destroy_event", "record_event", "elapsed_ms"),
+    *("begin_capture", "launch_graph", "begin_segment", "embed_rows", "fill_null_prefix", "write_kv_rows"),
 }
 
 
