@@ -1,4 +1,4 @@
-"""The native parts of ualm: the CPU frame sampler, functions for its tests, quantisation, and a read of memory.
+"""The native parts of ualm: the CPU frame sampler, block quantisation, and what measures the machine.
 
 Arrays are checked, never converted: another dtype is a TypeError, another shape, order or a read-only output a
 ValueError. H is the model's hidden size, D the codec's latent size, K the codebook size, V the text vocabulary.
@@ -21,6 +21,12 @@ LIMIT: int
 """``max_steps`` rows were drawn, none of them a stop row."""
 LATENT: int
 """``latent_out`` holds the frame that this row completed (rows 7 and later of a sound, not the stop row)."""
+FAULTS: dict[int, str]
+"""What a message says of logits that cannot be drawn from, by the number of the fault: a format for ``%`` with the row
+and the stream."""
+SAMPLING_LIMITS: dict[str, tuple[float, float]]
+"""The least and the largest value of each option of ``begin_*``; integers where the option is one. ``temperature`` and
+``top_k`` may also be 0, ``top_p`` must be above its least; a larger ``top_k`` keeps all, as 0 does."""
 READ_KERNELS: tuple[str, ...]
 """The kernels of ``read_once`` on this CPU, the widest first: of "avx512", "avx512x4", "avx2", "avx2x4", "neon",
 "neonx4", and last "portable", which works everywhere. "x4": each thread reads four stretches in turn."""
@@ -140,17 +146,25 @@ def core_round_trip(turns: int) -> float:
     RuntimeError if the machine does not provide a second thread.
     """
 
-def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Philox4x32-10."""
+class testing:
+    """The submodule ``_native.testing``: parts of the sampler that only tests look at one by one."""
 
-def log_f32(values: _F32) -> _F32:
-    """The sampler's own natural logarithm."""
+    @staticmethod
+    def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Philox4x32-10."""
 
-def exp_f32(values: _F32) -> _F32:
-    """The sampler's own exponential."""
+    @staticmethod
+    def log_f32(values: _F32) -> _F32:
+        """The sampler's own natural logarithm."""
 
-def gumbel_of_bits(bits: int) -> float:
-    """Gumbel noise of one 32-bit random word: ``-log(-log(u))``, u = ((bits >> 8) + 0.5) 2^-24."""
+    @staticmethod
+    def exp_f32(values: _F32) -> _F32:
+        """The sampler's own exponential."""
 
-def gumbel(seed: int, segment: int, row: int, stream: int, id: int) -> float:
-    """The noise added to a candidate's scaled logit."""
+    @staticmethod
+    def gumbel_of_bits(bits: int) -> float:
+        """Gumbel noise of one 32-bit random word: ``-log(-log(u))``, u = ((bits >> 8) + 0.5) 2^-24."""
+
+    @staticmethod
+    def gumbel(seed: int, segment: int, row: int, stream: int, id: int) -> float:
+        """The noise added to a candidate's scaled logit."""

@@ -6,22 +6,32 @@ import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 
+from .compiled import check_native
 from .errors import InputError
 from .vocabulary import STREAMS
 
 #: "fixed" repairs the defects of the published inference code, "reference" reproduces them (for parity tests).
 Mode = Literal["fixed", "reference"]
-#: Largest and smallest positive number of float32, in which engines sample.
-_LARGEST, _SMALLEST = (2 - 2**-23) * 2.0**127, 2.0**-149
 #: The fewest rows that hold one frame: the frame and the drain of the delay pattern.
 SHORTEST_SOUND_ROWS = STREAMS
 #: Bits of a seed that is drawn: few enough to write down, and enough never to draw the same one twice.
 _DRAWN_BITS = 32
 
 _Options = TypeVar("_Options", bound="_Sampling")
+
+
+@cache
+def _limits() -> dict[str, tuple[float, float]]:
+    """The least and the largest value of each option, as the compiled sampler has them; not loaded before they are
+    asked for, since this module is imported where a missing sampler is yet to be reported."""
+    check_native()
+    from . import _native
+
+    return _native.SAMPLING_LIMITS
 
 
 @dataclass(frozen=True)
@@ -34,22 +44,23 @@ class _Sampling:
     seed: int
 
     def __post_init__(self) -> None:
-        self._number("temperature", 0.0, _LARGEST, "0 takes the most likely token")
-        if 0 < self.temperature < _SMALLEST:
+        self._number("temperature", "0 takes the most likely token", low=0.0)
+        if 0 < self.temperature < _limits()["temperature"][0]:
             self._refuse("temperature", "is too small to divide by; 0 takes the most likely token")
-        self._number("top_p", 0.0, 1.0, "1 keeps all candidates")
+        self._number("top_p", "1 keeps all candidates")
         if self.top_p == 0:
             self._refuse("top_p", "must be greater than 0; 1 keeps all candidates")
-        self._number("guidance", 1.0, _LARGEST, "1 turns guidance off")
+        self._number("guidance", "1 turns guidance off")
         if self.top_k is not None:
-            self._integer("top_k", 1, 2**31 - 1, "None keeps all candidates")
-        self._integer("max_steps", 1, 2**31 - 1, "it limits the rows of one segment")
+            self._integer("top_k", "None keeps all candidates")
+        self._integer("max_steps", "it limits the rows of one segment")
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(_DRAWN_BITS))
-        self._integer("seed", 0, 2**64 - 1, "any number of 64 bits; None draws one")
+        self._integer("seed", "any number of 64 bits; None draws one")
 
-    def _number(self, name: str, low: float, high: float, hint: str) -> None:
-        value = getattr(self, name)
+    def _number(self, name: str, hint: str, *, low: float | None = None) -> None:
+        value, (least, high) = getattr(self, name), _limits()[name]
+        low = least if low is None else low
         try:
             number = float(value) if _is_number(value, Real) else math.nan
         except OverflowError:
@@ -58,8 +69,8 @@ class _Sampling:
             self._refuse(name, f"must be a number from {low:g} to {high:g}; {hint}")
         object.__setattr__(self, name, number)  # numpy's numbers become Python's, which JSON can hold
 
-    def _integer(self, name: str, low: int, high: int, hint: str) -> None:
-        value = getattr(self, name)
+    def _integer(self, name: str, hint: str) -> None:
+        value, (low, high) = getattr(self, name), _limits()[name]
         if not _is_number(value, Integral) or not low <= value <= high:
             self._refuse(name, f"must be a whole number from {low} to {high}; {hint}")
         object.__setattr__(self, name, int(value))

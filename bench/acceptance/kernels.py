@@ -23,8 +23,6 @@ from .sampler_trials import ROWS, Shape, Trial, draw_logits, edge_trials, true_t
 if TYPE_CHECKING:
     from .context import Ground
 
-_FAULTS = {0: None, 1: "NaN among", 2: "+inf among", 3: "nothing but -inf among"}
-
 
 class Tables:
     """Random tables of a shape, on the host and on the device."""
@@ -163,8 +161,8 @@ def _compare_row(
     try:
         expected = sampler.step(np.ascontiguousarray(logits), ids, embedding, latent)
     except ValueError as error:
-        said = f"{_FAULTS.get(fault)} the candidates of row {drawn}, stream {stream}"
-        assert said in str(error), f"row {row}: the CPU says {error}, the device fault {fault}: {said}"
+        said = _native.FAULTS[fault] % (drawn, stream) if fault in _native.FAULTS else "nothing"
+        assert said == str(error), f"row {row}: the CPU says {error}, the device fault {fault}: {said}"
         return False
     assert fault == 0, f"row {row}: the device found fault {fault} in stream {stream}, the CPU none"
     assert (drawn, flags) == (row + 1, expected), f"row {row}: row {drawn - 1}, flags {flags}, not {expected}"

@@ -1,8 +1,10 @@
 // From one stream's logits to one drawn column: guidance mix, top-k, top-p, Gumbel-max. Shared by every device.
 #pragma once
 
+#include "core/fault.h"
 #include "core/gumbel.h"
 #include "core/layout.h"
+#include "core/sampling.h"
 
 namespace ualm {
 
@@ -26,8 +28,6 @@ struct Candidate {
   float logit;
   int32_t column;
 };
-
-enum class Fault : int32_t { kNone = 0, kNan = 1, kPositiveInfinity = 2, kAllNegativeInfinity = 3 };
 
 struct Draw {
   int32_t column;
@@ -144,17 +144,6 @@ UALM_HD inline int32_t keep_top_p(Candidate* kept, int32_t count, float best, fl
   }
   return begin;
 }
-
-// How to draw, fixed for a segment. temperature 0 is greedy; top_k 0 keeps everything; top_p 1 is off.
-struct Sampling {
-  float temperature;
-  int32_t top_k;
-  double top_p;
-  float guidance;
-  float one_minus_guidance;
-  uint64_t seed;
-  uint32_t segment;
-};
 
 // Draws one column of `range` for (row, stream). `scratch` has room for as many candidates as `range` has columns.
 // `base` turns columns into ids (layout.h). NaN or +inf anywhere in the range, or nothing but -inf, is a fault.

@@ -1,15 +1,26 @@
-// Narrow floating-point numbers as their bits: float16 (IEEE binary16) and bfloat16, widened exactly and narrowed to the
-// nearest, ties to even. Of float16 a GPU has instructions, which give the same bits; CUDA's own headers for them would
-// take as long to compile as a kernel.
+// The formats that numbers are stored in. Narrow floating-point numbers are held as their bits: float16 (IEEE binary16)
+// and bfloat16, widened exactly and narrowed to the nearest, ties to even. Of float16 a GPU has instructions, which give
+// the same bits; CUDA's own headers for them would take as long to compile as a kernel.
 #pragma once
 
-#include "core/tables.h"
+#include "core/host_device.h"
 
 namespace ualm {
+
+enum class Number : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kInt8Blocks = 3 };
 
 struct Float16 {
   uint16_t bits;
 };
+
+// The upper half of a float32.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+UALM_HD inline float widen(float value) { return value; }
+
+UALM_HD inline float widen(BFloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 
 UALM_HD inline float widen(Float16 value) {
 #if defined(__CUDA_ARCH__)

@@ -30,7 +30,7 @@ struct Segment {
   int32_t ended;       // after STOP or LIMIT
 };
 
-// What stream n does in the row at hand: take `id`, draw from `range`, or (rank_ends) take the better of eos and eot.
+// What stream n does in the row that is drawn: take `id`, draw from `range`, or (rank_ends) take the better of eos and eot.
 struct Cell {
   enum Action : int32_t { kHold, kDraw, kRankEnds } action;
   int32_t id;

@@ -1,25 +1,23 @@
-// The two sums of table rows that end a frame: the next input embedding and the codec latent. Both add in stream order,
-// so every device gets the same bits. `first` and `stride` share a row between threads; one thread takes 0 and 1.
+// A model's tables, and the two sums of their rows that end a frame: the next input embedding and the codec latent. Both
+// add in stream order, so every device gets the same bits. `first` and `stride` share a row between threads; one thread
+// takes 0 and 1.
 #pragma once
 
-#include <cstring>
-
 #include "core/layout.h"
+#include "core/numbers.h"
 
 namespace ualm {
 
-// A bfloat16 number as its bits: the upper half of a float32.
-struct BFloat16 {
-  uint16_t bits;
+// Tables of a model in its device's memory, row-major; read in place.
+struct Tables {
+  const void* embedding;  // [vocabulary, hidden], float32 or bfloat16
+  Number embedding_number;
+  const float* rvq;       // [8, codebook_size, latent]: codebooks already projected into the codec's latent space
+  const float* rvq_bias;  // [latent]
+  int64_t vocabulary;
+  int64_t hidden;
+  int64_t latent;
 };
-
-UALM_HD inline float widen(float value) { return value; }
-UALM_HD inline float widen(BFloat16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float wide;
-  memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
 
 template <class T>
 UALM_HD inline void add_row(float* out, const T* row, int64_t width, int64_t first, int64_t stride) {

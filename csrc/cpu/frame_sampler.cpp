@@ -13,7 +13,7 @@ int64_t first_outside(const int32_t* values, int64_t count, int64_t limit) {
 }
 
 void sum_ids(const Tables& tables, const int32_t* ids, int streams, float* out) {
-  if (tables.embedding_is_bfloat16) {
+  if (tables.embedding_number == Number::kBFloat16) {
     sum_embeddings(static_cast<const BFloat16*>(tables.embedding), tables.hidden, ids, streams, out, 0, 1);
   } else {
     sum_embeddings(static_cast<const float*>(tables.embedding), tables.hidden, ids, streams, out, 0, 1);

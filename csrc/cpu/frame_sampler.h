@@ -11,17 +11,6 @@
 
 namespace ualm {
 
-// Tables are read in place and must outlive the sampler. Row-major float32.
-struct Tables {
-  const void* embedding;  // [vocabulary, hidden], float32 or bfloat16
-  bool embedding_is_bfloat16;
-  const float* rvq;        // [8, codebook_size, latent]: codebooks already projected into the codec's latent space
-  const float* rvq_bias;   // [latent]
-  int64_t vocabulary;
-  int64_t hidden;
-  int64_t latent;
-};
-
 enum class StepStatus : int32_t { kOk = 0, kNotBegun = 1, kEnded = 2, kBadLogits = 3 };
 
 struct StepResult {
@@ -34,9 +23,10 @@ struct StepResult {
 
 class FrameSampler {
  public:
+  // The tables must outlive the sampler; their embedding is float32 or bfloat16.
   FrameSampler(const Layout& layout, const Tables& tables);
 
-  // The caller has checked the values: see check_sampling() in bindings.cpp for what they must be.
+  // The caller has checked the values: core/sampling.h and kMinFixedSteps.
   void begin(SegmentKind kind, int32_t max_steps, const Sampling& sampling);
 
   // conditional and null_branch: audio_columns() or text_columns() float32; null_branch is null without guidance.

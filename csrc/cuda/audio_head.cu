@@ -1,5 +1,4 @@
-// An output head as a matrix-vector product for one or two branches, with the guidance mix fused: weights are read once
-// for both branches, and one row of logits leaves the chip's registers.
+// An output head as a matrix-vector product for one or two branches, whose weights are read once for both.
 //
 // A block owns 64 columns; lane l of each warp owns columns 2l and 2l+1, so that a warp reads a run of memory. The
 // inputs are cut into blocks of 32, and warp w takes blocks w, w + kWarps, w + 2 kWarps, ... The order of additions is
@@ -62,9 +61,6 @@ __global__ void __launch_bounds__(kThreads, 1) head_kernel(HeadArgs args) {
   __shared__ float held[kWarps][kQuantBlock][kBranches];  // the inputs that a warp is at
   __shared__ float partial[kWarps][kBranches][kColumns];
   const int32_t sequence = static_cast<int32_t>(blockIdx.y);
-  const SequenceState* const state = args.states != nullptr ? args.states + sequence : nullptr;
-  if (state != nullptr && (state->segment.ended || state->fault != 0)) return;
-
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int32_t column = static_cast<int32_t>(blockIdx.x) * kColumns + 2 * lane;
@@ -123,20 +119,11 @@ __global__ void __launch_bounds__(kThreads, 1) head_kernel(HeadArgs args) {
 
   const int32_t own = static_cast<int32_t>(blockIdx.x) * kColumns + static_cast<int32_t>(threadIdx.x);
   if (threadIdx.x >= kColumns || own >= args.columns) return;
-  float totals[kBranches];
   for (int branch = 0; branch < kBranches; ++branch) {
     float total = partial[0][branch][threadIdx.x];
     for (int w = 1; w < kWarps; ++w) total = add(total, partial[w][branch][threadIdx.x]);
-    totals[branch] = args.bias != nullptr ? add(total, args.bias[own]) : total;
-  }
-  if (kBranches == 2 && state != nullptr) {
-    const Sampling& sampling = state->sampling;
-    const StepLogits mixed = {totals, totals + 1, sampling.guidance, sampling.one_minus_guidance};
-    args.logits[int64_t{sequence} * args.logits_stride + own] = mixed.at(0);
-  } else {
-    for (int branch = 0; branch < kBranches; ++branch) {
-      args.logits[(int64_t{sequence} * kBranches + branch) * args.logits_stride + own] = totals[branch];
-    }
+    if (args.bias != nullptr) total = add(total, args.bias[own]);
+    args.logits[(int64_t{sequence} * kBranches + branch) * args.logits_stride + own] = total;
   }
 }
 
@@ -157,7 +144,6 @@ const char* wrong_with(const HeadArgs& args) {
   }
   if (args.sequences < 1 || args.sequences > kMaxSequences) return "sequences: must be 1 to 64";
   if (args.branches < 1 || args.branches > 2) return "branches: must be 1 or 2";
-  if (args.states != nullptr && args.branches != 2) return "states: there is nothing to mix with 1 branch";
   if (args.inputs < 1 || args.columns < 1) return "inputs, columns: must be at least 1";
   if (args.weight_stride < args.columns || args.weight_stride % 2 != 0) {
     return "weight_stride: must be even and at least columns";

@@ -82,7 +82,7 @@ if(NOT MSVC)
 endif()
 
 # cudart is linked in and its symbols stay inside: the module loads without CUDA, and beside libraries that bring their own.
-pybind11_add_module(_cuda MODULE csrc/cuda/bindings.cpp csrc/cuda/device_bindings.cpp)
+pybind11_add_module(_cuda MODULE csrc/python/cuda_launches.cpp csrc/python/cuda_runtime.cpp)
 target_link_libraries(_cuda PRIVATE ualm_cuda CUDA::cudart_static)
 set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
 if(NOT MSVC AND NOT APPLE)

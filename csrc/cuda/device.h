@@ -36,7 +36,7 @@ constexpr int kWarp = 32;
 constexpr int kMaxWarps = 32;
 
 // All blocks consist of whole warps, and reductions are called by every thread of a block. T tells how it is combined
-// (`T::combined`, associative and commutative on the values at hand) and how it travels between lanes (`T::from_lane`),
+// (`T::combined`, associative and commutative on the values that occur) and how it travels between lanes (`T::from_lane`),
 // so that the result does not depend on which thread holds what.
 template <class T>
 __device__ inline T reduce_warp(T value) {

@@ -8,8 +8,6 @@ namespace ualm::cuda {
 namespace {
 
 constexpr int kMaxThreads = 512;
-constexpr int32_t kWrongHead =
-    4;  // in SequenceState::fault, beside Fault: logits of a head that the segment does not use
 
 struct RowMemory {
   int32_t ids[kStreams];
@@ -69,7 +67,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleArgs args)
   int32_t id = 0;
   int32_t fault = 0;
   if ((segment.kind == SegmentKind::kText) != args.text) {
-    fault = kWrongHead;
+    fault = static_cast<int32_t>(Fault::kWrongHead);
   } else {
     const Cell cell = plan_cell(segment, args.layout, stream);
     id = cell.id;
@@ -127,7 +125,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleArgs args)
   __syncthreads();
   if (!memory.good) return;
 
-  const DeviceTables& tables = args.tables;
+  const Tables& tables = args.tables;
   float* const embedding = args.embeddings + int64_t{sequence} * args.embedding_copies * tables.hidden;
   for (int64_t i = threadIdx.x; i < tables.hidden; i += blockDim.x) {
     const float sum = tables.embedding_number == Number::kBFloat16
@@ -163,7 +161,7 @@ __global__ void begin_kernel(SequenceState* state, Segment segment, Sampling sam
 }
 
 const char* wrong_with(const SampleArgs& args) {
-  const DeviceTables& tables = args.tables;
+  const Tables& tables = args.tables;
   if (args.states == nullptr || args.logits == nullptr) return "states, logits: must not be null";
   if (args.embeddings == nullptr || args.rows == nullptr || args.progress == nullptr) {
     return "embeddings, rows, progress: must not be null";

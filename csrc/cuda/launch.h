@@ -8,6 +8,7 @@
 
 #include "core/candidates.h"
 #include "core/segment.h"
+#include "core/tables.h"
 
 namespace ualm::cuda {
 
@@ -24,8 +25,6 @@ struct Launched {
 
 using Stream = void*;  // a cudaStream_t
 
-enum class Number : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kInt8Blocks = 3 };
-
 // ---- Sequences ------------------------------------------------------------------------------------------------------
 
 // All that the sampler knows of one sequence, in device memory. launch_begin writes it, launch_sample advances it.
@@ -35,7 +34,7 @@ struct SequenceState {
   int32_t recent[kStreams][kStreams];  // the last 8 rows; row r lies at r % 8
   int32_t drawn[kStreams];             // of the row under way, by stream
   int32_t stream_faults[kStreams];
-  int32_t fault;  // a Fault: the logits could not be drawn from, and the segment stays where it was until begun anew
+  int32_t fault;  // a Fault: the logits could not be drawn from; the segment stays where it was until one is begun
   int32_t fault_stream;
   uint32_t arrived;  // blocks that have drawn their stream of the row under way; 0 between launches
 };
@@ -44,35 +43,24 @@ struct SequenceState {
 // Bits 0..31: rows drawn in this segment. 32..39: StepFlags of the last row. 40..47: Fault. 48..55: the fault's stream.
 using Progress = uint64_t;
 
-// Begins a segment of one sequence: `state` and, unless null, `progress` (device or pinned host memory) are set anew.
+// Begins a segment of one sequence: writes `state` and, unless null, `progress` (device or pinned host memory).
 Launched launch_begin(SequenceState* state, const Segment& segment, const Sampling& sampling, Progress* progress,
                       Stream stream);
 
 // ---- Frame sampler --------------------------------------------------------------------------------------------------
-
-// Tables of a model in device memory, row-major.
-struct DeviceTables {
-  const void* embedding;  // [vocabulary, hidden], float32 or bfloat16
-  Number embedding_number;
-  const float* rvq;       // [8, codebook_size, latent]
-  const float* rvq_bias;  // [latent]
-  int64_t vocabulary;
-  int64_t hidden;
-  int64_t latent;
-};
 
 // One row of each of `sequences` sequences, in one launch: what FrameSampler::step (cpu/frame_sampler.h) does, bit for
 // bit. A sequence whose segment has ended, or whose logits were faulty, is left alone, and so is everything of it in
 // the outputs: rows may be launched ahead. All sequences of a launch speak the same modality.
 struct SampleArgs {
   SequenceState* states;  // [sequences]
-  const float* logits;    // [sequences, branches, logits_stride]; 1 branch is taken as it is, single or mixed before
+  const float* logits;    // [sequences, branches, logits_stride]; 1 branch is taken as it is
   int64_t logits_stride;  // floats between two rows of logits, at least the head's columns
   int32_t sequences;      // 1 .. kMaxSequences
   int32_t branches;       // 1 or 2 (conditional, null)
   bool text;              // which head the logits are of
   Layout layout;
-  DeviceTables tables;
+  Tables tables;
   float* embeddings;         // out: [sequences, embedding_copies, hidden]
   int32_t embedding_copies;  // 1, or 2 to feed both branches
   int32_t* rows;  // out: [sequences, row_capacity, 8], device or pinned; row r of the segment at r % row_capacity
@@ -85,14 +73,12 @@ Launched launch_sample(const SampleArgs& args, Stream stream);
 
 // out[count, copies, hidden] = sums of the 8 embeddings of rows[count, 8] (ids must be within the table; id 0 adds
 // nothing).
-Launched launch_embed_rows(const DeviceTables& tables, const int32_t* rows, int64_t count, int32_t copies, float* out,
+Launched launch_embed_rows(const Tables& tables, const int32_t* rows, int64_t count, int32_t copies, float* out,
                            Stream stream);
 
 // ---- Audio head -----------------------------------------------------------------------------------------------------
 
 // logits = hidden . weights + bias for 1 or 2 branches of each sequence, float32 accumulation in a fixed order.
-// With `states`: the branches are mixed with the guidance of the sequence's segment (as the sampler mixes), so that one
-// row of logits leaves the kernel; a sequence whose segment has ended is left alone.
 struct HeadArgs {
   const float* hidden;  // [sequences, branches, inputs]
   int32_t sequences;    // 1 .. kMaxSequences
@@ -101,13 +87,12 @@ struct HeadArgs {
   int32_t columns;
   const void* weights;  // [inputs, weight_stride], as the bundle stores them
   Number number;
-  int64_t weight_stride;        // numbers between two inputs: even, at least columns
-  const uint16_t* scales;       // kInt8Blocks: float16 [inputs / 32, scale_stride]; else null
-  int64_t scale_stride;         // even, at least columns
-  const float* bias;            // [columns] or null
-  const SequenceState* states;  // [sequences] to mix (needs 2 branches), or null
-  float* logits;                // out: [sequences, mixed ? 1 : branches, logits_stride]
-  int64_t logits_stride;        // at least columns
+  int64_t weight_stride;   // numbers between two inputs: even, at least columns
+  const uint16_t* scales;  // kInt8Blocks: float16 [inputs / 32, scale_stride]; else null
+  int64_t scale_stride;    // even, at least columns
+  const float* bias;       // [columns] or null
+  float* logits;           // out: [sequences, branches, logits_stride]
+  int64_t logits_stride;   // at least columns
 };
 Launched launch_head(const HeadArgs& args, Stream stream);
 
@@ -157,20 +142,5 @@ struct KvWriteArgs {
   const int64_t* device_position;
 };
 Launched launch_kv_write(const KvWriteArgs& args, Stream stream);
-
-// ---- Latents --------------------------------------------------------------------------------------------------------
-
-// `count` frames from `first` on, out of a ring [capacity, latent] as launch_sample writes it, in order:
-// out[latent, count] with `frames_last` (the codec graphs' input), else out[count, latent].
-struct GatherArgs {
-  const float* ring;
-  int32_t capacity;
-  int32_t latent;
-  int64_t first;
-  int32_t count;  // at most capacity
-  bool frames_last;
-  float* out;
-};
-Launched launch_gather_latents(const GatherArgs& args, Stream stream);
 
 }  // namespace ualm::cuda

@@ -10,6 +10,8 @@ from ..bundle.feature_spec import AF_WHISPER, FeatureSpec, feature_rows
 from ..errors import BundleError, InputError
 from ..sound.sound import Sound, resampled_length, to_mono
 
+#: Seconds of silence that are left before and after a sound whose silence is cut: an onset and a decay are part of it.
+SILENCE_KEPT = (0.06, 0.3)
 #: Added to the attention scores of frames that are only padding. float32's softmax makes it a weight of exactly 0, and
 #: float16 can still hold it beside a score.
 MASKED = -30000.0
@@ -32,7 +34,7 @@ def normalized(samples: np.ndarray) -> np.ndarray:
 
 
 def without_silence(samples: np.ndarray, spec: FeatureSpec) -> np.ndarray:
-    """``samples`` float32 [n] without the silence at both ends, see ``FeatureSpec.silence_db``.
+    """``samples`` float32 [n] without long silence at both ends, see ``FeatureSpec.silence_db``.
 
     Cut in steps of two mel frames, a codec frame of the published models, and never to less than the encoder can hear;
     a sound that is silent all over stays as it is.
@@ -45,9 +47,11 @@ def without_silence(samples: np.ndarray, spec: FeatureSpec) -> np.ndarray:
     (loud,) = np.nonzero(power > power.max(initial=0.0) * 10 ** (-spec.silence_db / 10))
     if not len(loud):
         return samples
-    first, last = int(loud[0]) * step, min((int(loud[-1]) + 1) * step, len(samples))
+    before, behind = (round(seconds * spec.sample_rate / step) for seconds in SILENCE_KEPT)
+    first = max(int(loud[0]) - before, 0) * step
+    last = min((int(loud[-1]) + 1 + behind) * step, len(samples))
     last = max(last, min(first + spec.min_samples, len(samples)))
-    return samples[min(first, last - spec.min_samples) : last]
+    return samples[max(min(first, last - spec.min_samples), 0) : last]
 
 
 def log_mel(samples: np.ndarray, spec: FeatureSpec, filters: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The documentation names what the code has: environment variables, and what no code calls yet."""
+"""The documentation names the environment variables that the code has, and the CUDA module has what the code calls."""
 
 from __future__ import annotations
 
@@ -36,18 +36,8 @@ def test_every_environment_variable_is_documented_and_every_documented_one_is_re
     assert read == known
 
 
-def test_what_no_code_calls_is_what_the_page_lists() -> None:
+def test_everything_that_the_cuda_module_offers_is_called() -> None:
     code = "\n".join(sources("runtime", "export", "bench").values())
-    module = load_shim()
-    names = [name for name, each in vars(module).items() if callable(each) and not name.startswith("_")]
-    unused = {name for name in names if not re.search(rf"\.{name}\b", code)}
-    head = next(text for path, text in sources("runtime").items() if path.as_posix().endswith("engines/device/head.py"))
-    if not re.search(r"\bstates=", head[head.index("HeadLaunch(") :]):
-        unused.add("states")
-    page = (ROOT / "docs/cuda.md").read_text(encoding="utf-8")
-    listed = re.search(r"^Called by nothing in .*? yet, though tested: (.*?)\. A step", page, re.MULTILINE | re.DOTALL)
-    assert listed is not None
-    launches = {"launch_gather_latents", "HeadLaunch"}  # said beside the names, for readers of launch.h
-    assert set(re.findall(r"`(\w+)`", listed[1])) - launches == unused
-    gpu = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
-    assert {"gather_latents", "states"} & unused <= set(re.findall(r"`(\w+)`", gpu))
+    offered = [name for name, each in vars(load_shim()).items() if callable(each) and not name.startswith("_")]
+    assert len(offered) > 30
+    assert [name for name in offered if not re.search(rf"\.{name}\b", code)] == []

@@ -10,6 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from ualm.runtime import _native
 from ualm.runtime.errors import InputError
 from ualm.runtime.sampling import SHORTEST_SOUND_ROWS, AudioSampling, TextSampling, check_options
 
@@ -86,6 +87,20 @@ def test_a_value_out_of_range_is_named(kind, option, value, mend):
 )
 def test_the_ends_of_each_range_are_allowed(option, value):
     assert getattr(AudioSampling(**{option: value}), option) == value
+
+
+@pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(AudioSampling)])
+def test_the_limits_are_those_of_the_sampler(option):
+    least, most = _native.SAMPLING_LIMITS[option]
+    if isinstance(most, int):
+        beyond = [least - 1, most + 1]
+    else:
+        beyond = [math.nextafter(least, -math.inf), math.nextafter(most, math.inf)]
+    for value in (most,) if option == "top_p" else (least, most):  # top_p must be above its least
+        assert getattr(AudioSampling(**{option: value}), option) == value
+    for value in beyond:
+        with pytest.raises(InputError, match=option):
+            AudioSampling(**{option: value})
 
 
 @pytest.mark.parametrize(

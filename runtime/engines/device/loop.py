@@ -24,9 +24,6 @@ AHEAD = 3
 #: Frames that the rings in pinned memory hold: those in flight, the one that is read, and some to spare.
 RING = 16
 
-#: Faults of logits that the sampler reports, by number (core/candidates.h).
-_FAULTS = {1: "NaN among", 2: "+inf among", 3: "nothing but -inf among"}
-
 
 @dataclass(frozen=True)
 class Drawn:
@@ -54,13 +51,11 @@ class Outbox:
         word = int(self.progress.array[0])
         drawn, flags, fault, stream = word & 0xFFFFFFFF, word >> 32 & 0xFF, word >> 40 & 0xFF, word >> 48 & 0xFF
         if drawn <= row:
-            if not fault:
-                raise EngineError(f"the frame sampler stands at row {drawn}, row {row} was launched; report this")
-            raise EngineError(
-                f"the model's logits cannot be sampled: logits: {_FAULTS.get(fault, 'something wrong among')} the "
-                f"candidates of row {drawn}, stream {stream}; the model's numbers are broken (an overflow, or damaged "
-                "weights)"
-            )
+            if fault not in _native.FAULTS:
+                raise EngineError(
+                    f"the frame sampler stands at row {drawn} with fault {fault}, row {row} was launched; report this"
+                )
+            raise EngineError(f"the model's logits cannot be sampled: {_native.FAULTS[fault] % (drawn, stream)}")
         delay = STREAMS - 1
         if drawn > row + 1 or fault:  # a row followed by another, even a failed one, ended nothing
             flags = _native.LATENT if sound and row >= delay else 0

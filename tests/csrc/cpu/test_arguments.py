@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import math
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,28 @@ def test_a_sampling_option_out_of_range_is_named(native, name, value):
     for begin in (lambda **o: native.sampler.begin_audio(mode="fixed", **o), native.sampler.begin_text):
         with pytest.raises(ValueError, match=rf"^{name} = .*: must be"):
             begin(**{**GOOD, name: value})
+
+
+#: What an option may be outside its limits (all or none of something), and the end of its limits that it may not be.
+BESIDE = {"temperature": {0.0}, "top_k": {0, 2**31}}
+OPEN = {"top_p": {0.0}}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_an_option_may_be_what_its_limits_hold_and_no_more(native, name):
+    least, most = _native.SAMPLING_LIMITS[name]
+    whole = isinstance(most, int)
+    beyond = {least - 1, most + 1} if whole else {math.nextafter(least, -inf), math.nextafter(most, inf)}
+    beside, excluded = BESIDE.get(name, set()), OPEN.get(name, set())
+    for value in ({least, most} | beside) - excluded:
+        native.sampler.begin_text(**{**GOOD, name: value})
+    for value in (beyond | excluded) - beside:
+        with pytest.raises((ValueError, TypeError)):  # TypeError: a seed that no 64 bits hold
+            native.sampler.begin_text(**{**GOOD, name: value})
+
+
+def test_every_option_has_limits():
+    assert _native.SAMPLING_LIMITS.keys() == GOOD.keys()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 0.5])
@@ -153,8 +177,9 @@ def test_broken_logits_name_row_and_stream_and_can_be_repaired(native, value, me
     bad[0, 2 + 3 * 5 : 2 + 4 * 5] = value
     native.step(good)
     before = native.row.copy()
-    with pytest.raises(ValueError, match=f"{message} the candidates of row 1, stream 3"):
+    with pytest.raises(ValueError, match=f"{message} the candidates of row 1, stream 3") as error:
         native.step(bad)
+    assert str(error.value) in [text % (1, 3) for text in _native.FAULTS.values()]
     assert native.sampler.row == 1
     np.testing.assert_array_equal(native.row, before)
     native.step(good)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from support.native import sampler_model
-from ualm.runtime import _native
+from ualm.runtime._native import testing
 
 ONES = 0xFFFFFFFF
 
@@ -25,14 +25,14 @@ KNOWN_ANSWERS = [
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
 def test_philox_gives_the_published_answers(counter, key, answer):
-    assert _native.philox(counter, key) == answer
+    assert testing.philox(counter, key) == answer
     assert sampler_model.philox(counter, key) == answer
 
 
 def test_philox_equals_the_integer_model_on_random_counters():
     words = np.random.default_rng(1).integers(0, 2**32, size=(200, 6)).tolist()
     for a, b, c, d, e, f in words:
-        assert _native.philox((a, b, c, d), (e, f)) == sampler_model.philox((a, b, c, d), (e, f))
+        assert testing.philox((a, b, c, d), (e, f)) == sampler_model.philox((a, b, c, d), (e, f))
 
 
 # Two roundings of a float32 log (each within 1 ulp): at most about 2.4e-7, relative above 1 and absolute below.
@@ -43,19 +43,19 @@ def test_gumbel_noise_is_accurate_over_all_of_u():
     edges = [0, 255, 256, 0x7FFFFF00, 0x80000000, 0xB504F300, 0xB504F400, 0xFFFFFE00, ONES]
     for bits in edges + np.random.default_rng(2).integers(0, 2**32, size=20_000).tolist():
         want = sampler_model.gumbel_of_bits(bits)
-        assert abs(_native.gumbel_of_bits(bits) - want) <= GUMBEL_TOLERANCE * max(1.0, abs(want)), hex(bits)
+        assert abs(testing.gumbel_of_bits(bits) - want) <= GUMBEL_TOLERANCE * max(1.0, abs(want)), hex(bits)
 
 
 def test_gumbel_noise_is_finite_at_both_ends():
     # The largest u is 1 - 2^-25, which float32 would round to 1, and the noise would be infinite.
-    assert _native.gumbel_of_bits(ONES) == pytest.approx(25 * math.log(2), rel=1e-6)
-    assert _native.gumbel_of_bits(0) == pytest.approx(-math.log(25 * math.log(2)), rel=1e-6)
+    assert testing.gumbel_of_bits(ONES) == pytest.approx(25 * math.log(2), rel=1e-6)
+    assert testing.gumbel_of_bits(0) == pytest.approx(-math.log(25 * math.log(2)), rel=1e-6)
 
 
 def test_gumbel_noise_is_keyed_by_seed_segment_row_stream_and_id():
     keys = [(0, 0, 0, 0, 2), (1, 0, 0, 0, 2), (2**32, 0, 0, 0, 2), (0, 1, 0, 0, 2), (0, 0, 1, 0, 2), (0, 0, 0, 1, 2)]
     keys += [(0, 0, 0, 0, 3), (2**64 - 1, ONES, 2**31 - 2, 7, 160391)]
-    noise = [_native.gumbel(*key) for key in keys]
+    noise = [testing.gumbel(*key) for key in keys]
     assert len(set(noise)) == len(keys)
     for key, value in zip(keys, noise, strict=True):
         want = sampler_model.gumbel(*key)
@@ -64,7 +64,7 @@ def test_gumbel_noise_is_keyed_by_seed_segment_row_stream_and_id():
 
 def test_gumbel_noise_has_the_gumbel_distribution():
     noise = [
-        _native.gumbel(7, 0, row, stream, token) for row in range(50) for stream in range(8) for token in range(50)
+        testing.gumbel(7, 0, row, stream, token) for row in range(50) for stream in range(8) for token in range(50)
     ]
     # Fixed seed: the p-value is one number, and 1e-4 leaves room for an unlucky one only.
     assert stats.kstest(noise, "gumbel_r").pvalue > 1e-4

@@ -1,4 +1,4 @@
-"""Cache rows and latents as kernels, against numpy."""
+"""Cache rows as kernels, against numpy."""
 
 from __future__ import annotations
 
@@ -203,38 +203,3 @@ def test_a_captured_launch_appends_where_the_position_says_when_it_runs(cuda):
     cuda.destroy_graph(graph)
     cuda.destroy_stream(stream)
     del tables  # the graph read them
-
-
-@pytest.mark.parametrize("frames_last", [True, False])
-@pytest.mark.parametrize(("capacity", "latent"), [(1, 1), (21, 13), (64, 256), (70, 100)])
-def test_latents_leave_the_ring_in_order(cuda, capacity, latent, frames_last):
-    rng = np.random.default_rng(capacity)
-    ring = rng.normal(size=(capacity, latent)).astype(np.float32)
-    for first, count in [(0, capacity), (capacity - 1, 1), (5 * capacity + capacity // 2, capacity), (3, 0)]:
-        out = np.full((latent, count) if frames_last else (count, latent), np.nan, np.float32)
-        cuda.gather_latents(
-            ring=address(ring),
-            capacity=capacity,
-            latent=latent,
-            first=first,
-            count=count,
-            frames_last=frames_last,
-            out=address(out),
-            stream=0,
-        )
-        frames = ring[np.arange(first, first + count) % capacity]
-        np.testing.assert_array_equal(out, frames.T if frames_last else frames)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"count": 5}, "no more frames than its capacity"),
-        ({"first": -1}, "must not be negative"),
-        ({"out": 0}, "null"),
-    ],
-)
-def test_a_gather_that_cannot_be_is_refused(cuda, change, message):
-    good = {"ring": 8, "capacity": 4, "latent": 2, "first": 0, "count": 1, "frames_last": True, "out": 8, "stream": 0}
-    with pytest.raises(ValueError, match=message):
-        cuda.gather_latents(**(good | change))

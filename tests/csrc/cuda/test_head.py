@@ -1,4 +1,4 @@
-"""The output head as a kernel: against float64, in its documented order of additions, with and without the mix."""
+"""The output head as a kernel: against float64, in its documented order of additions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from support.cuda.pairs import Kernel, Pair, address
-from support.native.sampler_model import Options, Tables
+from support.cuda.pairs import address
 from ualm.export.formats.blocks import quantize
 
 WARPS, BLOCK = 16, 32
@@ -45,14 +44,10 @@ def run(
     hidden: np.ndarray,
     *,
     bias: np.ndarray | None = None,
-    states: np.ndarray | None = None,
-    logits: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Logits [sequences, rows, columns + 3] of ``hidden`` [sequences, branches, inputs]; NaN where none was written."""
+    """Logits [sequences, branches, columns + 3] of ``hidden`` [.., .., inputs]; NaN where none was written."""
     sequences, branches, inputs = hidden.shape
-    if logits is None:
-        shape = (sequences, 1 if states is not None else branches, weights.columns + 3)
-        logits = np.full(shape, np.nan, np.float32)
+    logits = np.full((sequences, branches, weights.columns + 3), np.nan, np.float32)
     cuda.HeadLaunch(
         hidden=address(hidden),
         sequences=sequences,
@@ -65,7 +60,6 @@ def run(
         scales=address(weights.scales),
         scale_stride=0 if weights.scales is None else weights.stride,
         bias=address(bias),
-        states=address(states),
         logits=address(logits),
         logits_stride=logits.shape[2],
     )(0)
@@ -136,33 +130,6 @@ def test_the_order_of_additions_is_the_documented_one(cuda, name):
     np.testing.assert_array_equal(logits[0, 0, :70], in_order(weights, hidden[0, 0], bias))
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_mixed_logits_are_the_two_rows_mixed_as_the_sampler_mixes(cuda, name):
-    """Each sequence with the guidance of its own segment; one that has ended is left alone."""
-    tables, rng = Tables.random(np.random.default_rng(1), 37, text_size=5), np.random.default_rng(2)
-    columns = len(tables.audio_columns())
-    options = [Options("reference", guidance=g, max_steps=1 + (g != 1.1), seed=1) for g in (3.0, 1.1, 7.7)]
-    kernel = Kernel(cuda, tables, options, mixed=True)
-    pairs = [Pair(tables, each, kernel, i) for i, each in enumerate(options)]
-    weights = Weights(cuda, rng, 64, columns, name)
-    bias = rng.normal(size=columns).astype(np.float32)
-    for step in range(2):
-        hidden = (rng.normal(size=(3, 2, 64)) * 3).astype(np.float32)
-        single = run(cuda, weights, hidden, bias=bias)[..., :columns]
-        kernel.logits[:] = np.nan
-        run(cuda, weights, hidden, bias=bias, states=kernel.state, logits=kernel.logits)
-        for i, each in enumerate(options):
-            if pairs[i].over:
-                assert np.isnan(kernel.logits[i]).all()
-                continue
-            mixed = single[i, 0] * np.float32(each.guidance) + single[i, 1] * np.float32(1.0 - each.guidance)
-            np.testing.assert_array_equal(kernel.logits[i, 0, :columns], mixed)
-        kernel.sample(0)
-        for i, pair in enumerate(pairs):
-            pair.check(np.ascontiguousarray(single[i]))  # the CPU mixes for itself, and draws the same row
-        assert [pair.over for pair in pairs].count(True) >= 1 or step == 0
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -174,7 +141,6 @@ def test_mixed_logits_are_the_two_rows_mixed_as_the_sampler_mixes(cuda, name):
         ({"number": 3}, "scales: int8 weights need them"),
         ({"number": 9}, "number: must be float32"),
         ({"hidden": 0}, "hidden, weights, logits: must not be null"),
-        ({"branches": 1, "states": 8}, "states: there is nothing to mix"),
         ({"weights": 12}, "weights: must be aligned to 8 bytes"),
     ],
 )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from support.cuda.pairs import LIMIT, STOP, Kernel, Pair, run_pairs
 from support.native.sampler_model import Options, Tables
+from ualm.runtime import _native
 
 # Below and above a warp, a block of 128 and what the fast way keeps; odd ones among them.
 SIZES = [1, 5, 37, 129, 300]
@@ -226,6 +227,7 @@ def test_logits_of_the_wrong_head_are_a_fault(cuda):
     kernel.begin(0, Options("fixed", guidance=1.0, max_steps=9))
     kernel.step([np.zeros((1, columns_of(tables, "text")), np.float32)])
     assert kernel.progress_of(0) == (0, 0, 4, 0)
+    assert "of a head that the segment does not draw from" in _native.FAULTS[4]
 
 
 def test_launches_may_be_captured_and_run_ahead_of_the_end(cuda):

@@ -19,12 +19,10 @@ def address(array: np.ndarray | None) -> int:
 class Kernel:
     """A batch of sequences in the sampler kernel, with buffers that show what was written."""
 
-    def __init__(
-        self, cuda: ModuleType, tables: Tables, options: list[Options], *, mixed: bool = False, capacity: int = 3
-    ) -> None:
+    def __init__(self, cuda: ModuleType, tables: Tables, options: list[Options], *, capacity: int = 3) -> None:
         self.cuda, self.options = cuda, options
         count, text = len(options), options[0].kind == "text"
-        self.branches = 1 if mixed or options[0].guidance == 1 else 2
+        self.branches = 1 if options[0].guidance == 1 else 2
         columns = len(tables.text_columns() if text else tables.audio_columns())
         hidden, latent = tables.embedding.shape[1], tables.rvq_table.shape[2]
         wide = tables.embedding.dtype == np.float32

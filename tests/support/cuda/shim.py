@@ -25,7 +25,7 @@ SOURCES, SHIM = ROOT / "csrc", ROOT / "tests" / "csrc" / "cuda" / "shim"
 CACHE = ROOT / "build/cuda_shim"
 
 KERNELS = [SOURCES / "cuda" / name for name in ("frame_sampler.cu", "audio_head.cu", "kv_cache.cu", "rows.cu")]
-BINDINGS = [SOURCES / "cuda" / name for name in ("bindings.cpp", "device_bindings.cpp")]
+BINDINGS = [SOURCES / "python" / name for name in ("cuda_launches.cpp", "cuda_runtime.cpp")]
 STAND_IN = [SHIM / name for name in ("blocks.cpp", "runtime.cpp")]
 
 _COMMON = ["-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]

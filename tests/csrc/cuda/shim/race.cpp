@@ -88,12 +88,6 @@ void head() {
   must(launch_head(args, nullptr));
 }
 
-void gather() {
-  const std::vector<float> ring = numbers(40 * 33, 7);
-  std::vector<float> out(40 * 33);
-  must(launch_gather_latents({ring.data(), 40, 33, 17, 40, true, out.data()}, nullptr));
-}
-
 }  // namespace
 
 // With an argument: only the first of it.
@@ -103,5 +97,4 @@ int main(int count, char**) {
   sample(20, 0.7, 1);   // and cut by top-p
   sample(140, 0.7, 1);  // searched cuts
   head();
-  gather();
 }

@@ -39,7 +39,7 @@ std::string setting(const char* name, const char* otherwise) {
 }
 
 cudaError_t remember(cudaError_t error) {
-  if (error != cudaSuccess && error != cudaErrorNotReady) last_error = error;
+  if (error != cudaSuccess) last_error = error;
   return error;
 }
 
@@ -119,7 +119,6 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorNoDevice: return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
     case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
-    case cudaErrorNotReady: return "cudaErrorNotReady";
     case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
     case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
   }
@@ -186,17 +185,6 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   ualm_shim::submit(stream, [=] { std::memmove(to, from, bytes); });
   return cudaSuccess;
 }
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
-                              size_t height, cudaMemcpyKind, cudaStream_t stream) {
-  wait();
-  if (width > to_pitch || width > from_pitch) return remember(cudaErrorInvalidValue);
-  ualm_shim::submit(stream, [=] {
-    for (size_t row = 0; row < height; ++row) {
-      std::memmove(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, width);
-    }
-  });
-  return cudaSuccess;
-}
 cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t stream) {
   wait();
   ualm_shim::submit(stream, [=] { std::memset(pointer, value, bytes); });
@@ -215,15 +203,9 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  return stream != nullptr && stream->captured != nullptr ? remember(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
-}
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   wait();
-  return cudaStreamQuery(stream);
-}
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
-  return event != nullptr ? cudaSuccess : remember(cudaErrorInvalidResourceHandle);
+  return stream != nullptr && stream->captured != nullptr ? remember(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   // as CUDA: the default stream cannot be captured, nor one that already is
@@ -253,12 +235,9 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   ualm_shim::submit(stream, [=] { event->recorded = std::chrono::steady_clock::now(); });
   return cudaSuccess;
 }
-cudaError_t cudaEventQuery(cudaEvent_t event) {
-  return event != nullptr ? cudaSuccess : remember(cudaErrorInvalidResourceHandle);
-}
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   wait();
-  return cudaEventQuery(event);
+  return event != nullptr ? cudaSuccess : remember(cudaErrorInvalidResourceHandle);
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   if (from == nullptr || to == nullptr) return remember(cudaErrorInvalidResourceHandle);

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,9 @@ from ualm.export.bundle import export_run
 from ualm.runtime import AudioSampling, ContextError, EngineError, TextSampling
 from ualm.runtime.bundle.bundle import Bundle
 from ualm.runtime.engines.device.device import Buffer, Event
-from ualm.runtime.engines.device.loop import RING
+from ualm.runtime.engines.device.loop import RING, Outbox
 from ualm.runtime.engines.onnxruntime.cuda import OnnxRuntimeCudaEngine
-from ualm.runtime.engines.protocol import Engine, Frames, Sequence
+from ualm.runtime.engines.protocol import Engine, EngineSequence, Frames
 
 Pair = tuple[Engine, Engine]
 
@@ -48,7 +50,9 @@ def options_of(modality: str, **changes: Any) -> AudioSampling | TextSampling:
     return kind(**({"temperature": 1.0, "top_k": None, "guidance": 3.0, "max_steps": 40} | changes))
 
 
-def begun(engine: Engine, modality: str = "audio", mode: str = "fixed", prompt: int = 12, **changes: Any) -> Sequence:
+def begun(
+    engine: Engine, modality: str = "audio", mode: str = "fixed", prompt: int = 12, **changes: Any
+) -> EngineSequence:
     sequence = engine.open_sequence()
     vocabulary = engine.bundle.manifest.vocabulary  # type: ignore[attr-defined]
     random = np.random.default_rng(prompt)
@@ -59,7 +63,7 @@ def begun(engine: Engine, modality: str = "audio", mode: str = "fixed", prompt: 
     return sequence
 
 
-def drawn(sequence: Sequence, sizes: Iterator[int] | None = None) -> Frames:
+def drawn(sequence: EngineSequence, sizes: Iterator[int] | None = None) -> Frames:
     """A segment to its end, in calls of ``sizes`` rows."""
     sizes = itertools.repeat(3) if sizes is None else sizes
     got = []
@@ -207,6 +211,23 @@ def test_logits_that_cannot_be_sampled_are_the_cpus_error_at_the_same_row(bundle
         sequence.begin_segment("text", options_of("text", seed=1), mode="fixed", segment=0)
         found[-1] += (drawn(sequence).rows.tolist(),)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (0, "the frame sampler stands at row 3 with fault 0, row 3 was launched; report this"),
+        (1, "the model's logits cannot be sampled: logits: NaN among the candidates of row 3, stream 5; the model's"),
+        (4, "logits: of a head that the segment does not draw from, row 3, stream 5; report this"),
+        (99, "the frame sampler stands at row 3 with fault 99, row 3 was launched; report this"),
+    ],
+)
+def test_a_row_that_was_not_drawn_says_why(fault: int, said: str) -> None:
+    device: Any = SimpleNamespace(pinned=lambda shape, number: SimpleNamespace(array=np.zeros(shape, number)))
+    outbox = Outbox(device, 4)
+    outbox.progress.array[0] = 3 | fault << 40 | 5 << 48
+    with pytest.raises(EngineError, match=re.escape(said)):
+        outbox.read(3, sound=True)
 
 
 def test_the_latent_of_the_last_good_row_is_told_though_the_frame_behind_it_cannot_be_drawn(
@@ -425,7 +446,7 @@ def test_sequences_of_several_threads_do_not_mix(engines: Pair) -> None:
 
 def test_a_sequence_that_is_opened_while_another_thread_captures_waits(bundle: Bundle, engines: Pair) -> None:
     engine = device_engine(bundle)
-    opened: list[Sequence] = []
+    opened: list[EngineSequence] = []
     thread = threading.Thread(target=lambda: opened.append(engine.open_sequence()))
     waited: list[bool] = []
 

@@ -39,7 +39,7 @@ from ualm.runtime.bundle.feature_spec import FeatureSpec
 from ualm.runtime.engines.device.device import Buffer, Grown, Stream
 from ualm.runtime.engines.device.facts import CudaFacts, GpuFacts, MemoryNeed
 from ualm.runtime.engines.onnxruntime.cpu import OnnxRuntimeEngine
-from ualm.runtime.engines.protocol import Engine, Frames, Sequence
+from ualm.runtime.engines.protocol import Engine, EngineSequence, Frames
 from ualm.runtime.engines.tensorrt import engine as tensorrt
 from ualm.runtime.engines.tensorrt.body import bucket_rows
 from ualm.runtime.engines.tensorrt.context import CompiledParts, Scratch
@@ -92,7 +92,7 @@ def heard(bundle: Bundle, seconds: float) -> Mapping[str, np.ndarray]:
     return hearing.prepare(Sound(make_sound(seconds)[0], 16000)).inputs
 
 
-def begun(engine: Engine, modality: str, prompt: int, **changes: Any) -> Sequence:
+def begun(engine: Engine, modality: str, prompt: int, **changes: Any) -> EngineSequence:
     sequence = engine.open_sequence()
     vocabulary = engine.bundle.manifest.vocabulary  # type: ignore[attr-defined]
     random = np.random.default_rng(prompt)
@@ -105,7 +105,7 @@ def begun(engine: Engine, modality: str, prompt: int, **changes: Any) -> Sequenc
     return sequence
 
 
-def drawn(sequence: Sequence) -> Frames:
+def drawn(sequence: EngineSequence) -> Frames:
     got = []
     while not got or got[-1].end is None:
         got.append(sequence.run_frames(4))

@@ -1,12 +1,9 @@
 // Python module ualm.runtime._cuda, first half: the launches. Arguments are numbers and addresses; what a launch
 // refuses becomes a ValueError. A launch that is made again and again is an object that holds its arguments, so that a
 // frame costs one call without arguments.
-#include "cuda/bindings.h"
-
-#include <cmath>
-#include <limits>
-
 #include "cuda/launch.h"
+#include "python/arguments.h"
+#include "python/cuda_module.h"
 
 namespace py = pybind11;
 
@@ -27,7 +24,7 @@ Layout layout_of(int32_t codebook_size, int32_t text_size, int32_t audio_base, i
   return {codebook_size, text_size, audio_base, text_base};
 }
 
-DeviceTables tables_of(Address embedding, int32_t embedding_number, Address rvq, Address rvq_bias, int64_t vocabulary,
+Tables tables_of(Address embedding, int32_t embedding_number, Address rvq, Address rvq_bias, int64_t vocabulary,
                        int64_t hidden, int64_t latent) {
   return {pointer_of<void>(embedding),
           static_cast<Number>(embedding_number),
@@ -38,43 +35,17 @@ DeviceTables tables_of(Address embedding, int32_t embedding_number, Address rvq,
           latent};
 }
 
-// runtime/sampling.py checks options where a user gives them; here only what would break a kernel is refused.
-Sampling sampling_of(double temperature, int64_t top_k, double top_p, double guidance, uint64_t seed,
-                     uint32_t segment) {
-  Sampling sampling{};
-  sampling.temperature = static_cast<float>(temperature);
-  sampling.top_k = static_cast<int32_t>(top_k < std::numeric_limits<int32_t>::max() ? top_k : 0);
-  sampling.top_p = top_p;
-  sampling.guidance = static_cast<float>(guidance);
-  sampling.one_minus_guidance = static_cast<float>(1.0 - guidance);
-  sampling.seed = seed;
-  sampling.segment = segment;
-  if (!(temperature >= 0) || !std::isfinite(sampling.temperature) ||
-      (temperature > 0 && sampling.temperature == 0.0f)) {
-    throw py::value_error("temperature: must be 0 (greedy) or a positive number that float32 can hold");
-  }
-  if (!(top_p > 0 && top_p <= 1)) throw py::value_error("top_p: must be above 0 and at most 1");
-  if (top_k < 0) throw py::value_error("top_k: must be at least 0 (0 keeps all)");
-  if (!(guidance >= 1) || !std::isfinite(sampling.guidance)) {
-    throw py::value_error("guidance: must be a finite number of at least 1");
-  }
-  return sampling;
-}
-
 void begin_segment(Address state, Address progress, const std::string& kind, double temperature, int64_t top_k,
-                   double top_p, double guidance, int32_t max_steps, uint64_t seed, uint32_t segment, Address stream) {
+                   double top_p, double guidance, int64_t max_steps, uint64_t seed, int64_t segment, Address stream) {
   if (kind != "text" && kind != "fixed" && kind != "reference") {
-    throw py::value_error("kind = '" + kind + "': must be 'text', 'fixed' or 'reference'");
+    python::refuse("kind = '" + kind + "': must be 'text', 'fixed' or 'reference'");
   }
   const SegmentKind chosen = kind == "text"    ? SegmentKind::kText
                              : kind == "fixed" ? SegmentKind::kAudioFixed
                                                : SegmentKind::kAudioReference;
-  const int32_t least = kind == "fixed" ? kMinFixedSteps : 1;
-  if (max_steps < least) {
-    throw py::value_error("max_steps = " + std::to_string(max_steps) + ": must be at least " + std::to_string(least));
-  }
-  raise(launch_begin(pointer_of<SequenceState>(state), ualm::begin_segment(chosen, max_steps),
-                     sampling_of(temperature, top_k, top_p, guidance, seed, segment), pointer_of<Progress>(progress),
+  const Segment begun = ualm::begin_segment(chosen, python::max_steps_of(max_steps, chosen));
+  const Sampling sampling = python::sampling_of(temperature, top_k, top_p, guidance, seed, segment);
+  raise(launch_begin(pointer_of<SequenceState>(state), begun, sampling, pointer_of<Progress>(progress),
                      stream_of(stream)));
 }
 
@@ -88,7 +59,7 @@ using SampleLaunch = Prepared<SampleArgs, launch_sample>;
 using HeadLaunch = Prepared<HeadArgs, launch_head>;
 
 SampleLaunch sample_launch(Address states, Address logits, int64_t logits_stride, int32_t sequences, int32_t branches,
-                           bool text, const Layout& layout, const DeviceTables& tables, Address embeddings,
+                           bool text, const Layout& layout, const Tables& tables, Address embeddings,
                            int32_t embedding_copies, Address rows, int32_t row_capacity, Address latents,
                            int32_t latent_capacity, Address progress) {
   SampleArgs args{};
@@ -112,7 +83,7 @@ SampleLaunch sample_launch(Address states, Address logits, int64_t logits_stride
 
 HeadLaunch head_launch(Address hidden, int32_t sequences, int32_t branches, int32_t inputs, int32_t columns,
                        Address weights, int32_t number, int64_t weight_stride, Address scales, int64_t scale_stride,
-                       Address bias, Address states, Address logits, int64_t logits_stride) {
+                       Address bias, Address logits, int64_t logits_stride) {
   HeadArgs args{};
   args.hidden = pointer_of<float>(hidden);
   args.sequences = sequences;
@@ -125,7 +96,6 @@ HeadLaunch head_launch(Address hidden, int32_t sequences, int32_t branches, int3
   args.scales = pointer_of<uint16_t>(scales);
   args.scale_stride = scale_stride;
   args.bias = pointer_of<float>(bias);
-  args.states = pointer_of<SequenceState>(states);
   args.logits = pointer_of<float>(logits);
   args.logits_stride = logits_stride;
   return {args};
@@ -134,7 +104,7 @@ HeadLaunch head_launch(Address hidden, int32_t sequences, int32_t branches, int3
 void bind_frame(py::module_& module) {
   py::class_<Layout>(module, "Layout", py::module_local())
       .def(py::init(&layout_of), py::kw_only(), "codebook_size"_a, "text_size"_a, "audio_base"_a, "text_base"_a);
-  py::class_<DeviceTables>(module, "Tables", py::module_local())
+  py::class_<Tables>(module, "Tables", py::module_local())
       .def(py::init(&tables_of), py::kw_only(), "embedding"_a, "embedding_number"_a, "rvq"_a, "rvq_bias"_a,
            "vocabulary"_a, "hidden"_a, "latent"_a);
   module.def("begin_segment", &begin_segment, py::kw_only(), "state"_a, "progress"_a, "kind"_a, "temperature"_a,
@@ -146,7 +116,7 @@ void bind_frame(py::module_& module) {
       .def("__call__", &SampleLaunch::operator(), "stream"_a);
   module.def(
       "embed_rows",
-      [](const DeviceTables& tables, Address rows, int64_t count, int32_t copies, Address out, Address stream) {
+      [](const Tables& tables, Address rows, int64_t count, int32_t copies, Address out, Address stream) {
         raise(launch_embed_rows(tables, pointer_of<int32_t>(rows), count, copies, pointer_of<float>(out),
                                 stream_of(stream)));
       },
@@ -154,17 +124,8 @@ void bind_frame(py::module_& module) {
   py::class_<HeadLaunch>(module, "HeadLaunch", py::module_local())
       .def(py::init(&head_launch), py::kw_only(), "hidden"_a, "sequences"_a, "branches"_a, "inputs"_a, "columns"_a,
            "weights"_a, "number"_a, "weight_stride"_a, "scales"_a = 0, "scale_stride"_a = 0, "bias"_a = 0,
-           "states"_a = 0, "logits"_a, "logits_stride"_a)
+           "logits"_a, "logits_stride"_a)
       .def("__call__", &HeadLaunch::operator(), "stream"_a);
-  module.def(
-      "gather_latents",
-      [](Address ring, int32_t capacity, int32_t latent, int64_t first, int32_t count, bool frames_last, Address out,
-         Address stream) {
-        const GatherArgs args = {pointer_of<float>(ring), capacity, latent, first, count, frames_last,
-                                 pointer_of<float>(out)};
-        raise(launch_gather_latents(args, stream_of(stream)));
-      },
-      py::kw_only(), "ring"_a, "capacity"_a, "latent"_a, "first"_a, "count"_a, "frames_last"_a, "out"_a, "stream"_a);
 }
 
 void bind_cache(py::module_& module) {
@@ -226,6 +187,7 @@ void bind_cache(py::module_& module) {
 
 PYBIND11_MODULE(_cuda, module) {
   using namespace ualm::cuda;
+  using ualm::Number;
   module.doc() = "The CUDA side of the frame loop: launches and the few calls that they need. See _cuda.pyi.";
   module.attr("ARCHITECTURES") =
       UALM_CUDA_ARCHITECTURES;  // what the build holds code for, e.g. "80-real 90-real 90-virtual"

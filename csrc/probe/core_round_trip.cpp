@@ -1,4 +1,4 @@
-#include "cpu/core_round_trip.h"
+#include "probe/core_round_trip.h"
 
 #include <atomic>
 #include <chrono>

@@ -1,4 +1,4 @@
-#include "cpu/read_kernels.h"
+#include "probe/read_kernels.h"
 
 #include <algorithm>
 

@@ -3,9 +3,9 @@
 //
 // Python's lock is let go in every call that may wait for the device or have the driver work for long: to begin, to
 // allocate and free, to copy, to wait, to make a graph and to destroy one. It is kept where a call only puts a mark or a
-// launch on a stream, or looks at one: those return at once, several times a frame, and to get the lock back from a
-// thread that computes in Python can take 5 ms.
-#include "cuda/bindings.h"
+// launch on a stream: those return at once, several times a frame, and to get the lock back from a thread that computes
+// in Python can take 5 ms.
+#include "python/cuda_module.h"
 
 namespace py = pybind11;
 
@@ -126,30 +126,11 @@ void bind_memory(py::module_& module) {
   define_copy("copy_to_host", cudaMemcpyDeviceToHost);
   define_copy("copy_on_device", cudaMemcpyDeviceToDevice);
   module.def(
-      "copy_on_device_2d",
-      [](Address to, uint64_t to_pitch, Address from, uint64_t from_pitch, uint64_t width, uint64_t height,
-         Address stream) {
-        check(cudaMemcpy2DAsync(pointer_of<void>(to), to_pitch, pointer_of<void>(from), from_pitch, width, height,
-                                cudaMemcpyDeviceToDevice, stream_of(stream)),
-              "copy memory");
-      },
-      "to"_a, "to_pitch"_a, "from_"_a, "from_pitch"_a, "width"_a, "height"_a, "stream"_a, released);
-  module.def(
       "set_bytes",
       [](Address pointer, int value, uint64_t bytes, Address stream) {
         check(cudaMemsetAsync(pointer_of<void>(pointer), value, bytes, stream_of(stream)), "set memory");
       },
       "pointer"_a, "value"_a, "bytes"_a, "stream"_a, released);
-}
-
-// Whether a query says that all is done.
-bool is_done(cudaError_t error, const char* what) {
-  if (error == cudaErrorNotReady) {
-    cudaGetLastError();
-    return false;
-  }
-  check(error, what);
-  return true;
 }
 
 void bind_streams(py::module_& module) {
@@ -170,9 +151,6 @@ void bind_streams(py::module_& module) {
       "synchronize", [](Address stream) { check(cudaStreamSynchronize(stream_of(stream)), "wait for a stream"); },
       "stream"_a, released);
   module.def(
-      "stream_is_done", [](Address stream) { return is_done(cudaStreamQuery(stream_of(stream)), "look at a stream"); },
-      "stream"_a);
-  module.def(
       "create_event",
       [](bool timing) {
         cudaEvent_t event = nullptr;
@@ -188,15 +166,6 @@ void bind_streams(py::module_& module) {
         check(cudaEventRecord(event_of(event), stream_of(stream)), "record an event");
       },
       "event"_a, "stream"_a);
-  module.def(
-      "event_is_done", [](Address event) { return is_done(cudaEventQuery(event_of(event)), "look at an event"); },
-      "event"_a);
-  module.def(
-      "wait_for_event",
-      [](Address stream, Address event) {
-        check(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0), "make a stream wait");
-      },
-      "stream"_a, "event"_a);
   module.def(
       "synchronize_event", [](Address event) { check(cudaEventSynchronize(event_of(event)), "wait for an event"); },
       "event"_a, released);

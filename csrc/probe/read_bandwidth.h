@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/read_kernels.h"
+#include "probe/read_kernels.h"
 
 namespace ualm {
 

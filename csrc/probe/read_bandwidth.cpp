@@ -1,4 +1,4 @@
-#include "cpu/read_bandwidth.h"
+#include "probe/read_bandwidth.h"
 
 #include <algorithm>
 #include <atomic>
