@@ -33,8 +33,9 @@ _REHEARSAL_BYTES = 16 << 20
 class Ground:
     """Where and how the stages run.
 
-    ``shim``: in a dry run, the module that holds the kernels compiled for the CPU (tests/cuda builds it). ``bundle``:
-    what the loop is tried with, None for the model that comes with ualm. ``work``: where large files may lie.
+    ``shim``: in a dry run, the module that holds the kernels compiled for the CPU (tests/csrc/cuda builds it).
+    ``bundle``: what the loop is tried with, None for the model that comes with ualm. ``work``: where large files may
+    lie.
     """
 
     out: Path

@@ -1,5 +1,5 @@
 // What the kernels share: how they are launched, and reductions over a block. Besides nvcc, the host shim of the tests
-// compiles these files with a C++ compiler (tests/cuda/shim), which is why launches do without <<< >>>.
+// compiles these files with a C++ compiler (tests/csrc/cuda/shim), which is why launches do without <<< >>>.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,7 +1,8 @@
 """The CUDA module compiled for the CPU: the same kernels, launches and bindings over a stand-in for CUDA.
 
 Memory is the host's, so a numpy array's address is a device address; a stream runs what it is given at once.
-``tests/cuda/shim/`` says what the stand-in does and which environment variables change the machine that it pretends.
+``tests/csrc/cuda/shim/`` says what the stand-in does and which environment variables change the machine that it
+pretends.
 """
 
 from __future__ import annotations
