@@ -1,4 +1,4 @@
-"""What export refuses: each message names the file or field, the value found, and the mend; nothing is left behind."""
+"""What export refuses: each message names the file or field, the value found, and the fix; nothing is left behind."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_the_af_whisper_encoder_needs_its_folder(run):
     [
         (b"", ["holds no fields", "train.yaml"]),
         (b"- a\n- b\n", ["holds no fields"]),
-        (b"job_type: ualm\nmodel: {a: [1, 2\n", ["not a readable YAML file", "line 3", "mend it"]),
+        (b"job_type: ualm\nmodel: {a: [1, 2\n", ["not a readable YAML file", "line 3", "fix it"]),
         (b"\xff\xfe\x00\x01", ["not a readable YAML file"]),
         (b"job_type: !!python/object/apply:os.system ['exit 1']\n", ["not a readable YAML file", "os.system"]),
         (b"date: 2026-13-45\n", ["not a readable YAML file", "month"]),

@@ -147,7 +147,7 @@ def test_it_is_put_into_a_bundle_and_out_again(tiny_bundle, tmp_path):
     before = Bundle(folder).digest
     (tmp_path / "knows.json").write_text(json.dumps(KNOWS.to_json()))
     command = [sys.executable, "-m", "ualm.export.knows", str(folder)]
-    for said in ("written", "is so already"):
+    for said in ("written", "unchanged"):
         done = subprocess.run([*command, str(tmp_path / "knows.json")], capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{folder}: {said}\n", "")
     opened = Bundle(folder, verify="always")
