@@ -246,7 +246,7 @@ def test_against_the_reference_in_torch(bench, tiny_bundle, tiny_run):
 def test_the_reference_must_have_the_bundles_weights(ualm, tiny_bundle, tmp_path):
     other = make_run(tmp_path / "other", seed=99)
     status, out, err = ualm("bench", "decode", tiny_bundle, "--versus", "reference-fp32", "--run", other.folder)
-    assert (status, out) == (1, "") and f"--run {other.folder}" in err and "was not made of it" in err
+    assert (status, out) == (1, "") and f"--run {other.folder}" in err and "was not made from it" in err
 
 
 def test_the_direct_way_takes_the_rows_of_one_frame_and_one_codec_call(bench, tiny_bundle, monkeypatch):
