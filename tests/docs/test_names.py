@@ -1,4 +1,4 @@
-"""The documentation names what the code has: environment variables, and what no code calls yet."""
+"""The documentation names what exists in the code: environment variables, and functions that no code calls yet."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from support.cuda.shim import load_shim
 
 ROOT = Path(__file__).resolve().parents[2]
-#: How the name of a variable of the environment stands in the product; a setting of CMake in a loop over both.
+#: How the name of an environment variable appears in the product; for settings of CMake, in a loop over both.
 _NAMED = (r'"(UALM_[A-Z_]+)"', r"foreach\(option ([A-Z_ ]+)\)")
-#: How the tests and the shim read one; they set many as well.
+#: How the tests and the shim read one; they also set many.
 _READ = (r'(?:environ(?:\.get\(|\[)|setting\()"(UALM_[A-Z_]+)"',)
 _SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cmake", ".toml", ".txt"}
 
@@ -47,7 +47,7 @@ def test_what_no_code_calls_is_what_the_page_lists() -> None:
     page = (ROOT / "docs/cuda.md").read_text(encoding="utf-8")
     listed = re.search(r"^Called by nothing in .*? yet, though tested: (.*?)\. A step", page, re.MULTILINE | re.DOTALL)
     assert listed is not None
-    launches = {"launch_gather_latents", "HeadLaunch"}  # said beside the names, for readers of launch.h
+    launches = {"launch_gather_latents", "HeadLaunch"}  # mentioned beside the names, for readers of launch.h
     assert set(re.findall(r"`(\w+)`", listed[1])) - launches == unused
     gpu = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
     assert {"gather_latents", "states"} & unused <= set(re.findall(r"`(\w+)`", gpu))

@@ -1,4 +1,4 @@
-"""The output head as a kernel: against float64, in its documented order of additions, with and without the mix."""
+"""The output head's kernel: against float64, in its documented order of additions, with and without mixing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WARPS, BLOCK = 16, 32
 
 
 class Weights:
-    """A random matrix [inputs, columns] in a format of the bundle, and what it means in float64."""
+    """A random matrix [inputs, columns] in a format of the bundle, and its values in float64."""
 
     def __init__(self, cuda: ModuleType, rng: np.random.Generator, inputs: int, columns: int, name: str) -> None:
         matrix = (rng.normal(size=(inputs, columns)) / np.sqrt(inputs)).astype(np.float32)
@@ -48,7 +48,8 @@ def run(
     states: np.ndarray | None = None,
     logits: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Logits [sequences, rows, columns + 3] of ``hidden`` [sequences, branches, inputs]; NaN where none was written."""
+    """Logits [sequences, rows, columns + 3] of ``hidden`` [sequences, branches, inputs]; NaN where nothing was
+    written."""
     sequences, branches, inputs = hidden.shape
     if logits is None:
         shape = (sequences, 1 if states is not None else branches, weights.columns + 3)
@@ -87,11 +88,11 @@ def test_logits_are_those_of_float64_within_the_rounding_of_float32(cuda, name, 
     bias = rng.normal(size=columns).astype(np.float32)
     logits = run(cuda, weights, hidden, bias=bias)
     exact = hidden.astype(np.float64) @ weights.exact + bias
-    # No term goes through more roundings than this, each of half an ulp of a partial sum at most.
+    # No term is rounded more often than this, each time by at most half an ulp of a partial sum.
     roundings = BLOCK + -(-inputs // (BLOCK * WARPS)) + WARPS + 2
     bound = roundings * 2.0**-24 * (np.abs(hidden.astype(np.float64)) @ np.abs(weights.exact) + np.abs(bias))
     assert (np.abs(logits[..., :columns] - exact) <= bound).all()
-    assert np.isnan(logits[..., columns:]).all(), "written behind the columns"
+    assert np.isnan(logits[..., columns:]).all(), "written beyond the columns"
 
 
 @pytest.mark.parametrize("inputs", [1, 31, 33, 111, 989])
@@ -107,8 +108,8 @@ def test_inputs_need_not_be_whole_blocks_where_there_are_no_scales(cuda, name, i
 def in_order(weights: Weights, hidden: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """The documented additions one by one.
 
-    A fused multiply-add of float32 is done in float64, where the product is exact; rounding twice differs from rounding
-    once about once in 2^29 times.
+    A float32 fused multiply-add is computed in float64, where the product is exact; rounding twice differs from
+    rounding once about once in 2^29 cases.
     """
     warps = np.zeros((WARPS, len(bias)), np.float32)
     for block in range(len(hidden) // BLOCK):
@@ -138,7 +139,7 @@ def test_the_order_of_additions_is_the_documented_one(cuda, name):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_mixed_logits_are_the_two_rows_mixed_as_the_sampler_mixes(cuda, name):
-    """Each sequence with the guidance of its own segment; one that has ended is left alone."""
+    """Each sequence uses the guidance of its own segment; one that has ended is left unchanged."""
     tables, rng = Tables.random(np.random.default_rng(1), 37, text_size=5), np.random.default_rng(2)
     columns = len(tables.audio_columns())
     options = [Options("reference", guidance=g, max_steps=1 + (g != 1.1), seed=1) for g in (3.0, 1.1, 7.7)]
@@ -159,7 +160,7 @@ def test_mixed_logits_are_the_two_rows_mixed_as_the_sampler_mixes(cuda, name):
             np.testing.assert_array_equal(kernel.logits[i, 0, :columns], mixed)
         kernel.sample(0)
         for i, pair in enumerate(pairs):
-            pair.check(np.ascontiguousarray(single[i]))  # the CPU mixes for itself, and draws the same row
+            pair.check(np.ascontiguousarray(single[i]))  # the CPU mixes itself, and draws the same row
         assert [pair.over for pair in pairs].count(True) >= 1 or step == 0
 
 

@@ -1,7 +1,7 @@
 """The CUDA module compiled for the CPU: the same kernels, launches and bindings over a stand-in for CUDA.
 
-Memory is the host's, so a numpy array's address is a device address; a stream runs what it is given at once.
-``tests/cuda/shim/`` says what the stand-in does and which environment variables change the machine that it pretends.
+Memory is the host's, so a numpy array's address is a device address; a stream runs its work at once.
+``tests/csrc/cuda/shim/`` documents the stand-in and the environment variables that change the simulated machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ compiler = os.environ.get("CXX", "g++")
 
 
 def compile_all(sources: list[Path], flags: list[str], link: list[str], name: str) -> Path:
-    """Compile and link ``sources``; kept in ``build/`` under a hash of every file and flag that goes in."""
+    """Compile and link ``sources``; cached in ``build/`` under a hash of all files and flags."""
     inputs = sorted({*SOURCES.rglob("*.h"), *SOURCES.rglob("*.cu"), *SOURCES.rglob("*.cpp"), *SHIM.iterdir()})
     digest = hashlib.sha256(repr((compiler, flags, link, name, sys.version)).encode())
     for path in inputs:
@@ -45,7 +45,7 @@ def compile_all(sources: list[Path], flags: list[str], link: list[str], name: st
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    tag = os.getpid()  # two test processes may build at once: each in files of its own, then renamed
+    tag = os.getpid()  # two test processes may build at once: each in its own files, then renamed
 
     def compile_one(source: Path) -> Path:
         out = folder / f"{source.stem}.{tag}.o"
@@ -64,7 +64,7 @@ def compile_all(sources: list[Path], flags: list[str], link: list[str], name: st
 
 
 def load_shim() -> ModuleType:
-    """The module, under a name of its own: pybind11 gives a process one module of a name, whatever its file."""
+    """The module, under a separate name: pybind11 gives a process one module per name, whatever its file."""
     flags = ["-fPIC", "-fvisibility=hidden", '-DUALM_CUDA_ARCHITECTURES="host shim"']
     flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     name = "_cuda" + importlib.machinery.EXTENSION_SUFFIXES[0]
