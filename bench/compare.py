@@ -149,7 +149,7 @@ def check_comparable(a: Bundle, b: Bundle) -> None:
             where = f" ({name} = {shown(ours.get(name))} and {shown(theirs.get(name))})"
         raise InputError(
             f"{a.folder} and {b.folder}: their {what} differ{'' if what.endswith('s') else 's'}{where}, so they are "
-            "not two forms of one model; give two exports of runs that differ in weights or precision alone"
+            "not two forms of one model; give two exports of runs that differ only in weights or precision"
         )
 
 

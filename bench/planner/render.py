@@ -1,4 +1,4 @@
-"""A plan as a table, Markdown, JSON, JSONL or CSV. Every line of JSONL and CSV stands for itself."""
+"""A plan as a table, Markdown, JSON, JSONL or CSV. Every line of JSONL and CSV is self-contained."""
 
 from __future__ import annotations
 

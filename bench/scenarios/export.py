@@ -235,7 +235,7 @@ class _Exports:
 
     def _why(self, status: int, errors: str) -> str:
         if status < 0:
-            killed = ", as systems do that have no memory left" if -status == signal.SIGKILL else ""
+            killed = ", as if the system had no memory left" if -status == signal.SIGKILL else ""
             return f"its process was ended by {signal.Signals(-status).name}{killed}"
         lines = errors.strip().splitlines() or [f"its process ended with status {status}"]
         why = lines[-1].removeprefix("ualm: ")

@@ -35,7 +35,7 @@ def check_values(name: str, matrix: np.ndarray) -> None:
     held = float(round_values(np.array([peak], np.float32), scale_of(peak))[0])
     if held > LARGEST_FLOAT16:
         raise ExportError(
-            f"{name}: its largest value is {peak:g}, {held:g} in fp8, and GPUs have it in float16, whose largest "
+            f"{name}: its largest value is {peak:g}, {held:g} in fp8, and GPUs hold it in float16, whose largest "
             f"number is {LARGEST_FLOAT16:g}; export with precision bf16"
         )
 

@@ -53,8 +53,8 @@ def check_onnxruntime() -> None:
     if tuple(int(number) for number in ort.__version__.split(".")[:2]) < OLDEST_ONNXRUNTIME:
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
         raise ExportError(
-            f"onnxruntime {ort.__version__}: export needs {oldest} or newer, which there is for Python 3.11 and up; a "
-            "bundle made there runs here too"
+            f"onnxruntime {ort.__version__}: export needs {oldest} or newer, which requires Python 3.11 or later; a "
+            "bundle made there also runs here"
         )
 
 

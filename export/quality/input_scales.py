@@ -68,8 +68,8 @@ class InputScales:
             peak = float(x.abs().max())
             if not peak <= LARGEST_FLOAT16:
                 raise ExportError(
-                    f"{name}: is multiplied with values up to {peak:g}, and GPUs have them in float16 before they are "
-                    f"fp8, whose largest number is {LARGEST_FLOAT16:g}; export with precision bf16"
+                    f"{name}: is multiplied with values up to {peak:g}, and before rounding to fp8 GPUs hold them in "
+                    f"float16, whose largest number is {LARGEST_FLOAT16:g}; export with precision bf16"
                 )
             self.peaks[name] = max(self.peaks.get(name, 0.0), peak)
             done += 1

@@ -64,7 +64,7 @@ class Checkpoint:
         if nbytes > MOST_SHARED * size:
             raise ExportError(
                 f"{path}: its tensors are {nbytes} bytes in a file of {size}: they share values more than "
-                f"{MOST_SHARED} times over; save each on its own"
+                f"{MOST_SHARED} times over; save each separately"
             )
         # a load without values is quick and shows where they are, which a mapped tensor does not
         places = _module(path, _load(path, "meta", mmap=False))
@@ -125,7 +125,7 @@ def _unsupported(tensor: torch.Tensor) -> str | None:
     if tensor.is_quantized:
         return f"is quantised ({str(tensor.dtype).removeprefix('torch.')}); save it as it was trained"
     if tensor.is_complex() or tensor.is_neg():
-        return "is complex, or a part of such; weights are real numbers"
+        return "is complex, or part of a complex tensor; weights are real numbers"
     if tensor.ndim and math.prod(tensor.shape) * tensor.itemsize > tensor.untyped_storage().nbytes():
         return f"repeats its values (shape {list(tensor.shape)}, strides {list(tensor.stride())}); save it contiguous"
     return None

@@ -91,7 +91,7 @@ def _find_weights(run: Path, step: int | None) -> tuple[Path, int | None]:
     if os.path.lexists(direct) and step is None:
         return direct, None
     if direct.is_file() and not (run / "checkpoints").is_dir():
-        raise ExportError(f"{direct}: lies in no folder that gives its step; leave out --step {step}")
+        raise ExportError(f"{direct}: no folder above it gives its step; leave out --step {step}")
     steps: dict[int, Path] = {}
     for folder in (run, run / "checkpoints"):
         for entry in folder.glob("step_*"):

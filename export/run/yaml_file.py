@@ -64,7 +64,7 @@ class _Weight:
         if id(node) in self.known:
             return self.known[id(node)]
         if id(node) in self.under_way:
-            raise ValueError(f"line {node.start_mark.line + 1}: an alias stands within what it names")
+            raise ValueError(f"line {node.start_mark.line + 1}: an alias occurs within what it names")
         if isinstance(node, yaml.ScalarNode):
             if len(node.value) > MOST_NUMBER and not node.tag.endswith((":str", ":binary")):
                 raise ValueError(
@@ -86,6 +86,6 @@ class _Weight:
 
 def _limit(count: int, depth: int) -> None:
     if count > MOST_YAML_VALUES:
-        raise ValueError(f"it stands for more than {MOST_YAML_VALUES} values; write them out without aliases, or fewer")
+        raise ValueError(f"it expands to more than {MOST_YAML_VALUES} values; use no aliases, or fewer values")
     if depth > MOST_DEPTH:
         raise ValueError(f"its values are nested deeper than {MOST_DEPTH} levels")

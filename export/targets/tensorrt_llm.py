@@ -33,7 +33,7 @@ from .text_side import TextSide, read_text_side
 WEIGHTS = "rank0.safetensors"
 #: Folder of the tokenizer, which the workflow keeps separate from the checkpoint.
 TOKENIZER = "tokenizer"
-UNVERIFIED = "unverified: no TensorRT-LLM has read this; names and shapes were checked by rules of our own"
+UNVERIFIED = "unverified: never loaded by TensorRT-LLM; names and shapes were only checked by ualm's own rules"
 
 
 def target(order: ExportRequest, progress: Progress) -> ExportResult:

@@ -160,7 +160,7 @@ KINDS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "meta": (lambda t: t.to("meta"), "device meta"),
     "quantised": (_quantised, "is quantised (qint8)"),
     "complex": (lambda t: t.to(torch.complex64), "is complex"),
-    "imaginary": (lambda t: t.to(torch.complex64).conj().imag, "is complex, or a part of such"),
+    "imaginary": (lambda t: t.to(torch.complex64).conj().imag, "is complex, or part of a complex tensor"),
     "repeated": (lambda t: t[:1, :1].clone().expand(t.shape), "repeats its values"),
 }
 
@@ -229,7 +229,7 @@ def test_aliases_that_do_not_multiply_are_read(tiny_run, run):
     [
         ("job_type: " + "[" * 500 + "]" * 500, "deeper than 64 levels"),
         ("job_type: " + "[" * 100_000, "nesting depth"),
-        ("a: &a [*a]\n", "an alias stands within what it names"),
+        ("a: &a [*a]\n", "an alias occurs within what it names"),
         ("job_type: [" + "a," * 30_000 + "]", "more than 10000 values"),
         ("# " + "a" * MOST_YAML, f"at most {MOST_YAML} are read"),
         ("job_type: 0x" + "f" * 50_000, "a number or date of"),

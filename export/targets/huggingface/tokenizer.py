@@ -170,4 +170,4 @@ def _check(plain: TextCodec, moved: Tokenizer, vocabulary: Vocabulary, where: Pa
             raise ExportError(f"{where}: cannot be joined with UALM's tokens: {probe!r} becomes {found}, not {rows}")
         drawn = [index + vocabulary.text_base for index in expected]
         if moved.decode(drawn, skip_special_tokens=True) != plain.decode_raw(expected):
-            raise ExportError(f"{where}: cannot take UALM's ids: {probe!r} is decoded otherwise from {drawn}")
+            raise ExportError(f"{where}: cannot take UALM's ids: {probe!r} is decoded differently from {drawn}")

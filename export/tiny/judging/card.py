@@ -24,17 +24,17 @@ from .gates import ALLOWED_LOSS, losses, lost_too_much
 _HEAD = """# ualm-tiny
 
 A small UALM that makes and hears short instrument sounds. It has UALM's structure (its vocabulary and rows, a Qwen2
-body, X-Codec codes with delay, a Qwen2.5-Omni-style encoder) and none of NVIDIA's weights or data. It is there so
-that the runtime can be heard and its output judged by a program; it is no general sound model.
+body, X-Codec codes with delay, a Qwen2.5-Omni-style encoder) and none of NVIDIA's weights or data. It exists so
+that the runtime can be heard and its output judged by a program; it is not a general sound model.
 
 ## Domain
 
 {instruments}: notes {notes}. {drums}. One to {most} events, one at a time, {tempos} from onset to onset. Anything
-else is outside of what it knows: it will answer with some sound of the domain.
+else is outside what it knows: it will answer with some sound of the domain.
 
 It was trained to make a sound from a text, directly or through a rich caption; to answer questions about a sound it
-hears; to answer questions of its own small music theory; to ask back and to change what it played; and to listen to
-what it played, say what it heard, and play again where that is not what was asked for.
+hears; to answer questions about its own small music theory; to ask back and to change what it played; and to listen to
+what it played, say what it heard, and play again if that is not what was asked for.
 
 ## Training
 

@@ -77,7 +77,7 @@ def against(result: Mapping[str, Any], wide: Mapping[str, Any]) -> dict[str, Any
     """
     for name in ("seed", "share"):
         if wide[name] != result[name]:
-            raise InputError(f"--against: was asked with {name} {wide[name]}, not {result[name]}; ask both alike")
+            raise InputError(f"--against: was asked with {name} {wide[name]}, not {result[name]}; both must match")
     lost = losses(wide["gates"], result["gates"])
     return {"bundle": wide["bundle"], "allowed": ALLOWED_LOSS, "lost": lost, "too_much": lost_too_much(lost)}
 
