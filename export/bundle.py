@@ -143,7 +143,7 @@ def export_run(
 
 
 def read_templates(path: Path) -> Templates:
-    """The templates of a run; the defaults where there is no such file."""
+    """The templates of a run; the defaults if there is no such file."""
     if not os.path.lexists(path):
         return Templates()
     try:
@@ -153,7 +153,7 @@ def read_templates(path: Path) -> Templates:
 
 
 def read_knows(path: Path) -> Knowledge | None:
-    """What a run's model knows; None where there is no such file."""
+    """What a run's model knows; None if there is no such file."""
     if not os.path.lexists(path):
         return None
     try:

@@ -44,7 +44,7 @@ class TorchReference:
         ids, s = checkpoint.shape(HEAD)[0], recipe.backbone
         audio, rest = divmod(ids - SPECIALS - recipe.text_size, STREAMS)
         if rest or audio < 2:
-            raise ExportError(f"{files.weights}: {HEAD} has {ids} rows, which is no vocabulary of {STREAMS} streams")
+            raise ExportError(f"{files.weights}: {HEAD} has {ids} rows, which is not a vocabulary of {STREAMS} streams")
         self.vocabulary = Vocabulary.in_order(recipe.vocabulary_order, recipe.text_size, audio - 1)
         settings: dict[str, Any] = {
             "vocab_size": ids,

@@ -154,7 +154,7 @@ def check_checkpoint(folder: Path) -> None:
         if name not in found:
             raise ExportError(f"{file}: tensor {name} is missing; export the run again")
         if name not in wanted:
-            raise ExportError(f"{file}: tensor {name} is none of this model's; export the run again")
+            raise ExportError(f"{file}: tensor {name} is not part of this model; export the run again")
         entry = (found[name].get("dtype"), tuple(found[name].get("shape", ())))
         if entry != (STORED[dtype][0], wanted[name]):
             raise ExportError(

@@ -104,7 +104,7 @@ def evaluate(expression: str, folder: Path) -> Value:
     try:
         return _compute(ast.parse(plain.strip(), mode="eval").body, found)
     except SyntaxError:
-        raise SelectorError("it is no selector, nor sums and ratios of selectors") from None
+        raise SelectorError("it is not a selector, nor sums and ratios of selectors") from None
 
 
 def scoped(expression: str, scope: str | None) -> str:
@@ -127,7 +127,7 @@ def _compute(node: ast.expr, found: list[Value]) -> Value:
         return found[int(node.id[1:])]
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
         return Value(float(node.value), "")
-    raise SelectorError(f"{ast.unparse(node)} is no selector, nor a number, + - * /")
+    raise SelectorError(f"{ast.unparse(node)} is not a selector, nor a number, + - * /")
 
 
 @cache

@@ -42,7 +42,7 @@ def with_appended_cache(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Attention":
             writes = [write for name in node.input[1:3] if (write := _write_behind(name, made_by)) is not None]
             if node.attribute or len(writes) != 2:
-                raise ExportError(f"graph {model.graph.name}: {node.name!r} is no attention of the standard dialect")
+                raise ExportError(f"graph {model.graph.name}: {node.name!r} is not attention of the standard dialect")
             for write in writes:
                 renamed[write.input[1]] = write.output[0].replace("present_", "new_")
             pasts, new = ([write.input[index] for write in writes] for index in (0, 1))

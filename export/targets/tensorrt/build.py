@@ -150,7 +150,7 @@ def _profile(builder: Any, network: Any, profile: EngineProfile, onnx_path: Path
     inputs = {(tensor := network.get_input(index)).name: tuple(tensor.shape) for index in range(network.num_inputs)}
     for name in (*profile.shapes, *profile.values):
         if name not in inputs:
-            raise ExportError(f"{onnx_path}: profile for {name!r}, which is no input; it has {', '.join(inputs)}")
+            raise ExportError(f"{onnx_path}: profile for {name!r}, which is not an input; it has {', '.join(inputs)}")
     for name, shape in inputs.items():
         if name in profile.shapes:
             try:

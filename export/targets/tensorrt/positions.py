@@ -36,7 +36,7 @@ def with_own_positions(model: onnx.ModelProto) -> onnx.ModelProto:
     told = {value.name: value for value in graph.input if value.name in _TOLD}
     if len(told) != len(_TOLD):
         missing = next(name for name in _TOLD if name not in told)
-        raise ExportError(f"graph {graph.name}: has no input {missing!r}; it is no body in the standard dialect")
+        raise ExportError(f"graph {graph.name}: has no input {missing!r}; it is not a body in the standard dialect")
     half = told["cos"].type.tensor_type.shape.dim[2].dim_value
     for value in told.values():
         graph.input.remove(value)

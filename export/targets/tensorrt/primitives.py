@@ -49,7 +49,7 @@ def _normalise(rewrite: Rewrite, node: onnx.NodeProto) -> bool:
     attributes = _attributes(node)
     epsilon = float(attributes.get("epsilon", 1e-5))
     if attributes.get("axis", -1) != -1 or rewrite.types[x] != TensorProto.FLOAT:
-        raise ExportError(f"graph {rewrite.graph.name}: {node.name!r} is no norm of a float32 row")
+        raise ExportError(f"graph {rewrite.graph.name}: {node.name!r} is not a norm of a float32 row")
 
     def op(kind: str, *inputs: str, at: str, **more: Any) -> str:
         return rewrite.op(kind, *inputs, name=f"{node.name}.{at}", **more)
@@ -66,7 +66,7 @@ def _rotate(rewrite: Rewrite, node: onnx.NodeProto) -> bool:
     """RotaryEmbedding of [batch, heads, rows, head_dim], rotating the two halves of a head against each other."""
     x, *angles = node.input
     if node.attribute or len(angles) != 2:
-        raise ExportError(f"graph {rewrite.graph.name}: {node.name!r} is no rotary embedding of the standard dialect")
+        raise ExportError(f"graph {rewrite.graph.name}: {node.name!r} is not a standard rotary embedding")
     one = rewrite.constant("second", np.array([1]))
     cos, sin = (rewrite.once("Unsqueeze", angle, one, name=f"{angle}.by_head") for angle in angles)
 

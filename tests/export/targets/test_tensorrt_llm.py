@@ -127,7 +127,7 @@ _DENSE = "transformer.layers.1.attention.dense.weight"
     ("change", "said"),
     [
         (_config(num_hidden_layers=3), "transformer.layers.2.attention.dense.weight is missing"),
-        (_config(num_hidden_layers=1), "transformer.layers.1.attention.dense.weight is none of"),
+        (_config(num_hidden_layers=1), "transformer.layers.1.attention.dense.weight is not part of"),
         (_config(intermediate_size=50), "mlp.fc.weight is F32 [48, 32], F32 [50, 32]"),
         (_config(num_key_value_heads=3), "num_key_value_heads = 3"),
         (_config(dtype="float16"), "F16"),
@@ -137,7 +137,7 @@ _DENSE = "transformer.layers.1.attention.dense.weight"
         (_config(mapping={"world_size": 2, "tp_size": 2, "pp_size": 1}), "mapping.world_size = 2"),
         (_config(quantization={"quant_algo": "W8A16"}), "quantization.quant_algo"),
         (_weights(lambda w: w.pop(_DENSE)), f"{_DENSE} is missing"),
-        (_weights(lambda w: w.update(score=torch.zeros(1))), "score is none of"),
+        (_weights(lambda w: w.update(score=torch.zeros(1))), "score is not part of"),
         (_weights(lambda w: w.update({_DENSE: w[_DENSE].half()})), f"{_DENSE} is F16"),
         (_cut, "its header says"),
         (lambda folder: (folder / WEIGHTS).unlink(), "missing"),

@@ -253,7 +253,7 @@ def test_a_cache_builds_once_its_capacity_is_fixed(cache: Path) -> None:
     [
         ({"compute_capability": "8.7"}, r"compute capability '8\.7': .* builds for 7\.5, 8\.0, 8\.6"),
         ({"fixed": {"length": 4}}, r"no input or output has a dimension called 'length'"),
-        ({"profiles": {"y": ((1,), (1,), (1,))}}, r"profile for 'y', which is no input; it has x"),
+        ({"profiles": {"y": ((1,), (1,), (1,))}}, r"profile for 'y', which is not an input; it has x"),
         ({}, r"input 'x' has varying dimensions \[-1\] and no profile"),
         ({"profiles": {"x": ((1,), (9,), (4,))}}, r"the profiles do not fit the inputs: .*MIN<=OPT<=MAX"),
     ],
