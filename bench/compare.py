@@ -1,8 +1,8 @@
-"""Two bundles of one model: how well the second agrees with the first, what each takes on disk, which is faster.
+"""Compares two bundles of one model: how well the second agrees with the first, sizes on disk, and speed.
 
-Needs what the runtime needs and no more. The first bundle answers the built-in prompts of an export's agreement on the
-CPU engine; the second is led through the very rows that it drew, and both sets of logits are compared where a token was
-drawn. Speed is that of ``ualm bench decode``, in turn.
+Needs only the runtime's dependencies. The first bundle answers the built-in prompts of an export's agreement on the CPU
+engine; the second is fed the very rows that it drew, and both sets of logits are compared where a token was drawn.
+Speed is measured as by ``ualm bench decode``, in turn.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from .harness.subjects import Request, check_count
 from .report.schema import Comparison
 from .scenarios.decode import Decode
 
-#: Rows that a conversation of the prompts may have.
+#: Most rows of a conversation of the prompts.
 CONTEXT = 1024
-#: The engine of both: it alone can be led through rows.
+#: The engine for both: only this one can be fed given rows.
 ENGINE = "onnxruntime"
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Milliseconds a frame (medians), and how the blocks compare: ``ratio`` is how many times as fast B is, ``low`` and
-    ``high`` its interval, None where there were too few pairs."""
+    """Milliseconds per frame (medians), and how the blocks compare: ``ratio`` is how many times as fast B is, ``low``
+    and ``high`` its interval, None if there were too few pairs."""
 
     a_ms: float
     b_ms: float
@@ -67,8 +67,8 @@ class Speed:
 @dataclass(frozen=True)
 class Compared:
     """``quality``: as in a manifest, of B against A. ``sizes``: role -> bytes on disk of its graph and of the weights
-    that it reads, in A and in B (0 where there is no such part); parts that share weights count them each. ``total``:
-    all files. ``speed``: None where it was not asked for."""
+    that it reads, in A and in B (0 if there is no such part); weights that parts share count for each of them.
+    ``total``: all files. ``speed``: None if not requested."""
 
     a: Bundle
     b: Bundle
@@ -101,10 +101,10 @@ def compare_bundles(
     progress: Progress = lambda text: None,
 ) -> Compared:
     """Compare the bundle ``second`` with ``first``. ``repeat``, ``context``: frames measured, and rows held meanwhile.
-    ``quiet``: nothing is told of engines on standard error.
+    ``quiet``: print nothing about engines on standard error.
 
-    Raises :class:`InputError` for bundles that cannot be compared, named by what differs, and what opening a bundle
-    raises.
+    Raises :class:`InputError`, naming the difference, for bundles that cannot be compared, and whatever opening a
+    bundle raises.
     """
     check_threads(threads, *BY_OPTION)
     check_count("--repeat", repeat)
@@ -115,7 +115,7 @@ def compare_bundles(
     decode = Decode((context,))
     if speed:
         for bundle in (a, b):
-            decode.settings(bundle)  # what cannot be measured is refused first
+            decode.settings(bundle)  # refuse first what cannot be measured
     progress(f"agreement: {first}")
     held, features, codes, samples = _said(a, threads)
     progress(f"agreement: {second}")
@@ -130,7 +130,7 @@ def compare_bundles(
 
 
 def check_comparable(a: Bundle, b: Bundle) -> None:
-    """:class:`InputError` where two bundles do not hold one model in two forms, so that a figure would mean nothing."""
+    """Raise :class:`InputError` if two bundles are not two forms of one model, so that figures would mean nothing."""
     mine, other = a.manifest, b.manifest
     sides: dict[str, tuple[Any, Any]] = {
         "vocabulary": (mine.vocabulary.to_json(), other.vocabulary.to_json()),
@@ -149,12 +149,13 @@ def check_comparable(a: Bundle, b: Bundle) -> None:
             where = f" ({name} = {shown(ours.get(name))} and {shown(theirs.get(name))})"
         raise InputError(
             f"{a.folder} and {b.folder}: their {what} differ{'' if what.endswith('s') else 's'}{where}, so they are "
-            "not two forms of one model; give two exports of runs that differ in weights or precision alone"
+            "not two forms of one model; give two exports of runs that differ only in weights or precision"
         )
 
 
 def _said(bundle: Bundle, threads: int | None) -> tuple[list[HeldSegment], np.ndarray, np.ndarray, np.ndarray]:
-    """What A says to the prompts, hears of the probe (float32 [n, H]), and its codes with the samples they become."""
+    """A's answers to the prompts, its features of the probe (float32 [n, H]), and its codes with the samples they
+    decode to."""
     engine = OnnxRuntimeEngine(bundle, threads=threads, max_context=_context(bundle))
     try:
         held = hold_rows(engine, bundle)
@@ -173,7 +174,7 @@ def _agreement(
     codes: np.ndarray,
     samples: np.ndarray,
 ) -> dict[str, Any]:
-    """What B makes of the same rows, sound and codes, against A's."""
+    """B's results for the same rows, sound and codes, compared with A's."""
     engine = OnnxRuntimeEngine(bundle, threads=threads, max_context=_context(bundle))
     try:
         sequence = engine.open_sequence()

@@ -1,6 +1,6 @@
-"""``ualm bench gates``: whether a bundle of ualm-tiny makes and says what it is asked for, judged by detectors.
+"""``ualm bench gates``: whether a bundle of ualm-tiny generates what it is asked for, judged by detectors.
 
-The judgement lives beside the model's recipe, in ``export/tiny``: what is right is a matter of its domain.
+The judges are beside the model's recipe, in ``export/tiny``, because what is correct depends on its domain.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def judge_bundle(
     wide: Path | None = None,
     progress: Progress,
 ) -> Mapping[str, Any]:
-    """The gates of a bundle (None: of the one that comes with ualm) of the training run ``run`` (None: that one's).
+    """The gates of a bundle (None: the one that comes with ualm) of the training run ``run`` (None: that bundle's).
 
-    ``wide``: what was written of the gates in fp32, for what is lost to them. Raises :class:`InputError` where the run
-    has no codes of the domain, ``share`` is none, or ``wide`` was asked otherwise.
+    ``wide``: the saved gates in fp32, to compute the loss against them. Raises :class:`InputError` if the run has no
+    codes of the domain, ``share`` is out of range, or ``wide`` was measured with other settings.
     """
     check_threads(threads, *BY_OPTION)
     codes = codes_of(run)
@@ -48,7 +48,7 @@ def judge_bundle(
 
 
 def write_gates(result: Mapping[str, Any], output: Path) -> None:
-    """One JSON object, written beside and renamed."""
+    """Write one JSON object, to a temporary file that is renamed."""
     with replacing_file(output) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

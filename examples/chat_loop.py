@@ -1,9 +1,9 @@
-"""Talk to a model, line by line; it answers with text or with sound, as it likes.
+"""Chat with a model, line by line; it answers with text or with sound, as it chooses.
 
     python examples/chat_loop.py --folder sounds
 
-A line is a message; `/sound FILE` is the sound in that file. Text appears while it is written, sounds are saved in the
-folder. Ctrl-C stops an answer, which is then taken back; the end of the input (Ctrl-D) ends the conversation.
+A line is a message; `/sound FILE` is the sound in that file. Text appears while it is generated, sounds are saved in
+the folder. Ctrl-C stops an answer, which is then taken back; the end of the input (Ctrl-D) ends the conversation.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
             try:
                 if line:
                     answer(session, message, arguments.folder)
-            except KeyboardInterrupt:  # leaving the loop over its events has cancelled the turn
+            except KeyboardInterrupt:  # leaving the loop over its events cancels the turn
                 print("   (stopped)")
             except UalmError as error:  # the turn is taken back, and the session goes on
                 print(f"   ({error})")

@@ -3,7 +3,7 @@
     python examples/describe_sound.py trumpet.wav
     python examples/describe_sound.py trumpet.wav "which instrument is it?"
 
-``ualm generate "a trumpet plays C5 and E5" -o trumpet.wav`` makes a sound that the model which comes with ualm knows.
+``ualm generate "a trumpet plays C5 and E5" -o trumpet.wav`` makes a sound known to the model that comes with ualm.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     try:
         with Model.open(arguments.bundle) as model:
             answer = model.ask(arguments.sound, arguments.question, max_tokens=200)
-    except UalmError as error:  # the file is missing, no sound, too long, ...: the message says which and what to do
+    except UalmError as error:  # the file is missing, not a sound, too long, ...: the message says what to do
         sys.exit(str(error))
     print(answer)  # an Answer is a str that also knows how it ended
     if answer.finish != "stop":

@@ -2,8 +2,8 @@
 
     python examples/embed_asyncio.py "a trumpet plays C5" "a marimba plays E5 and G5"
 
-One model serves any number of tasks. Each sound is computed on a thread of its own, and the event loop is free while
-its next chunk is awaited. Cancelling a task (a timeout, a listener who has gone) stops its sound.
+One model serves any number of tasks. Each sound is computed on its own thread, and the event loop is free while its
+next chunk is awaited. Cancelling a task (a timeout, a listener who left) stops its sound.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ualm import Model
 
 
 async def listen(model: Model, caption: str, seed: int, began: float) -> float:
-    """Receive one sound chunk by chunk; its seconds."""
+    """Receive one sound chunk by chunk; returns its seconds."""
     seconds = 0.0
     async with model.stream(caption, seed=seed, profile="first_sound") as stream:
         async for chunk in stream:  # in a server: await socket.send_bytes(chunk.samples.tobytes())

@@ -16,12 +16,12 @@ from ualm import Model, Sound
 
 
 def stream(bundle: str | None, caption: str, seed: int) -> Sound | None:
-    """Write each chunk as it comes; the whole sound in the end."""
-    # Leaving the block stops the thread that computes ahead, also when the player has gone and a write fails.
+    """Write each chunk as it arrives; returns the whole sound at the end."""
+    # Leaving the block stops the thread that computes ahead, also if the player has exited and a write fails.
     with Model.open(bundle) as model, model.stream(caption, seed=seed) as chunks:
         for chunk in chunks:
             if chunk.start == 0:
-                print(f"{chunk.sample_rate} Hz, {chunk.preroll:.2f} s to hold before playing", file=sys.stderr)
+                print(f"{chunk.sample_rate} Hz, {chunk.preroll:.2f} s to buffer before playing", file=sys.stderr)
             sys.stdout.buffer.write(chunk.samples.astype("<f4").tobytes())
             sys.stdout.buffer.flush()
         return chunks.sound
@@ -29,7 +29,7 @@ def stream(bundle: str | None, caption: str, seed: int) -> Sound | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("caption", help="what the sound should be")
+    parser.add_argument("caption", help="description of the sound")
     parser.add_argument(
         "-b", "--bundle", help="folder made by `ualm export`; by default the model that comes with ualm"
     )
@@ -39,7 +39,7 @@ def main() -> None:
         parser.error("standard output is a terminal; pipe it into a player")
     try:
         sound = stream(arguments.bundle, arguments.caption, arguments.seed)
-    except BrokenPipeError:  # the player was closed: Python must not flush what it will never read
+    except BrokenPipeError:  # the player was closed: Python must not flush data that will never be read
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     else:
         print(sound, file=sys.stderr)

@@ -1,6 +1,6 @@
-"""What of an order can be judged without torch, and so within a moment: its options, and the files that it names.
+"""Checks of an export request that need no torch and so take a moment: its options, and the files that it names.
 
-The targets check all of it again where they use it; here it is for whoever would wait seconds to be told of a slip.
+The targets check everything again where they use it; these checks save users seconds of waiting for a simple mistake.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .targets.registry import TARGETS, TEXT_TARGETS, ExportRequest, refuse_built
 
 
 def check_order(order: ExportRequest, engine: str) -> None:
-    """Raise what ``--engine`` ``engine`` will say of the order's options and paths: an ``InputError``,
+    """Raise what ``--engine`` ``engine`` would raise for the request's options and paths: an ``InputError``,
     ``ExportError`` or ``OutputError``."""
     if engine not in TARGETS:
         raise InputError(f"--engine {engine}: choose {', '.join(TARGETS)}")
@@ -35,10 +35,10 @@ def check_order(order: ExportRequest, engine: str) -> None:
         raise InputError(f"--max-context {order.max_context}: give a whole number of at least 1")
     if engine.startswith("tensorrt") and order.run is not None and (order.run / MANIFEST).is_file():
         refuse_built(order)
-        if resolved(order.output) != resolved(order.run):  # else the bundle's engines are made anew
+        if resolved(order.output) != resolved(order.run):  # otherwise the bundle's engines are built again
             _check_output(order.output)
         return
-    from .run.recipe import find_run, read_recipe  # needs yaml, which is not there where a bundle is only compiled
+    from .run.recipe import find_run, read_recipe  # needs yaml, which is not installed where a bundle is only compiled
 
     files = find_run(order.run, config=order.config, weights=order.weights, step=order.step)
     recipe = read_recipe(files.config)
@@ -46,7 +46,7 @@ def check_order(order: ExportRequest, engine: str) -> None:
     if given is not None and given > limit:
         raise InputError(f"--max-context {given}: give a whole number from 1 to {limit}, this model's limit")
     rate = recipe.codec.get("sample_rate", 16000)
-    if order.post_codec is not None and type(rate) is int and rate > 0:  # another rate is the codec's to refuse
+    if order.post_codec is not None and type(rate) is int and rate > 0:  # any other rate is refused by the codec
         order.post_codec(CodecIdentity(rate, 1, 1, 0, 0, 0))
     _check_output(order.output)
 

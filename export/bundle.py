@@ -50,19 +50,19 @@ from .run.tokenizer import write_tokenizer
 #: Un-rotated keys and values of the guidance null branch.
 NULL_TABLES = ("null.keys", "null.values")
 
-#: Beside train.yaml, where a run has words of its own for the modes of reasoning.
+#: File beside train.yaml, for runs that have their own wording for the modes of reasoning.
 TEMPLATES_FILE = "templates.json"
-#: Beside train.yaml, where a run says what its model knows.
+#: File beside train.yaml in which a run says what its model knows.
 KNOWS_FILE = "knows.json"
 
-#: Called with a stage's name, the bytes done and the bytes in all (0: not known).
+#: Called with a stage's name, the bytes done and the total bytes (0: unknown).
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made: the bundle's folder, bytes of each file, seconds of each stage, agreement with fp32, each
-    figure of it beside its gate, and the gates that it fell below."""
+    """The result of an export: the bundle's folder, bytes of each file, seconds of each stage, agreement with fp32,
+    each of its figures beside its gate, and the gates that were missed."""
 
     bundle: Path
     run: RunFiles
@@ -89,10 +89,10 @@ def export_run(
     post_codec: Callable[[CodecIdentity], PostCodecIdentity] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> ExportReport:
-    """Export a training run to the folder ``bundle``, which appears whole or not at all.
+    """Export a training run to the folder ``bundle``, which appears complete or not at all.
 
     Arguments as :func:`run.find_run` and :meth:`Precision.of`; ``calibration`` as :meth:`CalibrationSet.read`;
-    ``post_codec`` describes a stage behind the codec, see ``runtime.audio.post_codec``. A bundle that falls below a
+    ``post_codec`` describes a stage after the codec, see ``runtime.audio.post_codec``. A bundle that falls below a
     gate of :mod:`agreement` is refused unless ``accept_quality``. Raises :class:`ExportError`, naming the field or
     tensor, and :class:`OutputError` when the bundle cannot be written.
     """
@@ -111,7 +111,7 @@ def export_run(
     stage = None if post_codec is None else post_codec(plan.codec_identity)
     clock.lap("read")
     with replacing_folder(bundle) as folder:
-        write_tokenizer(recipe, folder / TOKENIZER)  # first: it may be refused, and the weights take minutes
+        write_tokenizer(recipe, folder / TOKENIZER)  # first, because it may be refused and the weights take minutes
         plan.write(folder, progress)
         clock.lap("write")
         manifest = dataclasses.replace(plan.manifest(files), templates=templates, knows=knows, post_codec=stage)
@@ -143,23 +143,23 @@ def export_run(
 
 
 def read_templates(path: Path) -> Templates:
-    """The templates of a run; the defaults where there is no such file."""
+    """The templates of a run; the defaults if there is no such file."""
     if not os.path.lexists(path):
         return Templates()
     try:
         return Templates.from_json(read_json(path))
     except ValueError as error:
-        raise ExportError(f"{path}: {error}; mend it, or remove it to take the defaults") from error
+        raise ExportError(f"{path}: {error}; fix it, or remove it to use the defaults") from error
 
 
 def read_knows(path: Path) -> Knowledge | None:
-    """What a run's model knows; None where there is no such file."""
+    """What a run's model knows; None if there is no such file."""
     if not os.path.lexists(path):
         return None
     try:
         knows = Knowledge.from_json(read_json(path))
     except ValueError as error:
-        raise ExportError(f"{path}: {error}; mend it, or remove it") from error
+        raise ExportError(f"{path}: {error}; fix it, or remove it") from error
     if idle := [word for word in knows.words if not any(content_words(word))]:
         raise ExportError(f"{path}: words: {idle[0]!r} is a stop word, which never counts; leave it out")
     return knows
@@ -210,7 +210,7 @@ class _Plan:
     def _plan_null_branch(self) -> None:
         s = self.shape
 
-        # keys and values come from one pass over what was written by then
+        # keys and values come from one pass over what has been written so far
         vectors = functools.cache(lambda: null_branch_vectors(self._stored, s, self._round_input))
         shape = (s.layers, s.kv_heads, s.head_dim)
         for index, name in enumerate(NULL_TABLES):
@@ -227,8 +227,8 @@ class _Plan:
             )
 
     def graphs(self) -> dict[str, Graph]:
-        """Role -> graph. The standard dialect, in the arithmetic of GPUs, is always there; ONNX Runtime's own where the
-        head size allows, and the standard one in float32 where it does not."""
+        """Role -> graph. The standard dialect, in the arithmetic of GPUs, is always included; so is ONNX Runtime's own
+        where the head size allows it, and the standard one in float32 where it does not."""
         compute = self.formats.compute
         graphs = {"backbone": self.backbone.graph("standard", compute)}
         if self.shape.grouped_attention:
@@ -239,7 +239,7 @@ class _Plan:
         return graphs | {"encoder": self.encoder.graph, "codec": self.codec.graph, "codec.stream": self.codec.stream}
 
     def integer_graphs(self) -> dict[str, Graph]:
-        """Role -> graph whose products become whole numbers (see ``integer``)."""
+        """Role -> graph whose products are computed in integers (see ``export.parts.integer``)."""
         graphs = {"encoder.integer": self.encoder.graph} if self.formats.encoder == "int8" else {}
         if self.formats.prefill != "none":
             graphs["backbone.prefill"] = self.backbone.graph("grouped", matrices="prefill")
@@ -260,12 +260,12 @@ class _Plan:
             progress("weights", done, total)
 
     def body(self, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Hidden states of the body as it is stored, in float32."""
+        """Hidden states of the body with its weights as stored, computed in float32."""
         return hidden_states(self._stored, self.shape, sequences, round_input=self._round_input)
 
     def calibrate(self, folder: Path, examples: CalibrationSet | None, progress: Progress) -> Mapping[str, Any]:
-        """Fit the body to what the bundle in ``folder`` reads and says: whole numbers are rounded anew, and what fp8
-        matrices are multiplied with gets its scales. Returns what the manifest says of it."""
+        """Fit the body to what the bundle in ``folder`` reads and says: integer weights are rounded again, and the
+        inputs of fp8 matrices get their scales. Returns what the manifest says about it."""
         bundle = Bundle(folder, verify="never")
         conversations = [] if examples is None else list(examples.conversations)
         source = None if examples is None else examples.source
@@ -277,7 +277,7 @@ class _Plan:
             if self.formats.backbone == "fp8":
                 conversations += built_in_conversations(self.encoder.features)
                 scales = InputScales(folder, self.store, self.shape, tell)
-                scales.see(rows_read(bundle, conversations))  # with these it can speak
+                scales.see(rows_read(bundle, conversations))  # enough to generate answers
                 self._rewrite_null_branch(folder)
                 scales.see(rows_said(bundle, conversations))
             else:
@@ -299,7 +299,7 @@ class _Plan:
         return self.store.round_input(self._folder, name, x)
 
     def _stored(self, name: str) -> np.ndarray:
-        """A tensor as the blob has it."""
+        """A tensor as stored in the blob."""
         assert self._folder is not None
         return self.store.read_back(self._folder, name)
 
@@ -339,7 +339,7 @@ class _Plan:
             source={
                 "weights": files.weights.name,
                 "step": files.step,
-                # of an absolute path only the name: a bundle travels, its maker's folders do not
+                # only the name of an absolute path: a bundle is copied elsewhere, its author's folders are not
                 "names": {part: Path(name).name if Path(name).is_absolute() else name for part, name in names.items()},
                 "rope_theta": s.rope_theta,
                 "rms_norm_eps": s.rms_norm_eps,
@@ -354,7 +354,7 @@ def _onnx_name(role: str) -> str:
 
 
 def _sizes(folder: Path) -> Mapping[str, BundleFile]:
-    """What an unfinished bundle needs to be opened: its files, not hashed."""
+    """The files that an unfinished bundle needs to be opened, without hashes."""
     return {path.name: BundleFile(path.stat().st_size, "") for path in folder.iterdir() if path.name != MANIFEST}
 
 

@@ -1,8 +1,8 @@
-"""Say in a bundle that exists what its model knows: ``python -m ualm.export.knows BUNDLE KNOWS.json``.
+"""Record in an existing bundle what its model knows: ``python -m ualm.export.knows BUNDLE KNOWS.json``.
 
-A bundle takes that from the ``knows.json`` of its training run when it is exported. This is for one whose run said
-nothing then, or something else: its manifest is written anew, with a new digest, and no other file is touched.
-``--tiny`` takes the words of ualm-tiny's recipe in place of a file.
+A bundle takes that from the ``knows.json`` of its training run when it is exported. This is for a bundle whose run said
+nothing then, or something else: its manifest is written again, with a new digest, and no other file is touched.
+``--tiny`` takes the words of ualm-tiny's recipe instead of a file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .bundle import read_knows
 
 
 def write_knows(folder: Path, knows: Knowledge | None) -> bool:
-    """Put ``knows`` into the manifest of the bundle in ``folder`` (None: out of it); whether that changed anything."""
+    """Write ``knows`` into the manifest of the bundle in ``folder`` (None: remove it); returns whether it changed."""
     bundle = Bundle(folder, verify="never")
     if bundle.manifest.knows == knows:
         return False
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("knows", type=Path, nargs="?", help="JSON file: about, and words")
-    source.add_argument("--tiny", action="store_true", help="what ualm-tiny knows, by its recipe")
+    source.add_argument("--tiny", action="store_true", help="what ualm-tiny knows, according to its recipe")
     arguments = parser.parse_args()
     try:
         if arguments.tiny:
@@ -55,4 +55,4 @@ def main() -> None:
         changed = write_knows(arguments.bundle, knows)
     except UalmError as error:
         sys.exit(f"knows: {error}")
-    print(f"{arguments.bundle}: {'written' if changed else 'is so already'}")
+    print(f"{arguments.bundle}: {'written' if changed else 'unchanged'}")

@@ -15,8 +15,8 @@ from ualm.runtime.bundle import packaged
 from ualm.runtime.cli import main as cli
 
 torch.set_num_threads(1)
-# the same examples at every run: a test fails because of a change, not because of a draw (look for new ones with
-# --hypothesis-profile=default)
+# the same examples in every run, so that a test fails because of a change and not by chance
+# (--hypothesis-profile=default looks for new ones)
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
@@ -58,7 +58,7 @@ def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command as on a new machine: nothing verified before, no bundle of the user's own, none within ualm."""
+    """The command as on a new machine: nothing verified before, no bundle of the user, none within ualm."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for variable in ("UALM_BUNDLE", "UALM_ENGINE", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(variable, raising=False)
@@ -69,7 +69,7 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def ualm(
     clean_environment: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command in this process; gives exit status, standard output and standard error."""
+    """Runs the command in this process; returns exit status, standard output and standard error."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ualm", *map(str, arguments)])

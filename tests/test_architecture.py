@@ -1,4 +1,4 @@
-"""The rules between rooms (docs/architecture.md): a folder is a room, and so is a module that lies beside folders."""
+"""The rules between rooms (docs/architecture.md): a folder is a room, and so is a module beside folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("runtime", "export", "bench")
-#: The rooms of a top that may import another top, and which. What is above may know what is below.
+#: Folder -> the other top-level folders that it may import. Upper layers may know lower ones.
 ABOVE = {
     "export": {"runtime"},
     "bench": {"runtime", "export"},
@@ -21,7 +21,7 @@ ABOVE = {
     "runtime.cli.verbs": {"export", "bench"},
 }
 MOST_MODULES, MOST_SUPPORT = 15, 20
-#: Libraries, and the rooms that may import them; what lies within a room may, too.
+#: Libraries, and the rooms that may import them, including everything within these rooms.
 LIBRARIES = {
     "torch": ("export", "bench.peers", "bench.random_run", "bench.evidence"),
     "transformers": ("export", "bench.peers", "bench.random_run"),
@@ -29,7 +29,7 @@ LIBRARIES = {
     "safetensors": ("export",),
     "onnxruntime": ("runtime.engines.onnxruntime",),
     "tensorrt": ("runtime.engines.tensorrt",),
-    # a process of its own, which may crash: it asks what the library does before an engine of ours is there
+    # a separate process, which may crash: it tests the library before any of our engines exists
     "tensorrt_rtx": ("runtime.engines.tensorrt", "bench.acceptance.rtx_probe"),
     "typer": ("runtime.cli", "bench.scenarios.tensorrt_build"),
     "matplotlib": ("runtime.cli",),
@@ -61,7 +61,7 @@ def tree_of(file: Path) -> ast.Module:
 
 @cache
 def imports_of(name: str) -> frozenset[str]:
-    """Modules of ours that a module imports anywhere: at its head, in a function, or for type checkers."""
+    """Our modules that a module imports anywhere: at its top, in a function, or for type checkers."""
     file, found = known()[name], set()
     package = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
     for node in ast.walk(tree_of(file)):
@@ -73,7 +73,7 @@ def imports_of(name: str) -> frozenset[str]:
                 base = package[: len(package) - (node.level - 1)]
                 module = ".".join([*base, *filter(None, [node.module])])
             found |= {f"{module}.{alias.name}" for alias in node.names} | {module}
-    # a name of a module is an import of that module alone; of a package, of what its __init__ has
+    # a name from a module imports only that module; from a package, whatever its __init__ provides
     named = found & known().keys()
     return frozenset(each for each in named if not any(other.startswith(f"{each}.") for other in named))
 
@@ -84,7 +84,7 @@ def folders() -> frozenset[str]:
 
 
 def room_of(name: str) -> str:
-    """The folder of a module, or the module itself where folders lie beside it."""
+    """The folder of a module, or the module itself if folders are beside it."""
     if known()[name].stem == "__init__":
         return name
     folder = name.rpartition(".")[0]
@@ -93,11 +93,11 @@ def room_of(name: str) -> str:
 
 
 def arrows() -> dict[tuple[str, str], set[tuple[str, str]]]:
-    """Each pair of rooms of which one imports the other, and the modules that do."""
+    """Each pair of rooms where one imports the other, and the modules that do."""
     found: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for name in known():
         if known()[name].stem == "__init__":
-            continue  # it only says again what its room has
+            continue  # it only re-exports what its room has
         for other in imports_of(name):
             pair = room_of(name), room_of(other)
             if pair[0] != pair[1]:
@@ -106,7 +106,8 @@ def arrows() -> dict[tuple[str, str], set[tuple[str, str]]]:
 
 
 def test_rooms_import_downwards_only() -> None:
-    """There is an order in which every import points down: who changes a room need not know those above it."""
+    """There is an order in which every import points down, so that a room can be changed without knowing those above
+    it."""
     below: dict[str, set[str]] = {}
     for upper, lower in arrows():
         below.setdefault(upper, set()).add(lower)
@@ -144,7 +145,8 @@ def test_engines_know_nothing_of_conversations() -> None:
 
 
 def test_no_file_reaches_into_another() -> None:
-    """What begins with an underscore belongs to its file: a method or a field that others need has a name without."""
+    """Names with a leading underscore belong to their file: a method or field that others need has a name without
+    one."""
     for name, file in known().items():
         tree = tree_of(file)
         own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
@@ -197,7 +199,7 @@ def test_libraries_are_imported_in_their_rooms_alone() -> None:
 
 
 def test_the_rules_see_what_they_forbid() -> None:
-    """Each rule is about something: there are rooms, arrows, and libraries that are imported."""
+    """No rule is empty: there are rooms, imports between them, and libraries that are imported."""
     assert len({room_of(name) for name in known()}) > 40 and len(arrows()) > 100
     assert ("runtime.model", "runtime.conversation") in arrows()
     assert room_of("runtime.errors") == "runtime.errors" and room_of("runtime.text.stream") == "runtime.text"

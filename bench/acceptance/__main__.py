@@ -28,7 +28,7 @@ from .loop import check_loop
 from .machine import describe, try_tensorrt_rtx
 from .shapes import STAGES as SHAPES
 
-#: Every stage, in the order of design.md's questions.
+#: Every stage, in the order in which they run; see docs/gpu.md.
 STAGES: dict[str, Callable[[Ground], Findings]] = {
     "environment": describe,
     "limits": measure_limits,
@@ -41,10 +41,10 @@ STAGES: dict[str, Callable[[Ground], Findings]] = {
 
 
 def run_stages(ground: Ground, names: list[str], *, minutes: float) -> bool:
-    """Run stages one after the other, keep each one's result, and print all that lie in the folder.
+    """Run stages one after the other, keep each one's result, and print all results in the folder.
 
-    No stage is begun after ``minutes``; what is left is named. Returns whether every check of this call passed or was
-    skipped.
+    No stage starts after ``minutes``; the remaining ones are named. Returns whether every check of this call passed or
+    was skipped.
     """
     began, passed = time.perf_counter(), True
     ground.out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def run_stages(ground: Ground, names: list[str], *, minutes: float) -> bool:
 
 
 def _run_stage(ground: Ground, name: str) -> Findings:
-    """A stage that cannot go on at all is one check that says why."""
+    """A stage that cannot continue at all becomes one check that says why."""
     whole, found = Findings(name), None
     with whole.checking("the stage as a whole") as said:
         found = STAGES[name](ground)
@@ -86,12 +86,12 @@ def _facts(ground: Ground) -> Run:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m ualm.bench.acceptance") -> None:
-    parser = argparse.ArgumentParser(prog=program, description="Answer in one run what only a GPU can.")
+    parser = argparse.ArgumentParser(prog=program, description="Run the checks that need a GPU.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results; a later call adds to it")
     parser.add_argument("--stage", nargs="+", metavar="NAME", choices=STAGES, help=f"of {', '.join(STAGES)}; else all")
     parser.add_argument("--work", type=Path, help="folder for runs and bundles, up to 60 GB; OUT/work by default")
-    parser.add_argument("--bundle", type=Path, help="what the loop is tried with; the model within ualm by default")
-    parser.add_argument("--minutes", type=float, default=10.0, help="begin no stage after so long")
+    parser.add_argument("--bundle", type=Path, help="bundle to run the loop on; the model within ualm by default")
+    parser.add_argument("--minutes", type=float, default=10.0, help="start no stage after this time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU; says nothing about any GPU")
     parser.add_argument("--shim", type=Path, help="for --dry-run: the kernels compiled for the CPU, see docs/gpu.md")
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m ualm.
             bundle_folder=given.bundle,
             progress=line.show,
         )
-        _ = ground.device  # without one there is nothing to do
+        _ = ground.device  # fail now if there is none
         passed = run_stages(ground, given.stage or list(STAGES), minutes=given.minutes)
     finally:
         line.hide()

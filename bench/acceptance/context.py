@@ -1,4 +1,4 @@
-"""What the stages stand on: the device, its meter, engines on it, or, in a dry run, what stands in for them."""
+"""Shared context of the stages: the device, its meter, and engines on it, or, in a dry run, their stand-ins."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..meters.bandwidth import BandwidthMeter, Meter
 from ..meters.gpu import CopyMeter, describe_gpu
 from ..report.schema import Gpu, Subject
 
-#: What a rehearsal reads, to have a figure where a GPU's copy bandwidth would stand.
+#: Bytes that a rehearsal reads, to have a figure in place of a GPU's copy bandwidth.
 _REHEARSAL_BYTES = 16 << 20
 
 
@@ -33,9 +33,8 @@ _REHEARSAL_BYTES = 16 << 20
 class Ground:
     """Where and how the stages run.
 
-    ``shim``: in a dry run, the module that holds the kernels compiled for the CPU (tests/csrc/cuda builds it).
-    ``bundle``: what the loop is tried with, None for the model that comes with ualm. ``work``: where large files may
-    lie.
+    ``shim``: in a dry run, the module with the kernels compiled for the CPU (tests/csrc/cuda builds it). ``bundle``:
+    what the loop runs, None for the model that comes with ualm. ``work``: folder for large files.
     """
 
     out: Path
@@ -52,7 +51,7 @@ class Ground:
 
     @cached_property
     def device(self) -> Device:
-        """The GPU, or the host shim; :class:`EngineError` where there is none."""
+        """The GPU, or the host shim; raises :class:`EngineError` if there is none."""
         if self.dry_run:
             return Device(self._shim(), kind="cpu")
         problem = gpu_problem(self.facts)
@@ -63,7 +62,7 @@ class Ground:
     def _shim(self) -> ModuleType:
         if self.shim is None or not self.shim.is_file():
             raise InputError(f"--shim {self.shim}: no such file; docs/gpu.md says how to build one")
-        # a name of its own, which is the tests': pybind11 gives a process one module of a name, whatever its file
+        # the same separate name as in the tests: pybind11 gives a process one module per name, whatever its file
         spec = importlib.util.spec_from_file_location("ualm_cuda_shim._cuda", self.shim)
         try:
             if spec is None or spec.loader is None:
@@ -77,7 +76,7 @@ class Ground:
 
     @cached_property
     def meter(self) -> Meter:
-        """The bandwidth that figures are held against: of copies on the GPU, in a dry run of reads on the host."""
+        """The bandwidth that figures are compared with: of copies on the GPU, or in a dry run of reads on the host."""
         meter: Meter = (
             BandwidthMeter(cores(), buffer_bytes=_REHEARSAL_BYTES) if self.dry_run else CopyMeter(self.device)
         )
@@ -86,7 +85,7 @@ class Ground:
 
     @cached_property
     def gpu(self) -> Gpu | None:
-        """The GPU as a result describes it; None in a dry run."""
+        """The description of the GPU for a result; None in a dry run."""
         if self.dry_run:
             return None
         return describe_gpu(self.device)
@@ -96,7 +95,7 @@ class Ground:
         return Bundle(default_bundle() if self.bundle_folder is None else self.bundle_folder)
 
     def engines(self, bundle: Bundle, max_context: int) -> list[str]:
-        """Engines on the GPU that can open ``bundle``; :class:`EngineError` with all reasons if none can."""
+        """Engines on the GPU that can open ``bundle``; raises :class:`EngineError` with all reasons if none can."""
         if self.dry_run:
             return [NAME]
         reasons = {name: why_not(name, bundle, max_context) for name in ENGINES if name != CPU}
@@ -106,25 +105,25 @@ class Ground:
         return found
 
     def engine(self, name: str, bundle: Bundle, max_context: int) -> Engine:
-        """An engine under test; in a dry run with ONNX Runtime's CPU provider in place of the other."""
+        """An engine under test; in a dry run with ONNX Runtime's CPU provider instead of CUDA's."""
         if self.dry_run:
             return OnnxRuntimeCudaEngine(bundle, self.device, max_context=max_context)
         return choose(name, bundle, threads=None, max_context=max_context).engine
 
     @property
     def torch_device(self) -> str:
-        """torch's name of the same device."""
+        """torch's name for the same device."""
         return "cpu" if self.dry_run else "cuda"
 
     def subject(self, name: str, folder: Path) -> DeviceSubject:
-        """A bundle that scenarios measure on this ground, in the engine ``name``."""
+        """A bundle for scenarios to measure in this context, in the engine ``name``."""
         return DeviceSubject(folder, self, name)
 
 
 class DeviceSubject(BundleSubject):
     """A bundle in the engine under test."""
 
-    #: Engine files hold what they were built for, and a GPU allocates what is reserved.
+    #: Engine files fix the context they were built for, and a GPU allocates what is reserved.
     least_context = 2048
 
     def __init__(self, folder: Path, ground: Ground, engine: str) -> None:

@@ -1,4 +1,4 @@
-"""Engines of TensorRT-RTX and TensorRT, built for the GPU that is here, and the whole loop in them."""
+"""Engines of TensorRT-RTX and TensorRT, built for this GPU, and the whole loop in them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from ...runtime.engines.build_commands import LibraryName
     from .context import Ground
 
-#: Rows of cache that the engines are compiled for: more than any measurement of the loop holds.
+#: Cache rows that the engines are compiled for: more than any measurement of the loop holds.
 _CAPACITY = 4096
 _LIBRARIES: tuple[LibraryName, ...] = ("tensorrt-rtx", "tensorrt")
 
 
 def check_engines(ground: Ground) -> Findings:
-    """The stage: what ``loop`` asks, of a copy of its bundle that each library has compiled here."""
+    """The stage: the checks of ``loop``, on a copy of its bundle that each library has compiled here."""
     found = Findings("engines")
     for name in _LIBRARIES:
         folder = ground.work / f"engines_{name}"
@@ -40,7 +40,8 @@ def check_engines(ground: Ground) -> Findings:
 
 
 def _build(ground: Ground, name: LibraryName, folder: Path) -> str:
-    """Make ``folder`` anew: the bundle and its engines. :class:`Skip` without the library or a GPU that it knows."""
+    """Make ``folder`` again: the bundle and its engines. Raises :class:`Skip` without the library or a supported
+    GPU."""
     try:
         library = load_library(name)
         if ground.dry_run:

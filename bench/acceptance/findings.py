@@ -1,4 +1,4 @@
-"""What a stage found, and how it is kept: one result of the bench a stage, and all of them in one."""
+"""What a stage found, and how it is stored: one bench result per stage, and all of them in one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STAGE = "stage_{}.json"
 
 
 class Skip(Exception):
-    """A stage, or a check, that does not apply here; the message says why."""
+    """Raised by a stage or check that does not apply here; the message says why."""
 
 
 @dataclass
@@ -35,13 +35,14 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
     def check(self, name: str, found: Callable[[], str]) -> None:
-        """Add a check: ``found`` returns what it found, or raises :class:`AssertionError` or an error of ours."""
+        """Add a check: ``found`` returns what it found, or raises :class:`AssertionError` or an error of ualm."""
         with self.checking(name) as say:
             say.append(found())
 
     @contextmanager
     def checking(self, name: str) -> Iterator[list[str]]:
-        """A check as a block; what it says goes into the list. A failure is kept, and the stage goes on."""
+        """A check as a ``with`` block; its findings go into the list. A failure is recorded, and the stage
+        continues."""
         began, said, verdict = time.perf_counter(), list[str](), "pass"
         try:
             yield said
@@ -65,7 +66,7 @@ class Findings:
 
 
 def keep(folder: Path, name: str, report: Report) -> Path:
-    """Write a stage's report, whole or not at all."""
+    """Write a stage's report, complete or not at all."""
     path = folder / _STAGE.format(name)
     with replacing_file(path) as temporary:
         temporary.write_text(write_json(report), encoding="utf-8", newline="")
@@ -73,7 +74,7 @@ def keep(folder: Path, name: str, report: Report) -> Path:
 
 
 def gather(folder: Path, order: list[str], run: Run) -> Report:
-    """All stages that lie in ``folder``, in one report; stages of a rehearsal and of a GPU are not mixed."""
+    """All stages in ``folder``, in one report; stages of a rehearsal and of a GPU are not mixed."""
     found = Findings("")
     for name in order:
         path = folder / _STAGE.format(name)

@@ -1,4 +1,4 @@
-"""Do the kernels compute the CPU's bits? Random logits and edge cases, one sequence and many, all formats."""
+"""Checks that the kernels compute the CPU's bits: random logits and edge cases, one sequence and many, all formats."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def check_kernels(ground: Ground) -> Findings:
 
 
 def same_as_cpu(tables: Tables, trial: Trial, seed: int) -> int:
-    """Draw rows on both sides from the same logits; AssertionError where a bit differs. Returns the rows compared."""
+    """Draw rows on both sides from the same logits; AssertionError if a bit differs. Returns the rows compared."""
     device, shape = tables.device, tables.shape
     cuda, stream, count = device.cuda, device.stream.handle, trial.sequences
     columns, branches, text = shape.columns(trial.modality), trial.branches, trial.modality == "text"
@@ -153,7 +153,7 @@ def _compare_row(
     embeddings: np.ndarray,
     word: int,
 ) -> bool:
-    """One sequence's row against the CPU's; whether the segment goes on."""
+    """Compare one sequence's row with the CPU's; returns whether the segment goes on."""
     row, shape = sampler.row, tables.shape
     ids, embedding = np.empty(STREAMS, np.int32), np.empty(shape.hidden, np.float32)
     latent = np.empty(shape.latent, np.float32)
@@ -176,7 +176,7 @@ def _compare_row(
 
 
 def _head(device: Device, number: str, shape: Shape, seed: int) -> str:
-    """The head's kernel against a product in float64; the branches' order does not matter to a sum."""
+    """The head's kernel against a product in float64; the order of the branches does not matter to a sum."""
     random, inputs, columns = np.random.default_rng(seed), shape.hidden, shape.columns("audio")
     exact = (random.standard_normal((inputs, columns), np.float32) / np.float32(inputs**0.5)).astype(np.float32)
     bias = random.standard_normal(columns, np.float32)
@@ -204,8 +204,8 @@ def _head(device: Device, number: str, shape: Shape, seed: int) -> str:
 
 
 def _null_prefix(device: Device, number: Number, seed: int) -> str:
-    """Rotated keys and constant values of the null branch, against numpy's float32 and one rounding; nothing else is
-    touched."""
+    """Rotated keys and constant values of the null branch, against numpy's float32 and one rounding; nothing else may
+    change."""
     random, shape = np.random.default_rng(seed), CacheShape(3, 2, 64, 96, number)
     keys, values = random.standard_normal((2, shape.layers, shape.kv_heads, shape.head_dim), np.float32)
     cos, sin = rotary_tables((1e4 ** -np.linspace(0, 1, 32)).astype(np.float32), shape.capacity)
@@ -232,7 +232,7 @@ def _null_prefix(device: Device, number: Number, seed: int) -> str:
 
 
 class _Places:
-    """What an engine would be told of the outputs that it gives apart: where each is to lie."""
+    """The addresses that an engine would be given for its separate outputs."""
 
     def __init__(self) -> None:
         self.of: dict[str, int] = {}
@@ -242,8 +242,8 @@ class _Places:
 
 
 def append_rows(device: Device, number: Number, seed: int) -> str:
-    """One captured launch, as a decode step has it, puts both branches' rows where the position says when it runs, and
-    touches nothing else; AssertionError where a bit differs."""
+    """One captured launch, as in a decode step, puts both branches' rows at the position that holds when it runs, and
+    changes nothing else; AssertionError if a bit differs."""
     random, shape = np.random.default_rng(seed), CacheShape(3, 2, 64, 40, number)
     cache, position, places = DeviceCache(device, shape), device.allocate(8), _Places()
     writer = open_writer("appended", device, shape, branches=2, rows=1)

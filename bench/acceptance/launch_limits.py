@@ -1,4 +1,4 @@
-"""What the device can do at best: copies within its memory, and launches of a captured graph."""
+"""The device's limits: copies within its memory, and launches of a captured graph."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 #: Launches of a batch, and batches.
 _LAUNCHES, _BATCHES = 200, 30
-#: GB/s that no memory reaches: more of them mean that the clock stood still.
+#: GB/s that no memory reaches: a higher figure means that the clock is broken.
 _IMPOSSIBLE = 1e5
 
 
 def measure_limits(ground: Ground) -> Findings:
-    """The stage: bandwidth is in the run's facts; launches are measurements."""
+    """The stage: bandwidth is part of the run's facts; launches are measurements."""
     found, device = Findings("limits"), ground.device
     with found.checking("copy bandwidth") as said:
         best = ground.meter.result
@@ -41,9 +41,10 @@ def measure_limits(ground: Ground) -> Findings:
 
 
 def _launches(device: Device) -> dict[str, list[float]]:
-    """Microseconds a launch: on the device and in the host's call, launched plainly and as a graph; and there and back.
+    """Microseconds per launch: on the device and in the host's call, as a plain launch and as a graph; and the round
+    trip.
 
-    The kernel clears 4 bytes: what is left is the cost of a launch.
+    The kernel clears 4 bytes, so that the time is the cost of a launch.
     """
     word = device.allocate(4)
 

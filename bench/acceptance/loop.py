@@ -1,4 +1,4 @@
-"""The whole loop on a bundle: golden vector, launching ahead, milliseconds a frame, time to the first sound."""
+"""The whole loop on a bundle: golden vector, launching ahead, milliseconds per frame, time to first audio."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .findings import Findings
 if TYPE_CHECKING:
     from .context import Ground
 
-#: Rows of context of the checks, which draw no more than 60.
+#: Rows of context for the checks, which draw at most 60.
 _CONTEXT = 256
 
 
 def check_loop(ground: Ground) -> Findings:
-    """The stage: the bundle that comes with ualm, or the one that was named."""
+    """The stage: the bundle that comes with ualm, or the one that was given."""
     found = Findings("loop")
     for name in ground.engines(ground.bundle, _CONTEXT):
         check_bundle(ground, found, name, ground.bundle)
@@ -38,7 +38,7 @@ def check_loop(ground: Ground) -> Findings:
 
 
 def check_bundle(ground: Ground, found: Findings, name: str, bundle: Bundle) -> None:
-    """Golden vector, and rows that do not depend on how they were launched, in the engine ``name``."""
+    """Check the golden vector in the engine ``name``, and that rows do not depend on how they were launched."""
     with found.checking(f"{name}: golden vector of {bundle.folder.name}") as said:
         engine = ground.engine(name, bundle, GOLDEN_CONTEXT)
         try:
@@ -62,7 +62,7 @@ def check_bundle(ground: Ground, found: Findings, name: str, bundle: Bundle) -> 
 def _ahead_changes_nothing(engine: Any) -> str:
     """``engine``: one with a ``device_model``."""
     results: list[list[np.ndarray]] = []
-    for ahead in (0, 3, 3):  # twice the same shows whether the device gives equal bits for equal work
+    for ahead in (0, 3, 3):  # the repeated run shows whether the device gives equal bits for equal work
         engine.device_model.ahead = ahead
         results.append(_draw(engine))
     for other in results[1:]:
@@ -88,7 +88,7 @@ def _draw(engine: Engine) -> list[np.ndarray]:
 
 
 def measure_bundle(ground: Ground, found: Findings, name: str, folder: Path, *, contexts: tuple[int, ...]) -> None:
-    """Milliseconds a frame with rows held, and what a listener waits for."""
+    """Milliseconds per frame with rows held, and what a listener waits for."""
     seconds = 0.3 if ground.dry_run else 5.0
     repeat = (4, 1) if ground.dry_run else (240, 12)
     decode, stream = Decode(contexts), Stream((seconds,))
@@ -112,7 +112,7 @@ def measure_bundle(ground: Ground, found: Findings, name: str, folder: Path, *, 
 
 
 def measure(ground: Ground, scenario: BundleScenario, subjects: list[AnySubject], *, repeat: int) -> Report:
-    """A scenario of the bench on this ground, against the device's copy bandwidth."""
+    """Run a scenario of the bench in this context, against the device's copy bandwidth."""
     first = subjects[0]
     bundle = first.bundle if hasattr(first, "bundle") else ground.bundle
     return measure_subjects(

@@ -1,4 +1,4 @@
-"""What the machine is, what each engine says of it, and whether TensorRT-RTX engines load here."""
+"""The machine, what each engine says about it, and whether TensorRT-RTX engines load here."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .findings import Findings, Skip
 if TYPE_CHECKING:
     from .context import Ground
 
-#: What engines are built for in the question that design.md asks: the GPU at hand, its elders, and several at once.
+#: Targets to build engines for: this GPU, older architectures, and several at once.
 _TARGETS = ("default", "8.0", "8.0,8.6,8.9")
-#: Seconds that a try may take.
+#: Seconds that an attempt may take.
 _PATIENCE = 240
 #: TensorFloat-32 keeps ten bits of a factor.
 _TOLERANCE = 2e-3
 
 
 def describe(ground: Ground) -> Findings:
-    """The stage: versions are in the run's facts."""
+    """The stage; versions are part of the run's facts."""
     found = Findings("environment")
     with found.checking("GPU") as said:
         gpu = ground.gpu
@@ -44,7 +44,7 @@ def describe(ground: Ground) -> Findings:
 
 
 def try_tensorrt_rtx(ground: Ground) -> Findings:
-    """The stage: question 1 of design.md, once for each way to build."""
+    """The stage: does an engine built for each of the targets load and run here?"""
     found = Findings("tensorrt-rtx")
     for target in _TARGETS:
         with found.checking(f"an engine built for {target}") as said:

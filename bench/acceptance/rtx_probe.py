@@ -1,7 +1,8 @@
-"""One try at TensorRT-RTX in a process of its own, which may crash: build a product, load it, run it.
+"""One attempt with TensorRT-RTX in a separate process, which may crash: build a product, load it, run it.
 
-``python -m ualm.bench.acceptance.rtx_probe default|8.0|8.0,8.6,8.9`` prints a JSON object: how far it came, and the
-library's own words where it came no further. Building needs no GPU, but for the default target; the rest does.
+``python -m ualm.bench.acceptance.rtx_probe default|8.0|8.0,8.6,8.9`` prints a JSON object: how far it got, and the
+library's own message if it got no further. Building needs no GPU, except for the default target; loading and running
+do.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ROWS, INPUTS, OUTPUTS = 2, 64, 48
 
 
 def probe(target: str, *, run: bool) -> dict[str, Any]:
-    """Build for compute capabilities, "default" for the GPU at hand; with ``run``, load and run what was built."""
+    """Build for compute capabilities, "default" for this machine's GPU; with ``run``, also load and run the engine."""
     import tensorrt_rtx as trt
 
     found: dict[str, Any] = {"target": target, "library": trt.__version__, "reached": "import"}

@@ -1,4 +1,4 @@
-"""What the sampler is tried with: options at every edge, and logits that are hard to order."""
+"""Trials of the sampler: options at every edge, and logits that are hard to order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ...runtime.vocabulary import STREAMS
 
-#: Rows of a trial, which a drain fits into with room on both sides.
+#: Rows of a trial: a drain fits in, with room on both sides.
 ROWS = 24
 
 
@@ -37,7 +37,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Trial:
-    """How the sampler is tried: a modality, sampling options, and what the logits are like."""
+    """One trial of the sampler: a modality, sampling options, and the kind of logits."""
 
     modality: str
     mode: str

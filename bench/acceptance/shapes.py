@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from .context import Ground
 
-#: Shape -> precisions that are tried, the first against torch in bf16. "tiny" is what a rehearsal makes.
+#: Shape -> precisions to try, the first one against torch in bf16. "tiny" is for rehearsals.
 SHAPES = {"1.5b": ("bf16", "int4"), "7b": ("bf16", "int4"), "tiny": ("fp32",)}
 
 
 def make_shape(ground: Ground, shape: str) -> Findings:
-    """Write a run with random weights and its bundles into the work folder; what is there already stays."""
+    """Write a run with random weights and its bundles into the work folder; existing ones are kept."""
     found = Findings(f"make-{shape}")
     try:
         from ...export.bundle import export_run
@@ -44,7 +44,7 @@ def make_shape(ground: Ground, shape: str) -> Findings:
         with found.checking(f"its bundle in {precision}") as said:
             bundle = _bundle(ground, kind, precision)
             if not bundle.exists():
-                # random logits are noise, on which narrow formats disagree; the gates say nothing here
+                # random logits are noise, on which narrow formats disagree; the gates mean nothing here
                 export_run(run, bundle, precision=precision, accept_quality=True)
             said.append(bundle.name)
     return found

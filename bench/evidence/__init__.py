@@ -1,1 +1,1 @@
-"""Measurements that a gate or a tolerance rests on."""
+"""Measurements that justify gates and tolerances."""

@@ -1,10 +1,10 @@
-"""How far engines' arithmetic moves the golden logits, and how far damage does: where the tolerances come from.
+"""How far engines' arithmetic moves the golden logits, and how far damage does: the source of the tolerances.
 
 ``ualm bench arithmetic -o FILE.json [--layers 2 8] [--hidden 128 256] [--seeds 3]`` writes runs with random weights of
-each size, computes the golden prompt in float32 and as every arithmetic of ``runtime.engines.arithmetic`` rounds, and
-compares as ``runtime.diagnostics.machine`` does. No engine is needed: rounding is emulated at every place where a graph
-holds a narrow value. The same is done with bodies that are damaged, in float32, so that the file holds both: what a
-sound engine shows, and what must be found.
+each size, computes the golden prompt in float32 and with the rounding of every arithmetic in
+``runtime.engines.arithmetic``, and compares as ``runtime.diagnostics.machine`` does. No engine is needed: rounding is
+emulated wherever a graph holds a narrow value. The same is done with damaged bodies, in float32, so that the file holds
+both: the errors of a correct engine, and the errors that must be detected.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from ...runtime.files.writing import check_place, replacing_file
 from ...runtime.vocabulary import Vocabulary
 from ..random_run.run import SHAPES, RunShape, write_random_run
 
-#: Stored format -> what engines compute its body in.
+#: Stored format -> types in which engines compute its body.
 ARITHMETIC: dict[str, tuple[str, ...]] = {
     "fp16": ("float16",),
     "bf16": ("bfloat16",),
@@ -56,7 +56,7 @@ ARITHMETIC: dict[str, tuple[str, ...]] = {
 }
 _HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float8": torch.float16}
 
-#: Gives a tensor of the body in float32 by its name in the bundle.
+#: Returns a tensor of the body in float32 by its name in the bundle.
 Read = Callable[[str], np.ndarray]
 
 
@@ -84,7 +84,7 @@ class Body:
         return cls(shape, functools.cache(store.exact), golden_sequences(vocabulary, table, rows))
 
     def stored(self, precision: str) -> Body:
-        """What the weights are once they have been stored in a format."""
+        """The weights after a round trip through a stored format."""
         heads = BACKBONE[Precision.of(precision).heads]
 
         @functools.cache
@@ -111,7 +111,7 @@ class Body:
 
 
 def narrowed(matrix: np.ndarray, dtype: str) -> np.ndarray:
-    """``matrix`` float32 [in, out] as it is once it has been stored in ``dtype``."""
+    """``matrix`` float32 [in, out] after a round trip through ``dtype``."""
     if dtype in LIMITS:
         return dequantize(*quantize(matrix, dtype))
     if dtype == FLOAT8:
@@ -120,7 +120,7 @@ def narrowed(matrix: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def computed(body: Body, arithmetic: str) -> dict[str, np.ndarray]:
-    """The golden logits as an engine of this arithmetic rounds on the way."""
+    """The golden logits with the rounding of an engine of this arithmetic."""
     if arithmetic == "int8":
         return body.logits(lambda name, x: rounded_rows(x))
     if arithmetic in ("float16", "bfloat16"):
@@ -146,7 +146,7 @@ def rounded_rows(x: np.ndarray) -> np.ndarray:
 
 
 def input_scales(body: Body) -> dict[str, float]:
-    """Scales of what float8 matrices are multiplied with, as an export finds them, from the golden prompt."""
+    """Input scales of float8 matrices, found as in an export, from the golden prompt."""
     peaks: dict[str, float] = {}
 
     def look(name: str, x: torch.Tensor) -> None:
@@ -157,7 +157,7 @@ def input_scales(body: Body) -> dict[str, float]:
 
 
 def errors(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> dict[str, float]:
-    """Of each head the largest difference, relative to the largest expected value."""
+    """The largest difference of each head, relative to the largest expected value."""
     return {
         name: float(np.abs(found[name].astype(np.float64) - values).max() / np.abs(values).max())
         for name, values in expected.items()
@@ -165,7 +165,7 @@ def errors(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> dic
 
 
 def damages(shape: BackboneShape) -> Iterator[tuple[str, Callable[[Read], Read]]]:
-    """What a wrong engine, or a wrong bundle, computes instead."""
+    """What an incorrect engine, or an incorrect bundle, computes instead."""
     middle, last = shape.layers // 2, shape.layers - 1
     for layer in sorted({0, middle, last}):
         for part in ("qkv", "o", "gate_up", "down"):
@@ -223,7 +223,7 @@ def _slower(read: Read) -> Read:
 
 
 def sized(hidden: int, layers: int) -> RunShape:
-    """A shape of random runs of this width, with heads of 64 and about the proportions of Qwen2.5."""
+    """A shape for random runs of this width, with heads of 64 and about the proportions of Qwen2.5."""
     heads = hidden // 64
     kv_heads = max(heads // 4, 1)
     return dataclasses.replace(
@@ -232,8 +232,8 @@ def sized(hidden: int, layers: int) -> RunShape:
 
 
 def with_gain(body: Body, gain: float) -> Body:
-    """The body with matrices whose product with a row of size one is of size ``gain``: how much a layer adds to what
-    goes through it. Random runs have 0.23 at a width of 128, 0.78 at 1536."""
+    """The body with matrices scaled so that their product with a row of size one has size ``gain``, which sets how much
+    a layer adds to the residual stream. Random runs have 0.23 at a width of 128, 0.78 at 1536."""
 
     @functools.cache
     def read(name: str) -> np.ndarray:
@@ -246,7 +246,7 @@ def with_gain(body: Body, gain: float) -> Body:
 
 
 def measure(body: Body) -> Iterator[dict[str, Any]]:
-    """Errors of every format in every arithmetic."""
+    """The errors of every format in every arithmetic."""
     for precision, arithmetics in ARITHMETIC.items():
         stored = body.stored(precision)
         expected = stored.logits()
@@ -256,7 +256,7 @@ def measure(body: Body) -> Iterator[dict[str, Any]]:
 
 
 def measure_damage(body: Body) -> Iterator[dict[str, Any]]:
-    """Errors of every damage, in float32."""
+    """The errors of every kind of damage, in float32."""
     expected = body.logits()
     for name, damage in damages(body.shape):
         spoilt = dataclasses.replace(body, read=damage(body.read))

@@ -1,10 +1,10 @@
-"""What the gates of agreement stand between: sound exports of a trained model, and exports that are damaged.
+"""Figures that the agreement gates must separate: correct exports of a trained model, and damaged ones.
 
-``ualm bench damage -o FILE.json [--bundle BUNDLE]`` takes a bundle's weights as the trained ones, stores them
-in every narrow format, soundly and damaged in each of the ways in which a quantiser goes wrong, and compares each with
-the weights themselves as an export does: on the rows that the bundle's engine draws for the built-in prompts. The
-bundle's own rounding is hidden first: each weight is moved at random within the step that it was rounded to, so that
-the exact weights lie anywhere between two steps, as they did before they were rounded.
+``ualm bench damage -o FILE.json [--bundle BUNDLE]`` takes a bundle's weights as the trained ones, stores them in every
+narrow format, correctly and damaged in each of the ways in which a quantiser goes wrong, and compares each with the
+weights themselves as an export does: on the rows that the bundle's engine draws for the built-in prompts. The bundle's
+own rounding is hidden first: each weight is moved at random within its quantisation step, so that the exact weights lie
+anywhere between two steps, as they did before they were rounded.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from ...runtime.files.safetensors_reader import widen
 from ...runtime.files.writing import check_place, replacing_file
 from .arithmetic import Read, narrowed, rounded_rows
 
-#: Gives a matrix as it is stored, by its name and its exact values float32 [in, out].
+#: Returns a matrix as it is stored, from its name and its exact values float32 [in, out].
 Store = Callable[[str, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A bundle, its weights as if they had never been rounded, and what it says."""
+    """A bundle, its weights as if they had never been rounded, and its answers."""
 
     bundle: Bundle
     shape: BackboneShape
@@ -123,7 +123,7 @@ class Trained:
         return {modality: {key: counted.to_json()[key] for key in ("top1", "kl")} for modality, counted in told.items()}
 
     def importance(self) -> Mapping[str, torch.Tensor]:
-        """What each matrix is multiplied with on the held rows, float32 [rows, in]."""
+        """The inputs of each matrix on the held rows, float32 [rows, in]."""
         seen: dict[str, torch.Tensor] = {}
         sequences = [each for segment in self.held for each in branches(segment, self.bundle.table("embedding"))]
         hidden_states(self.read, self.shape, sequences, lambda name, x: seen.update({name: x.clone()}))
@@ -135,7 +135,7 @@ def sound(precision: str) -> Store:
 
 
 def damages(precision: str, layers: int) -> Iterator[tuple[str, Store]]:
-    """Ways in which an export in this format goes wrong, each on all matrices but where it says otherwise."""
+    """Ways in which an export in this format goes wrong, each on all matrices unless it says otherwise."""
     dtype = BACKBONE[precision]
     if precision in ("int8", "int4"):
         low, high = LIMITS[dtype]
@@ -178,7 +178,7 @@ def _elsewhere_sound(precision: str, tensor: str, change: Callable[[np.ndarray],
 
 
 def _swapped(values: np.ndarray, axis: int) -> np.ndarray:
-    """Neighbours along an axis in each other's place; a last one without neighbour stays."""
+    """Swap neighbours along an axis; a last one without a neighbour stays."""
     order = np.arange(values.shape[axis])
     pairs = len(order) // 2 * 2
     order[:pairs] ^= 1
@@ -198,7 +198,7 @@ def _truncated(matrix: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _in_bits(matrix: np.ndarray, bits: int, block: int = BLOCK) -> np.ndarray:
-    """Symmetric whole numbers of so many bits, rounded to the nearest, with a scale for each ``block`` inputs."""
+    """Symmetric integers with so many bits, rounded to nearest, with a scale for each ``block`` inputs."""
     high = 2 ** (bits - 1) - 1
     blocks = matrix.reshape(-1, block, matrix.shape[1])
     steps = np.maximum(np.abs(blocks).max(1, keepdims=True) / high, np.float32(1e-30))
@@ -215,7 +215,7 @@ def _float8_scaled(matrix: np.ndarray, factor: float) -> np.ndarray:
 
 
 def measure(trained: Trained, precisions: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Formats, each sound and damaged."""
+    """All formats, each correct and damaged."""
     for precision in precisions:
         yield {"precision": precision, "export": "sound"} | trained.agreement(precision, sound(precision))
         if precision == "int4":
@@ -225,7 +225,7 @@ def measure(trained: Trained, precisions: Sequence[str]) -> Iterator[dict[str, A
                 return dequantize(*gptq(matrix, rows[name], "int4"))
 
             yield {"precision": precision, "export": "sound, GPTQ"} | trained.agreement(precision, by_gptq)
-        if precision != "fp32":  # of which the weights are exact
+        if precision != "fp32":  # whose weights are exact
             for name, store in damages(precision, trained.shape.layers):
                 yield {"precision": precision, "export": name} | trained.agreement(precision, store)
 

@@ -1,1 +1,1 @@
-"""How subjects are measured in turn, block by block."""
+"""Measures subjects in turn, block by block."""

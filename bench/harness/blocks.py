@@ -1,22 +1,23 @@
-"""Measuring one thing, or two in turn: A B B A A B B A ..., so that a drift of the machine falls on both alike."""
+"""Measures one thing, or two in turn: A B B A A B B A ..., so that a drift of the machine affects both alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-#: Pairs of blocks that repetitions are divided into; more than ``statistics.MIN_PAIRS``.
+#: Number of pairs of blocks that repetitions are divided into; more than ``statistics.MIN_PAIRS``.
 PAIRS = 12
-#: Seconds of a block that is held against readings beside it: as long as memory can be hoped to stay the same.
+#: Seconds of a block that is compared with readings beside it: as long as memory speed can be expected to stay
+#: constant.
 BLOCK_SECONDS = 0.075
-#: Such blocks that are measured at least, where nobody says how often; and the most repetitions of one.
+#: Least number of such blocks if no number of repetitions is given, and the most repetitions of one.
 PACED_BLOCKS, MOST = 24, 64
 
-#: Seconds (or another unit) of each figure: one number a repetition.
+#: Seconds (or another unit) of each figure: one number per repetition.
 Samples = Mapping[str, Sequence[float]]
 #: Runs a number of repetitions and returns their samples.
 Block = Callable[[int], Samples]
-#: Told what is being measured, for a live line.
+#: Called with what is being measured, for a live line.
 Progress = Callable[[str], None]
 
 
@@ -24,7 +25,7 @@ Progress = Callable[[str], None]
 class Measured:
     """Samples of each figure, block by block in the order of measurement.
 
-    ``beside``: what was read before and after each block; empty where nothing was.
+    ``beside``: the readings before and after each block; empty if there were none.
     """
 
     blocks: Mapping[str, tuple[tuple[float, ...], ...]]
@@ -42,10 +43,10 @@ def measure(
     progress: Progress,
     read: Callable[[], float] | None = None,
 ) -> list[Measured]:
-    """Run each of one or two cases in blocks of ``sizes`` repetitions; what each gave, in the order of ``cases``.
+    """Run each of one or two cases in blocks of ``sizes`` repetitions; returns their samples in the order of ``cases``.
 
-    ``read``: takes a reading, before the first block and after each: one that two blocks have between them is beside
-    both. ``progress`` is told ``text`` with the number of blocks that are done.
+    ``read``: takes a reading, before the first block and after each; a reading between two blocks counts for both.
+    ``progress`` is called with ``text`` and the number of finished blocks.
     """
     taken: list[dict[str, list[tuple[float, ...]]]] = [{} for _ in cases]
     beside: list[list[tuple[float, float]]] = [[] for _ in cases]
@@ -69,14 +70,14 @@ def measure(
 
 
 def block_sizes(repeat: int) -> list[int]:
-    """``repeat`` in at most :data:`PAIRS` blocks whose sizes differ by one at most."""
+    """Divide ``repeat`` into at most :data:`PAIRS` blocks whose sizes differ by at most one."""
     return _divided(repeat, min(repeat, PAIRS))
 
 
 def paced_sizes(repeat: int | None, default: int, seconds: float) -> list[int]:
-    """Blocks of about :data:`BLOCK_SECONDS` where a repetition takes ``seconds``; sizes differ by one at most.
+    """Blocks of about :data:`BLOCK_SECONDS` if a repetition takes ``seconds``; sizes differ by at most one.
 
-    ``repeat``: how many repetitions in all; they make :data:`PAIRS` blocks or more, shorter ones if need be. None:
+    ``repeat``: total number of repetitions; they make at least :data:`PAIRS` blocks, shorter ones if necessary. None:
     ``default``, or as many more as make :data:`PACED_BLOCKS`.
     """
     most = min(MOST, max(1, round(BLOCK_SECONDS / seconds)))
@@ -87,7 +88,7 @@ def paced_sizes(repeat: int | None, default: int, seconds: float) -> list[int]:
 
 
 def most_in_a_block(repeat: int | None) -> int:
-    """The most repetitions that a block can have, however it is divided."""
+    """The most repetitions that a block can have, however they are divided."""
     return MOST if repeat is None else max(block_sizes(repeat))
 
 

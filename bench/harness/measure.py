@@ -20,11 +20,11 @@ from .blocks import Block, Measured, Progress, Samples, block_sizes, measure, mo
 from .protocol import Case, CountedCase, Measurable, Scenario
 from .subjects import AnySubject, BundleSubject, PeerSubject, Request, open_subjects
 
-#: A machine is quiet when other processes take no more than this percentage of its processors' time.
+#: A machine is quiet if other processes take no more than this percentage of its processors' time.
 _QUIET = 3.0
-#: A best reading of the bandwidth that is so many times the worst one is told.
+#: The spread of bandwidth readings is reported if the best is this many times the worst.
 _STEADY = 1.25
-#: A round trip between cores that is so many times the best one is told.
+#: The spread of round trips between cores is reported if the worst is this many times the best.
 _APART = 2.5
 _CACHED = "a step that reads faster than memory reads from the processor's caches: its model is too small to judge by"
 
@@ -33,15 +33,15 @@ _Measurable = TypeVar("_Measurable", bound=Measurable)
 
 
 class BundleScenario(Scenario[AnySubject], Protocol):
-    """What is measured of a bundle and of what it is compared with, and under which settings."""
+    """What to measure of a bundle and of its rival, and with which settings."""
 
     def settings(self, bundle: Bundle) -> Sequence[Mapping[str, Setting]]:
-        """What is measured, each by itself; defaults come from the bundle. What cannot be is refused here."""
+        """The settings to measure, one by one; defaults come from the bundle. Refuses what cannot be measured."""
         ...
 
 
 def run_scenario(scenario: BundleScenario, request: Request, progress: Progress = lambda text: None) -> Report:
-    """Measure every setting of ``scenario`` for the request's bundle, in turn with what it is compared with."""
+    """Measure every setting of ``scenario`` for the request's bundle, in turn with its rival."""
     load_average = current_load()
     threads = request.threads or cores()
     mine, other = open_subjects(request, threads)
@@ -82,10 +82,9 @@ def measure_subjects(
 ) -> Report:
     """Measure every setting for one subject, or for two in turn, and close them.
 
-    ``load_average``: what the machine was asked to do before anything was opened. ``libraries``: distributions beside
-    the runtime's own whose versions count. ``meter``: None for that of the host's memory; it takes readings beside each
-    block of a :class:`CountedCase`, and else before and after all. ``gpu``, ``dry_run``: see
-    ``schema``.
+    ``load_average``: the machine's load before anything was opened. ``libraries``: distributions besides the runtime's
+    own whose versions are recorded. ``meter``: None for that of the host's memory; it takes readings beside each block
+    of a :class:`CountedCase`, otherwise before and after everything. ``gpu``, ``dry_run``: see ``schema``.
     """
     others = OtherProcesses()
     meter = BandwidthMeter(threads) if meter is None else meter
@@ -155,7 +154,7 @@ def measure_subjects(
 
 
 def _then(block: Block, after: Callable[[], None]) -> Block:
-    """The block, with something done behind it that is not timed."""
+    """The block, followed by an action that is not timed."""
 
     def both(count: int) -> Samples:
         samples = block(count)
@@ -173,10 +172,10 @@ def _measurements(
     measured: Measured,
     bandwidth: Bandwidth,
 ) -> Iterator[tuple[Measurement, str | None]]:
-    """Each figure, and what a reader of it must know."""
+    """Each figure, and its notes for the reader."""
     for figure in measured.blocks:
         samples = measured.samples(figure)
-        if not samples:  # gaps of sounds that came in one piece
+        if not samples:  # gaps of sounds that arrived in one piece
             continue
         summary = summarize(samples)
         derived, traffic = case.derive(figure, summary), None
@@ -197,7 +196,7 @@ def _measurements(
 
 
 def _pairs(measured: Measured, figure: str) -> list[BandwidthPair]:
-    """Each block of a figure and what was read beside it."""
+    """Each block of a figure and the readings beside it."""
     blocks = zip(measured.beside, measured.blocks[figure], strict=True)
     return [BandwidthPair(before, after, statistics.median(values)) for (before, after), values in blocks]
 

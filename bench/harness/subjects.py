@@ -25,14 +25,14 @@ from ..report.schema import Subject
 if TYPE_CHECKING:
     from ..peers.torch_reference import TorchReference
 
-#: Rivals that ``--versus`` knows beside bundles, with the torch type of each.
+#: Rivals that ``--versus`` accepts besides bundles, with the torch type of each.
 PEERS = {"reference-fp32": "float32", "reference-bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure. ``threads`` None: all cores. ``versus``: a bundle or one of :data:`PEERS`; ``run``: whose
-    weights such a rival takes. ``quiet``: nothing is told of engines on standard error."""
+    """What to measure. ``threads`` None: all cores. ``versus``: a bundle or one of :data:`PEERS`; ``run``: the training
+    run whose weights such a rival takes. ``quiet``: print nothing about engines on standard error."""
 
     bundle: Path
     engine: str | None = None
@@ -58,7 +58,7 @@ class Request:
 
 
 def check_count(option: str, value: int | None) -> None:
-    """:class:`InputError` for a number of things below 1; None stands for a default."""
+    """Raise :class:`InputError` for a count below 1; None stands for a default."""
     if value is not None and value < 1:
         raise InputError(f"{option} {value}: give a whole number of at least 1")
 
@@ -69,16 +69,16 @@ def precisions_of(bundle: Bundle) -> dict[str, str]:
 
 
 class BundleSubject:
-    """A bundle, and the engine it is loaded into when first asked for."""
+    """A bundle, and the engine that it is loaded into on first use."""
 
-    #: Rows that an engine holds at least: what a model reserves by default.
+    #: Least number of rows that an engine holds: what a model reserves by default.
     least_context = DEFAULT_CONTEXT
 
     def __init__(self, folder: Path, request: Request, name: str) -> None:
         self.bundle = Bundle(folder)
         self._request, self._name = request, name
         self._engine: tuple[Engine, int] | None = None
-        #: Which engine runs and why no faster one does, where there is a GPU and once one was opened.
+        #: Which engine runs and why no faster one does, if there is a GPU and an engine was opened.
         self.told: str | None = None
 
     def engine(self, rows: int = 0) -> Engine:
@@ -96,7 +96,7 @@ class BundleSubject:
         return self._engine[0]
 
     def open(self, max_context: int) -> Engine:
-        """The engine that the request names, loaded; the first time, what there is to tell about it is told."""
+        """The engine that the request names, loaded; the first time, prints which one runs and why."""
         choice = choose(self._request.engine, self.bundle, threads=self._request.threads, max_context=max_context)
         if choice.told() != self.told and not self._request.quiet:
             tell_engine(choice)
@@ -105,7 +105,7 @@ class BundleSubject:
 
     @property
     def command_options(self) -> tuple[str, str]:
-        """Engine and threads for a process of its own, "-" for the default."""
+        """Engine and threads as arguments of a child process, "-" for the default."""
         return self._request.engine or "-", str(self._request.threads or "-")
 
     @cached_property
@@ -123,7 +123,7 @@ class PeerSubject:
     """The published algorithm in torch, with the weights of a training run."""
 
     def __init__(self, name: str, run: Path, threads: int, device: str = "cpu") -> None:
-        """``device``: torch's name of what computes."""
+        """``device``: torch's name of the device that computes."""
         try:
             from ..peers.torch_reference import TorchReference
         except ImportError as error:
@@ -135,24 +135,24 @@ class PeerSubject:
         self.about = Subject(name, self.reference.engine, None, {"all": name.removeprefix("reference-")})
 
     def close(self) -> None:
-        """Nothing but memory is held."""
+        """Nothing to do: it holds only memory."""
 
 
 AnySubject = BundleSubject | PeerSubject
 
 
 def _check_same_weights(bundle: Bundle, reference: TorchReference, run: Path) -> None:
-    """:class:`InputError` where a bundle is not of the run that its rival takes; told by their embedding tables."""
+    """Raise :class:`InputError` if a bundle was not made from its rival's run, judged by their embedding tables."""
     ours = bundle.table("embedding")
     rows = np.linspace(0, len(ours) - 1, 256).astype(np.int64)
     theirs = reference.embedding_rows(rows) if len(ours) == reference.vocabulary.size else np.zeros((0, 0))
-    # the rival may hold them in bfloat16, of which 8 bits count
+    # the rival may hold them in bfloat16, which has 8 significant bits
     if theirs.shape != (len(rows), ours.shape[1]) or not np.allclose(widen(ours[rows]), theirs, rtol=2**-7, atol=1e-6):
-        raise InputError(f"--run {run}: {bundle.folder} was not made of it; name the training run that it was")
+        raise InputError(f"--run {run}: {bundle.folder} was not made from it; name the run that it was made from")
 
 
 def open_subjects(request: Request, threads: int) -> tuple[BundleSubject, AnySubject | None]:
-    """The bundle, and what it is measured against, if anything."""
+    """The bundle, and its rival, if any."""
     mine = request.bundle
     name = resolved(mine).name
     if request.versus is None:

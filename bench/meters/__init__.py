@@ -1,1 +1,1 @@
-"""What is read beside a measurement: bandwidth, memory, the machine."""
+"""Readings beside a measurement: bandwidth, memory, the machine."""

@@ -1,4 +1,4 @@
-"""How fast this machine reads memory, measured beside the figures that are held against it."""
+"""How fast this machine reads memory, measured beside the figures that are compared with it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ...runtime import _native
 from ...runtime.errors import UalmError
 from ..report.schema import Bandwidth
 
-#: Bytes read in one pass: many times the last-level cache of any machine we know of.
+#: Bytes read in one pass: many times the last-level cache of any machine known to us.
 BUFFER_BYTES = 512 << 20
-#: Seconds of a reading, which takes as many passes: short against what memory stays the same for, and long enough that
-#: an interruption of a thread does not decide it.
+#: Seconds of a reading, which takes as many passes as fit: short compared with how long memory speed stays constant,
+#: and long enough not to be dominated by one interruption of a thread.
 READING_SECONDS = 0.04
 #: Readings of a :meth:`Meter.measure`.
 READINGS = 3
-#: Rounds in which all kernels read in turn before one is chosen.
+#: Rounds in which all kernels take turns before one is chosen.
 ROUNDS = 7
 
 
 class Meter(ABC):
-    """Takes readings of a bandwidth and keeps them all."""
+    """Takes readings of a bandwidth and keeps all of them."""
 
     def __init__(self, reading_seconds: float) -> None:
         self._reading_seconds = reading_seconds
@@ -32,13 +32,14 @@ class Meter(ABC):
         self._passes = 0
 
     def measure(self) -> None:
-        """A few readings, for what is not held against the bandwidth block by block; nothing is held behind them."""
+        """A few readings, for figures that are not compared with the bandwidth block by block; no memory is held
+        afterwards."""
         for _ in range(READINGS):
             self.read()
         self.release()
 
     def read(self) -> float:
-        """One reading in GB/s. The memory for it stays held."""
+        """One reading in GB/s. Its memory stays allocated."""
         done = moved = 0
         seconds = 0.0
         while seconds < self._reading_seconds:
@@ -50,16 +51,16 @@ class Meter(ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """Free what :meth:`read` holds."""
+        """Free the memory of :meth:`read`."""
 
     @property
     @abstractmethod
     def result(self) -> Bandwidth:
-        """What all readings so far say."""
+        """Summary of all readings so far."""
 
     @abstractmethod
     def _pass(self) -> tuple[int, float]:
-        """Bytes that a pass moved, and its seconds."""
+        """Bytes moved by a pass, and its seconds."""
 
     def _summary(self, threads: int, size: int, memory: str, kernel: str) -> Bandwidth:
         rates = self._rates
@@ -70,8 +71,8 @@ class Meter(ABC):
 class BandwidthMeter(Meter):
     """Reads a large buffer with the threads that the engine may use, with the fastest kernel of this CPU.
 
-    The kernel is chosen before the first reading. The buffer is held from a reading to :meth:`release`: to write its
-    pages anew takes several times as long as to read them.
+    The kernel is chosen before the first reading. The buffer is kept from a reading until :meth:`release`, because
+    writing its pages again takes several times as long as reading them.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class BandwidthMeter(Meter):
         self._kernel = ""
 
     def read(self) -> float:
-        """As for every meter; :class:`UalmError` where the sum of what was read is wrong."""
+        """As for every meter; raises :class:`UalmError` if the sum of the values read is wrong."""
         self._kernel = self._kernel or self._fastest()
         return super().read()
 
@@ -95,7 +96,7 @@ class BandwidthMeter(Meter):
         return self._summary(self._threads, self._bytes, "host", self._kernel)
 
     def _fastest(self) -> str:
-        """The kernel whose passes are the fastest beside those of the others: the memory may change meanwhile."""
+        """The kernel whose passes are the fastest in turn with the others, because the memory may change meanwhile."""
         kernels = _native.READ_KERNELS
         shares: dict[str, list[float]] = {kernel: [] for kernel in kernels}
         for at in range(ROUNDS):
@@ -109,10 +110,10 @@ class BandwidthMeter(Meter):
         return self._bytes, self._time(self._kernel)
 
     def _time(self, kernel: str) -> float:
-        """Seconds of a pass."""
+        """Seconds of one pass."""
         if self._words is None:
             self._words = np.ones(self._bytes // 8, np.uint64)
-            self._time(kernel)  # the first pass meets pages that were just written
+            self._time(kernel)  # the first pass touches pages that were just written
         total, seconds = _native.read_once(self._words, self._threads, kernel)
         if total != len(self._words):
             raise UalmError(

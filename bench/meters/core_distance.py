@@ -1,8 +1,8 @@
-"""How far apart the machine's cores are while it is measured.
+"""How far apart the machine's cores are during a measurement.
 
-Threads that share an operator's work hand data over between their cores. Where two cores have a last-level cache in
-common that takes some 50 ns there and back, between groups of cores several times as long; and a virtual machine's
-cores may be moved from the one to the other at any time.
+Threads that share an operator's work pass data between their cores. The round trip takes about 50 ns if two cores share
+a last-level cache, and several times as long between groups of cores; and a virtual machine's cores may be moved from
+one case to the other at any time.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from ...runtime import _native
 from ...runtime.process.cores import cores
 from ..report.schema import RoundTrip
 
-#: Turns of a batch, and batches of a sample; of these the least, as an interruption only adds.
+#: Round trips of a batch, and batches of a sample, which is their minimum, as an interruption only adds time.
 TURNS, BATCHES = 200, 5
-#: Seconds that no two cores are apart: a thread waited for its turn of a core that others had.
+#: Seconds longer than any distance between cores: a thread waited for a core that was busy.
 _WAITED = 5e-6
 
 
 class DistanceMeter:
-    """Takes a sample whenever it is asked to: well under a millisecond where both threads have a core of their own."""
+    """Takes a sample on request: well under a millisecond if each thread has its own core."""
 
     def __init__(self, threads: int) -> None:
-        """``threads``: that work together; a single one, or a single core, has no distance."""
+        """``threads``: number that work together; a single one, or a single core, has no distance."""
         self._one = min(threads, cores()) < 2
         self._samples: list[float] = []
 
@@ -35,7 +35,7 @@ class DistanceMeter:
 
     @property
     def result(self) -> RoundTrip | None:
-        """All samples so far; None where there are none, because there is one core or others kept the cores."""
+        """All samples so far; None if there are none, because there is only one core or others kept the cores busy."""
         samples = self._samples
         if not samples:
             return None

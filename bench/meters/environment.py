@@ -1,4 +1,4 @@
-"""What must be known to repeat a figure: commit, versions, machine, command."""
+"""The facts needed to repeat a figure: commit, versions, machine, command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 class OtherProcesses:
-    """How much of the processors' time others took since this was made: what makes a figure not worth quoting."""
+    """How much of the processors' time others took since this object was made, which may make a figure not worth
+    quoting."""
 
     def __init__(self, stat: Path = Path("/proc/stat")) -> None:
         self._stat = stat
@@ -28,7 +29,7 @@ class OtherProcesses:
 
     @property
     def percent(self) -> float | None:
-        """Share of the time of all processors; None where the system does not say, or no tick has passed."""
+        """Share of the time of all processors; None if the system does not say, or no tick has passed."""
         now, start = self._now(), self._start
         if now is None or start is None or now[1] <= start[1]:
             return None
@@ -36,7 +37,7 @@ class OtherProcesses:
         return max(0.0, 100 * (busy - mine) / total)
 
     def _now(self) -> tuple[float, float, float] | None:
-        """Seconds of all processors, busy and in all, and of this process and its ended children."""
+        """Seconds of all processors, busy and in total, and of this process and its ended children."""
         try:
             ticks = [int(value) for value in self._stat.read_text().splitlines()[0].split()[1:9]]
             hertz = os.sysconf("SC_CLK_TCK")
@@ -59,7 +60,8 @@ def describe_run(
     dry_run: bool = False,
     core_round_trip: RoundTrip | None = None,
 ) -> Run:
-    """The facts of this run. ``peers``: distributions beside the runtime's own whose versions count, torch for one."""
+    """The facts of this run. ``peers``: distributions besides the runtime's own whose versions are recorded, such as
+    torch."""
     return Run(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=command_line(),
@@ -76,7 +78,7 @@ def describe_run(
 
 
 def command_line() -> str:
-    """The command as it was given; of its own path only the name, of a package's the package."""
+    """The command as it was given; a program's path is reduced to its name, a module's to its package."""
     program = [Path(sys.argv[0]).name]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if program == ["__main__.py"] and spec is not None and spec.parent:
@@ -93,7 +95,7 @@ def source_commit(module: Path) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
-        # an environment may lie inside a repository that is not ours: the file must be one of the repository's own
+        # an environment may lie inside an unrelated repository: the file must be tracked in the repository
         git("ls-files", "--error-unmatch", module.name)
         return git("describe", "--always", "--tags", "--dirty", "--abbrev=12")
     except (OSError, subprocess.SubprocessError):
@@ -101,7 +103,7 @@ def source_commit(module: Path) -> str:
 
 
 def current_load() -> float | None:
-    """Load average of one minute; None where the system has none."""
+    """Load average over one minute; None if the system has none."""
     try:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):

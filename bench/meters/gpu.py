@@ -1,4 +1,4 @@
-"""A GPU as the bench sees it: what it is, and how fast it copies within its memory."""
+"""A GPU for the bench: its facts, and how fast it copies within its memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COPY_BYTES = 1 << 30
 class CopyMeter(Meter):
     """Copies one buffer into another on the device, timed by its own clock; each byte counts twice, read and written.
 
-    The buffers are held for a reading only: a GPU gives memory at once, and an engine may need all of it.
+    The buffers are held only during a reading: a GPU allocates quickly, and an engine may need all of its memory.
     """
 
     def __init__(self, device: Device, *, nbytes: int = COPY_BYTES, reading_seconds: float = READING_SECONDS) -> None:
@@ -44,14 +44,14 @@ class CopyMeter(Meter):
     def _pass(self) -> tuple[int, float]:
         if self._buffers is None:
             self._buffers = self._device.allocate(self._bytes), self._device.allocate(self._bytes)
-            # the first copies meet memory that was never touched, and frames that an engine launched ahead
+            # the first copies touch fresh memory, and wait for frames that an engine launched ahead
             spent = 0.0
             while spent < self._reading_seconds / 2:
                 spent += self._time()
         return 2 * self._bytes, self._time()
 
     def _time(self) -> float:
-        """Seconds of a copy."""
+        """Seconds of one copy."""
         assert self._buffers is not None
         source, target = self._buffers
         begin, end = (self._device.event(timed=True) for _ in range(2))
@@ -63,7 +63,7 @@ class CopyMeter(Meter):
 
 
 def describe_gpu(device: Device) -> Gpu:
-    """The GPU as a result describes it."""
+    """The description of the GPU for a result."""
     about, cuda = device.cuda.device_properties(device.index), device.cuda.driver_version()
     return Gpu(
         name=about["name"],
@@ -79,7 +79,7 @@ def describe_gpu(device: Device) -> Gpu:
 def gpu_of(engine: str | None, bundle: Bundle, max_context: int) -> Device | None:
     """The GPU that ``engine`` computes on (None: the engine that the environment names or that would be chosen).
 
-    None where that is the CPU, and where the engine cannot run, of which opening it will tell.
+    None if that is the CPU, or if the engine cannot run, which opening it will report.
     """
     engine = engine or os.environ.get(VARIABLE)
     names = ENGINES if not engine else [engine] if engine in ENGINES else []
@@ -88,7 +88,7 @@ def gpu_of(engine: str | None, bundle: Bundle, max_context: int) -> Device | Non
 
 
 def _clocks() -> dict[str, int]:
-    """Highest clocks in MHz, by nvidia-smi; empty where it does not say."""
+    """Highest clocks in MHz, from nvidia-smi; empty if it does not say."""
     query = ["nvidia-smi", "--query-gpu=clocks.max.sm,clocks.max.mem", "--format=csv,noheader,nounits", "-i", "0"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout

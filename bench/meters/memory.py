@@ -1,4 +1,4 @@
-"""Memory of a process, as Linux counts it, and which pages of files it keeps in memory."""
+"""Memory of a process, as Linux counts it, and the cached pages of files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-#: Seconds between two looks of a :class:`Watcher`.
+#: Seconds between two samples of a :class:`Watcher`.
 LOOK = 0.02
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a process. ``rss``: all that is in memory, mapped files included. ``private``: what no other process
-    shares, mapped files that only this one maps included. ``anonymous``: what no file backs."""
+    """Bytes of a process. ``rss``: everything in memory, mapped files included. ``private``: memory not shared with
+    another process, including files that only this one maps. ``anonymous``: memory that no file backs."""
 
     rss: int
     private: int
@@ -29,7 +29,7 @@ class Memory:
 
 
 def memory_of(process: int | str = "self") -> Memory | None:
-    """Memory of a process; None where the system does not tell, or the process is gone."""
+    """Memory of a process; None if the system does not say, or the process has ended."""
     fields = _fields(Path(f"/proc/{process}/smaps_rollup"))
     try:
         private = fields["Private_Clean"] + fields["Private_Dirty"]
@@ -39,7 +39,8 @@ def memory_of(process: int | str = "self") -> Memory | None:
 
 
 def peak_rss() -> int | None:
-    """The most memory that this process has ever held, mapped files included (VmHWM); None where nobody counts."""
+    """The most memory that this process has ever held, mapped files included (VmHWM); None if the system does not count
+    it."""
     return _fields(Path("/proc/self/status")).get("VmHWM")
 
 
@@ -47,8 +48,8 @@ class Watcher:
     """The most memory that a process held, in bytes, seen every :data:`LOOK` seconds until :meth:`stop`.
 
     ``peak``: "private" and "anonymous" as in :class:`Memory`, and "rss", the kernel's own count of the most ever; only
-    what the system tells. ``share``: the most of the time that looking at private memory may take. The system walks
-    through all mapped pages for it, and stops the process that is looked at wherever that wants to map another.
+    what the system reports. ``share``: the largest share of the time that sampling private memory may take. The system
+    walks through all mapped pages for it, and blocks the observed process whenever it wants to map another.
     """
 
     def __init__(self, process: int, *, share: float = 1.0) -> None:
@@ -77,7 +78,7 @@ class Watcher:
 
     def _keep(self, seen: Mapping[str, int | None]) -> None:
         for kind, size in seen.items():
-            if size:  # a process that has ended, and waits to be asked how, has none
+            if size:  # a zombie process has none
                 self.peak[kind] = max(self.peak.get(kind, 0), size)
 
 
@@ -90,12 +91,12 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 def can_drop_pages() -> bool:
-    """Whether this system lets us ask for a cold start."""
+    """Whether this system allows a cold start to be requested."""
     return hasattr(os, "posix_fadvise")
 
 
 def drop_pages(paths: Sequence[Path]) -> None:
-    """Ask the system to forget the cached pages of files; it keeps those that somebody uses or that are not written."""
+    """Ask the system to drop the cached pages of files; it keeps those that are in use or not yet written."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -106,7 +107,7 @@ def drop_pages(paths: Sequence[Path]) -> None:
 
 
 def cached_fraction(paths: Sequence[Path]) -> float | None:
-    """Share of the pages of files that are in memory; None where the system does not tell (mincore)."""
+    """Share of the pages of files that are in memory; None if the system does not say (mincore)."""
     try:
         mincore = ctypes.CDLL(None, use_errno=True).mincore
     except (AttributeError, OSError, TypeError):
@@ -122,7 +123,7 @@ def cached_fraction(paths: Sequence[Path]) -> float | None:
             failed = mincore(
                 ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(size), ctypes.c_void_p(flags.ctypes.data)
             )
-            del view  # the map cannot be closed while it is seen
+            del view  # the map cannot be closed while a view of it exists
             if failed:
                 return None
             held, pages = held + int((flags & 1).sum()), pages + len(flags)

@@ -1,11 +1,11 @@
-"""Bytes that one decode step cannot help reading, counted from the bundle.
+"""Bytes that one decode step must read at least, counted from the bundle.
 
     body: the tensors of the transformer body, once for both branches
     head: the tensors of the modality's head, once for both branches
     KV:   keys and values of the rows held, of each branch
 
-Not counted: activations, the row that is written, the eight rows of the embedding table, and the scratch of the engine.
-An engine that reads more than this, or reads it twice, reaches a smaller fraction of the machine's bandwidth.
+Not counted: activations, the row that is written, the eight rows of the embedding table, and the engine's scratch.
+An engine that reads more, or reads something twice, reaches a smaller fraction of the machine's bandwidth.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from ...runtime.bundle.bundle import MANIFEST, Bundle
 from ...runtime.errors import BundleError
 from ..report.schema import Bandwidth, BandwidthPair, Traffic
 
-#: Dialects of the body that ONNX Runtime prefers to the standard one.
+#: Dialects of the body that ONNX Runtime prefers over the standard one.
 _OWN_DIALECTS = ("backbone.grouped", "backbone.float32")
-#: A reading is near the run's best from this share of it on.
+#: A reading counts as near the run's best if it reaches this share of it.
 NEAR_BEST = 0.9
 
 
 def body_role(bundle: Bundle) -> str:
-    """Role of the transformer body that is computed with, where several dialects of it are in the bundle."""
+    """Role of the transformer body that runs, if the bundle has several dialects of it."""
     return next(role for role in (*_OWN_DIALECTS, "backbone") if role in bundle.manifest.parts or role == "backbone")
 
 
 def weight_bytes(bundle: Bundle, role: str) -> int:
-    """Bytes of weights that one run of a part reads, as the export counted them."""
+    """Bytes of weights that one run of a part reads, as counted by the export."""
     bundle.part(role)  # refuses a role that is not there
     found = bundle.manifest.parts[role].get("weight_bytes")
     if type(found) is not int or found < 0:
         raise BundleError(
             f"{bundle.folder / MANIFEST}: parts.{role}.weight_bytes = {found!r}: a step cannot be counted; "
-            "this bundle was made before exports told them: export the run again"
+            "this bundle was made before exports recorded them: export the run again"
         )
     return found
 
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Bytes of one step; ``kv`` of all branches together."""
+    """Bytes of one step; ``kv``: of all branches together."""
 
     body: int
     head: int
@@ -60,9 +60,10 @@ def step_bytes(bundle: Bundle, modality: str, *, kv_bytes: float) -> StepBytes:
 
 
 def held_against(step: StepBytes, median_ms: float, pairs: Sequence[BandwidthPair], run: Bandwidth) -> Traffic:
-    """What a step of ``median_ms`` reaches of the bandwidth, block by block: ``pairs``, at least one, in milliseconds.
+    """The share of the bandwidth that a step of ``median_ms`` reaches, block by block: ``pairs``, at least one, in
+    milliseconds.
 
-    ``run``: what all readings of the run say.
+    ``run``: summary of all readings of the run.
     """
 
     def share(of: Sequence[BandwidthPair]) -> float:

@@ -2,7 +2,7 @@
 
 transformers' Qwen2 body with a growing cache; guidance as a batch of two, whose null branch is a dense prefill of zero
 embeddings; the whole head for all eight streams of both branches, with the stream embeddings added to the hidden state;
-a mask over the whole vocabulary, top-k, softmax, a draw. Where the published code does work that nothing reads, it is
+a mask over the whole vocabulary, top-k, softmax, a draw. Work of the published code whose results are never read is
 left out in the rival's favour: the head of every prompt position, and a second masking.
 
 Needs the export extra: torch, transformers, and the exporter's reader of training runs.
@@ -30,8 +30,8 @@ from ...runtime.vocabulary import EOS, EOT, MODALITIES, PAD, ROLES, SPECIALS, ST
 class TorchReference:
     """The body, embedding table and head of a training run in ``dtype`` ("float32" or "bfloat16").
 
-    ``device``: torch's name of what computes, "cpu" or "cuda". Every frame's ids come to the host, as in the published
-    loop, which is also what makes its time whole. Sets torch's number of threads, which is the whole process's.
+    ``device``: torch's name, "cpu" or "cuda". Every frame's ids are copied to the host, as in the published loop, so
+    that its time includes the device's work. Sets torch's number of threads, for the whole process.
     """
 
     def __init__(self, run: Path, dtype: str, *, threads: int, device: str = "cpu") -> None:
@@ -44,7 +44,7 @@ class TorchReference:
         ids, s = checkpoint.shape(HEAD)[0], recipe.backbone
         audio, rest = divmod(ids - SPECIALS - recipe.text_size, STREAMS)
         if rest or audio < 2:
-            raise ExportError(f"{files.weights}: {HEAD} has {ids} rows, which is no vocabulary of {STREAMS} streams")
+            raise ExportError(f"{files.weights}: {HEAD} has {ids} rows, which is not a vocabulary of {STREAMS} streams")
         self.vocabulary = Vocabulary.in_order(recipe.vocabulary_order, recipe.text_size, audio - 1)
         settings: dict[str, Any] = {
             "vocab_size": ids,
@@ -62,12 +62,12 @@ class TorchReference:
         }
         config = Qwen2Config(**settings)
         self._shape = s
-        with torch.device("meta"):  # the random weights that a model is born with would only cost time and memory
+        with torch.device("meta"):  # randomly initialised weights would only cost time and memory
             self._body: Any = Qwen2Model(config)
         names = [name for name in checkpoint if name.startswith("model.")]
         state = {name.removeprefix("model."): self._read(checkpoint, name) for name in names}
         self._body.load_state_dict(state, strict=True, assign=True)
-        # its frequencies are no part of a state dict
+        # its frequencies are not part of a state dict
         self._body.rotary_emb = Qwen2RotaryEmbedding(config).to(self.device)
         self._body.requires_grad_(False)
         self._body.train(False)
@@ -95,7 +95,7 @@ class TorchReference:
         return mask.to(self.device)
 
     def embedding_rows(self, ids: np.ndarray) -> np.ndarray:
-        """Rows float32 [n, H] of the embedding table, as it is held here."""
+        """Rows float32 [n, H] of the embedding table, as held here."""
         return self._embedding[torch.from_numpy(ids).to(self.device)].float().cpu().numpy()
 
     # ---- the algorithm ----
@@ -116,14 +116,14 @@ class TorchReference:
 
     @torch.inference_mode()
     def prefill(self, parts: Sequence[np.ndarray]) -> tuple[Any, torch.Tensor]:
-        """Take a prompt in: the cache, and the logits [8, ids] behind its last row."""
+        """Prefill a prompt: returns the cache, and the logits [8, ids] after its last row."""
         cache = DynamicCache()
         hidden = self.through(torch.cat([self.embed(part) for part in parts], dim=1), cache)
         return cache, self._logits(hidden)[0]
 
     @torch.inference_mode()
     def with_null_branch(self, cache: Any) -> Any:
-        """The cache and beside it, as a second branch, that of as many rows of zeros."""
+        """The cache with a second branch, made of as many rows of zeros."""
         null: Any = DynamicCache()
         both = DynamicCache()
         zeros = np.zeros((cache.get_seq_length(), STREAMS), np.int64)
@@ -136,7 +136,7 @@ class TorchReference:
     def frame(
         self, row: np.ndarray, cache: Any, modality: Modality, sampling: AudioSampling | TextSampling, random: Any
     ) -> np.ndarray:
-        """Feed ``row`` int64 [8] to all branches of ``cache`` and draw the next."""
+        """Feed ``row`` int64 [8] to all branches of ``cache`` and draw the next row."""
         guided = sampling.guidance > 1
         logits = self._logits(self.through(self.embed(row[None]).tile(1 + guided, 1, 1), cache))
         if guided:
@@ -157,7 +157,7 @@ class TorchReference:
     def speak(
         self, prompt: Sequence[np.ndarray], modality: Modality, sampling: AudioSampling | TextSampling
     ) -> np.ndarray:
-        """One segment behind ``prompt`` (rows and features, without ``assistant``): its rows, int64 [n, 8]."""
+        """One segment after ``prompt`` (rows and features, without ``assistant``): its rows, int64 [n, 8]."""
         assistant = self.vocabulary.special_row(ROLES["assistant"])[None]
         cache, _ = self.prefill([*prompt, assistant])
         if sampling.guidance > 1:
@@ -177,12 +177,12 @@ class TorchReference:
         return torch.Generator(self.device).manual_seed(seed)
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was asked."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def marker(self, modality: Modality) -> np.ndarray:
-        """The row that a segment begins with, int64 [8]."""
+        """The first row of a segment, int64 [8]."""
         return self.vocabulary.special_row(MODALITIES[modality]).astype(np.int64)
 
     @torch.inference_mode()
@@ -192,5 +192,5 @@ class TorchReference:
         row = torch.randn(branches, s.kv_heads, 1, s.head_dim, generator=torch.Generator().manual_seed(0))
         held = row.to(self.device, self._dtype).repeat(1, 1, rows, 1)
         for layer in range(s.layers):
-            cache.update(held, held, layer)  # the first row that follows gives each layer memory of its own
+            cache.update(held, held, layer)  # the first row that follows gives each layer its own memory
         return cache

@@ -1,1 +1,1 @@
-"""What a device would make of a model, computed and not measured."""
+"""What a device could achieve with a model: computed, not measured."""

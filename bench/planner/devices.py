@@ -1,4 +1,4 @@
-"""Machines that a plan can be made for: what their makers' data sheets say. Nothing here was measured."""
+"""Devices to plan for, with figures from their makers' data sheets. Nothing here was measured."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from ...runtime.errors import InputError
 
-#: GiB of a memory that processor and GPU share which the system takes: an assumption. With the 0.5 GiB that a plan adds
-#: for the library it is the 3 GB beside the model that TensorRT-Edge-LLM 0.8.0 (release notes) advises for Jetson.
+#: GiB that the system takes of a memory shared by processor and GPU: an assumption. With the 0.5 GiB that a plan adds
+#: for the library it is the 3 GB beside the model that TensorRT-Edge-LLM 0.8.0 (release notes) recommends for Jetson.
 SHARED_RESERVE = 2.5
-#: The same of a GPU's own memory: the driver's context and a display.
+#: The same for a GPU's own memory: the driver's context and a display.
 OWN_RESERVE = 0.5
 
 
 @dataclass(frozen=True)
 class Device:
     """``bandwidth``: of the memory, GB/s (1e9 bytes), the data sheet's peak. ``memory_gib``: the GPU's own, or all of
-    it where ``shared``. ``sm``: compute capability. ``source``: where both figures stand."""
+    it if ``shared``. ``sm``: compute capability. ``source``: where both figures come from."""
 
     name: str
     title: str
@@ -29,7 +29,7 @@ class Device:
 
     @property
     def reserve_gib(self) -> float:
-        """What is assumed to be taken before a model is loaded."""
+        """GiB assumed to be in use before a model is loaded."""
         return SHARED_RESERVE if self.shared else OWN_RESERVE
 
 
@@ -72,8 +72,8 @@ DEVICES: Mapping[str, Device] = {
 
 
 def find_device(name: str | None, bandwidth: float | None, memory: float | None) -> Device:
-    """The device of ``--device``, with ``--bandwidth`` (GB/s) and ``--memory`` (GiB) instead of its own; both of them
-    without a name make one. :class:`InputError` for an unknown name, a number that is not above 0, or too little."""
+    """The device of ``--device``, with ``--bandwidth`` (GB/s) and ``--memory`` (GiB) in place of its own; both together
+    need no name. Raises :class:`InputError` for an unknown name, a number that is not above 0, or missing options."""
     for option, value in (("--bandwidth", bandwidth), ("--memory", memory)):
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"{option} {value:g}: give a number above 0")

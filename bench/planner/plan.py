@@ -1,10 +1,10 @@
-"""What a bundle would need of a device, computed: no engine is opened and nothing is measured.
+"""What a bundle would need of a device: computed, without opening an engine or measuring anything.
 
-A decode step reads every weight of the body and of the head once, whatever it computes, and the keys and values that
-are held of each branch of guidance: bytes / bandwidth is the least time that a frame can take. It is a bound. An engine
-reads at a part of the bandwidth, and computes, and calls; none can be faster.
+A decode step reads every weight of the body and of the head once, whatever it computes, and the cached keys and values
+of each branch of guidance: bytes / bandwidth is the least time that a frame can take. It is a bound. An engine reads at
+a part of the bandwidth, computes, and has launch overhead; none can be faster.
 
-Other precisions than the bundle's own are computed from the shapes of its tensors, by the rules of docs/precision.md.
+Precisions other than the bundle's own are computed from the shapes of its tensors, by the rules of docs/precision.md.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _POLICY = {
 }
 #: Inputs that share a scale of two bytes, in int8 and int4.
 _BLOCK = 32
-#: Bytes of the scales of an fp8 matrix: its own, and that of what it is multiplied with.
+#: Bytes of the scales of an fp8 matrix: its own, and its input's.
 _FP8_SCALES = 4
-#: Rows of a prompt that are taken in at once: their activations are the largest.
+#: Rows of a prompt that are prefilled at once: their activations are the largest.
 PREFILL_ROWS = 512
 #: Bytes that a library, its context on the device and its scratch take: an assumption.
 LIBRARY = 512 * 2**20
-#: Frames that a codec call makes when a sound is under way: its weights are read once for all of them.
+#: Frames that a codec call makes in the middle of a sound: its weights are read once for all of them.
 CHUNK = PROFILES["first_sound"].most
 
 BOUND = "a bound, computed from the bundle and the device's data sheet, not a measurement: every engine is slower"
@@ -52,7 +52,7 @@ BOUND = "a bound, computed from the bundle and the device's data sheet, not a me
 @dataclass(frozen=True)
 class Sizes:
     """Bytes of weights, in one precision. ``tables``: embedding, codebooks, null branch and the text and modality
-    heads: what is held and hardly read."""
+    heads, which are held but hardly read."""
 
     body: int
     head: int
@@ -67,10 +67,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One precision with one context. ``own``: the bundle has this precision.
+    """One precision with one context. ``own``: this is the bundle's precision.
 
-    ``body_bytes`` .. ``codec_bytes``: read for a frame. ``ms``: the least time of a frame; ``frames_per_second`` the
-    most of them. ``real_time_percent``: share of the bandwidth that the codec's frame rate takes. ``memory_bytes``:
+    ``body_bytes`` .. ``codec_bytes``: read for a frame. ``ms``: the least time of a frame; ``frames_per_second``: the
+    most frames. ``real_time_percent``: share of the bandwidth needed for the codec's frame rate. ``memory_bytes``:
     weights, KV cache, workspace. ``real_time``: it fits, and the share is not above 100.
     """
 
@@ -94,7 +94,7 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """``branches``: 2 with guidance. ``frame_rate``: frames that a second of sound has. ``notes``: what to know."""
+    """``branches``: 2 with guidance. ``frame_rate``: frames per second of sound. ``notes``: remarks for the reader."""
 
     bundle: str
     digest: str
@@ -184,7 +184,7 @@ class _Shapes:
         self._tensors = MappedTensors(bundle.path(WEIGHTS))
 
     def row_bytes(self, precision: str) -> int:
-        """Keys and values of a row of one branch, as the graph for GPUs has them."""
+        """Keys and values of a row of one branch, in the graph for GPUs."""
         model = self._bundle.manifest.model
         return 2 * model.layers * model.kv_heads * model.head_dim * (4 if precision == "fp32" else 2)
 
@@ -196,7 +196,7 @@ class _Shapes:
         return 4 * PREFILL_ROWS * (2 * hidden + sum(widths))
 
     def own(self) -> Sizes:
-        """As the bundle has it."""
+        """The bytes as the bundle has them."""
         return Sizes(
             body=weight_bytes(self._bundle, "backbone"),
             head=weight_bytes(self._bundle, "head.audio"),
@@ -206,7 +206,7 @@ class _Shapes:
         )
 
     def sizes(self, precision: str) -> Sizes | None:
-        """As an export to ``precision`` would have it; None where that would refuse."""
+        """The bytes as an export to ``precision`` would have them; None if the export would refuse."""
         head, encoder, codec = _POLICY[precision]
         formats = {"backbone.": precision, "head.": head}
         for prefix, stored in formats.items():
@@ -247,14 +247,14 @@ class _Shapes:
         return len(shape) == 2 and name not in ("head.modality", "encoder.positions", "encoder.embed_positions.weight")
 
     def _columns(self, name: str) -> int:
-        """Outputs of a matrix; a byte holds two of int4."""
+        """Outputs of a matrix; a byte holds two int4 values."""
         return self._tensors[name].shape[1] * (2 if self._tensors.stored_as(name) == "U8" else 1)
 
     def _inputs(self, name: str) -> int:
         return self._tensors[name].shape[0]
 
     def _bytes(self, name: str, precision: str, *, column: bool = False) -> int:
-        """``column``: int8 has one scale an output, as the encoder's."""
+        """``column``: int8 has one scale per output, as in the encoder."""
         tensor = self._tensors[name]
         if not self._is_matrix(name):
             return math.prod(tensor.shape) * 4

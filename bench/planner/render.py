@@ -1,4 +1,4 @@
-"""A plan as a table, Markdown, JSON, JSONL or CSV. Every line of JSONL and CSV stands for itself."""
+"""A plan as a table, Markdown, JSON, JSONL or CSV. Every line of JSONL and CSV is self-contained."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GAP = "  "
 
 
 def render_plan(plan: Plan, form: Format, columns: int | None = None) -> str:
-    """The plan in a format; a table wider than ``columns`` goes on below with its further columns."""
+    """The plan in a format; a table wider than ``columns`` continues below with its remaining columns."""
     if form == "json":
         return json.dumps({"schema": NAME, "version": VERSION, **to_json(plan)}, indent=1, allow_nan=False) + "\n"
     if form == "jsonl":
@@ -43,13 +43,13 @@ def render_plan(plan: Plan, form: Format, columns: int | None = None) -> str:
 
 
 def _wrapped(lines: list[str], columns: int) -> list[str]:
-    """Sentences within a terminal; an address stays whole."""
+    """Wrap sentences to a terminal; a URL is never broken."""
     words = textwrap.TextWrapper(columns, break_on_hyphens=False, break_long_words=False)
     return [line for each in lines for line in words.wrap(each)]
 
 
 def _table(grid: list[list[str]], columns: int | None) -> list[str]:
-    """Lines of the table whose first row is its head; each band of columns begins with the precision and the rows."""
+    """Lines of the table whose first row is its header; each band of columns begins with the precision and the rows."""
     if not grid:
         return []
     widths = [max(len(row[at]) for row in grid) for at in range(len(grid[0]))]

@@ -1,7 +1,7 @@
-"""A checkpoint as ``torch.save`` would write it, for models larger than memory: laid out whole, then filled.
+"""Writes a checkpoint as ``torch.save`` would, for models larger than memory: first laid out, then filled.
 
-:func:`lay_out` writes the file without values, and :class:`Filling` writes the values of each tensor into their place,
-block by block. At no time is more than a block in memory.
+:func:`lay_out` writes the file without values, and :class:`Filling` writes the values of each tensor into place, block
+by block. There is never more than one block in memory.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch.serialization import skip_data
 from ...runtime.errors import OutputError
 from ...runtime.files.reading import first_line
 
-#: Called with a stage's name, the bytes done and the bytes in all.
+#: Called with a stage's name, the bytes done and the total bytes.
 Progress = Callable[[str, int, int], None]
 
 
 def check_space(folder: Path, disk: Path, layout: Mapping[str, torch.Tensor]) -> None:
-    """:class:`OutputError`, naming ``folder``, when the disk that ``disk`` lies on cannot take the checkpoint.
+    """Raise :class:`OutputError`, naming ``folder``, if the disk that contains ``disk`` has no room for the checkpoint.
 
-    ``layout`` as :func:`lay_out`; a megabyte beside it is left for configurations.
+    ``layout`` as for :func:`lay_out`; another megabyte is reserved for configurations.
     """
     # each record has headers and padding of less than 512 bytes
     needed = sum(tensor.nbytes + 512 for tensor in layout.values()) + 2**20
@@ -43,21 +43,22 @@ def lay_out(path: Path, layout: Mapping[str, torch.Tensor]) -> None:
 
     Raises :class:`OutputError` when it cannot be written.
     """
-    # fake tensors say that they are on the CPU and hold no memory
+    # fake tensors claim to be on the CPU and hold no memory
     with FakeTensorMode():
         states = {name: torch.empty(t.shape, dtype=t.dtype, device="cpu") for name, t in layout.items()}
     try:
         with skip_data(materialize_fake_tensors=True):
             torch.save({"module": states, "global_steps": 0}, path)
-    except RuntimeError as error:  # how torch's own writer tells that it could not write
+    except RuntimeError as error:  # torch's own writer reports a failed write like this
         raise OutputError(f"{path}: not written ({first_line(error)})") from error
 
 
 class Filling:
-    """Gives a checkpoint without values its values, tensor by tensor and in any order.
+    """Fills in the values of a checkpoint without values, tensor by tensor and in any order.
 
-    In the end every record is the one that torch.save would have written, checksum included. Two differ, in what nobody
-    reads: the pickle spells "cpu" out for each tensor, and ``serialization_id`` is a hash of checksums not known yet.
+    In the end every record is the one that torch.save would have written, checksum included. Two differ, in details
+    that are never read: the pickle repeats "cpu" for each tensor, and ``serialization_id`` is a hash of checksums that
+    are not known yet.
     """
 
     def __init__(self, file: BinaryIO, names: Iterable[str], progress: Progress) -> None:
@@ -65,7 +66,7 @@ class Filling:
         with zipfile.ZipFile(file) as archive:
             self._entries, self._directory = archive.infolist(), archive.start_dir
         records = {entry.filename.partition("/")[2]: entry for entry in self._entries}
-        # torch.save numbers storages in the order in which it meets them
+        # torch.save numbers storages in order of first use
         self._records = {name: records[f"data/{index}"] for index, name in enumerate(names)}
         self._file, self._progress = file, progress
         self._done, self._total = 0, sum(record.file_size for record in self._records.values())
@@ -93,7 +94,7 @@ class Filling:
         self._checksums[record.filename] = checksum
 
     def finish(self) -> None:
-        """Write the checksums once more, into the archive's directory at the file's end."""
+        """Also write the checksums into the archive's directory at the end of the file."""
         missing = [name for name, record in self._records.items() if record.filename not in self._checksums]
         if missing:
             raise ValueError(f"{missing[0]}: laid out, and never written")

@@ -1,10 +1,10 @@
 """Write a UALM training run with random weights: ``ualm bench random-run FOLDER --shape tiny|1.5b|7b``.
 
 The run has the true structure (checkpoint, train.yaml, tokenizer, backbone, codec and encoder folders), so that export
-and speed can be tried where no trained weights are at hand. What such a model says and sounds like means nothing.
+and speed can be tried where no trained weights are available. The output of such a model means nothing.
 
-The checkpoint (17 GB for 7b) is streamed (:mod:`streamed_checkpoint`), each tensor drawn and written block by block, so
-that memory holds no more than the codec and a block.
+The checkpoint (17 GB for 7b) is streamed (:mod:`checkpoint`), each tensor drawn and written block by block, so that
+only the codec and one block are in memory.
 """
 
 from __future__ import annotations
@@ -107,12 +107,12 @@ SHAPES = {
 def write_random_run(
     folder: Path, shape: RunShape, *, seed: int = 0, progress: Progress = lambda stage, done, total: None
 ) -> None:
-    """Write the run to ``folder``, which must not exist yet, and appears whole or not at all.
+    """Write the run to ``folder``, which must not exist yet, and appears complete or not at all.
 
     Equal seeds give equal files. Raises :class:`InputError` for a seed or a number of layers out of range, and
     :class:`OutputError` when the run cannot be written or does not fit on the disk.
     """
-    if not 0 <= seed < 2**32:  # torch's CPU generator takes 32 bits of a seed
+    if not 0 <= seed < 2**32:  # torch's CPU generator uses 32 bits of a seed
         raise InputError(f"seed = {seed}: give a whole number from 0 to {2**32 - 1}")
     if shape.layers < 1:
         raise InputError(f"layers = {shape.layers}: give 1 or more")
@@ -190,7 +190,7 @@ def _train_yaml() -> dict[str, Any]:
 
 
 def _byte_tokenizer() -> Tokenizer:
-    """Every byte is a token: enough for any text, and nothing to train."""
+    """A tokenizer in which every byte is a token: enough for any text, with nothing to train."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -208,7 +208,7 @@ class _Normal:
     zero_row: bool = False
 
     def blocks(self) -> Iterator[torch.Tensor]:
-        """The values in order, at most ``BLOCK`` at a time, drawn from torch's global generator."""
+        """The values in order, at most ``BLOCK`` at a time, from torch's global generator."""
         size = math.prod(self.shape)
         for start in range(0, size, BLOCK):
             # drawn in fp32: faster than in bf16, and rounded once
@@ -219,7 +219,7 @@ class _Normal:
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:
-    # training writes everything that has a fraction in bf16
+    # training writes all floating-point values in bf16
     return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
 
 
@@ -254,13 +254,13 @@ def _adaptor_states(shape: RunShape, features: int) -> dict[str, _Normal]:
 
 def _codec_states(config: XcodecConfig) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in XcodecModel(config).state_dict().items():
-        if name.endswith("codebook.embed"):  # zero when new: every code would sound the same
+        if name.endswith("codebook.embed"):  # zero when initialised: every code would sound the same
             tensor.normal_(std=0.3)
         yield CODEC_PREFIX + name, _stored(tensor)
 
 
 def _encoder_states(overrides: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """A new encoder's tensors, made with one layer at a time: whole, the published one takes 2.5 GB."""
+    """A new encoder's tensors, made one layer at a time: all of the published one takes 2.5 GB."""
     single = Qwen2_5OmniAudioEncoderConfig(**{**overrides, "encoder_layers": 1})
     for layer in range(Qwen2_5OmniAudioEncoderConfig(**overrides).encoder_layers):
         for name, tensor in Qwen2_5OmniAudioEncoder(single).state_dict().items():
@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m ualm.
     parser = argparse.ArgumentParser(
         prog=program,
         description="Write a UALM training run with random weights, to try an export and its speed where there are no "
-        "trained ones. What such a model says and sounds like means nothing.",
+        "trained ones. The output of such a model means nothing.",
         epilog="Then: ualm export FOLDER -o BUNDLE --precision int4 --accept-quality (random weights fall below the "
         "gates of fp8, int8 and int4), and: ualm bench decode BUNDLE. See docs/bench.md.",
     )
@@ -290,7 +290,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m ualm.
         default="tiny",
         help="sizes: tiny (default), or those of UALM-1.5B or UALM-7B, whose checkpoints weigh what the true ones do",
     )
-    parser.add_argument("--layers", type=int, help="layers of the backbone, where not those of the shape")
+    parser.add_argument("--layers", type=int, help="layers of the backbone, if not those of the shape")
     parser.add_argument("--seed", type=int, default=0, help="of the weights; equal seeds give equal files (default: 0)")
     given = parser.parse_args(arguments)
     shape = SHAPES[given.shape]

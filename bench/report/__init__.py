@@ -1,1 +1,1 @@
-"""Reports: their form, their statistics, and how they are shown."""
+"""Reports: their schema, their statistics, and their rendering."""

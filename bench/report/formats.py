@@ -1,4 +1,4 @@
-"""Reports as JSON, JSONL and CSV, and back. Every line of JSONL and CSV stands for itself."""
+"""Reports as JSON, JSONL and CSV, and back. Every line of JSONL and CSV is self-contained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...runtime.errors import InputError
 from .schema import NAME, READ, VERSION, Check, Comparison, Measurement, Report, Run, from_json, to_json
 
 Format = Literal["table", "json", "jsonl", "csv", "markdown"]
-#: What a file's name says about its format.
+#: Suffix of a file's name -> format.
 SUFFIXES: dict[str, Format] = {
     ".json": "json",
     ".jsonl": "jsonl",
@@ -36,7 +36,7 @@ def write_jsonl(reports: Sequence[Report]) -> str:
 
 
 def write_csv(reports: Sequence[Report]) -> str:
-    """One row a line of JSONL; ``a.b`` is field b of field a, and cells are JSON where text would not do."""
+    """One row per line of JSONL; ``a.b`` is field b of field a, and cells are JSON where plain text is ambiguous."""
     rows = [_flat(line) for report in reports for line in _lines(report)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
@@ -60,7 +60,7 @@ def read_report(path: Path) -> list[Report]:
         return _gathered([_deep(row) for row in csv.DictReader(io.StringIO(text))])
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, csv.Error) as error:  # ValueError: no JSON, no UTF-8, or a field that is wrong
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: not JSON, not UTF-8, or a wrong field
         raise InputError(f"{path}: not a result of ualm bench ({error}); run the bench again") from error
 
 
@@ -89,7 +89,7 @@ def _check_mark(document: Any) -> None:
 
 
 def _gathered(lines: list[Any]) -> list[Report]:
-    """Lines back to reports: those of one run belong together."""
+    """Turn lines back into reports: those of one run belong together."""
     runs: dict[str, tuple[Run, dict[str, list[Any]]]] = {}
     for line in lines:
         _check_mark(line)
@@ -120,7 +120,8 @@ def _flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _cell(value: Any) -> str:
-    """Plain text as it is, unless it would be read as JSON; all else as JSON. An empty cell is an absent value."""
+    """Plain text unchanged, unless it would be read as JSON; everything else as JSON. An empty cell is an absent
+    value."""
     if isinstance(value, str) and value and value.isprintable() and not _is_json(value):
         return value
     return json.dumps(value, allow_nan=False)
@@ -135,7 +136,7 @@ def _is_json(text: str) -> bool:
 
 
 def _deep(row: Mapping[str | None, Any]) -> dict[str, Any]:
-    """A row of CSV back to the line that it was made from."""
+    """Turn a row of CSV back into the line that it was made from."""
     line: dict[str, Any] = {}
     for column, cell in row.items():
         if column is None or cell is None:
@@ -160,7 +161,7 @@ def _names(column: str) -> list[str]:
 
 
 def choose_format(name: str | None, output: Path | None) -> Format:
-    """The format that ``--format`` or the name of ``--output`` asks for; a table where neither does."""
+    """The format that ``--format`` or the name of ``--output`` selects; a table if neither does."""
     known = ("table", "json", "jsonl", "csv", "markdown")
     if name is not None:
         if name not in known:

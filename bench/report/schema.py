@@ -1,7 +1,7 @@
-"""What a run of the bench leaves: one versioned schema, of which every output format is a rendering.
+"""The results of a bench run: one versioned schema, of which every output format is a rendering.
 
-A :class:`Report` is a :class:`Run` (when, where, with what), measurements and comparisons. Each measurement names what
-was measured in full, so that a line of a CSV or JSONL file stands for itself.
+A :class:`Report` is a :class:`Run` (when, where, with what), measurements and comparisons. Each measurement fully names
+what was measured, so that a line of a CSV or JSONL file is self-contained.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from .statistics import Summary
 
 NAME, VERSION = "ualm-bench", 4
-#: Versions that are read. 2 added what a GPU has to say (its facts, checks, its memory's bandwidth) and rehearsals, 3
-#: the distance of the cores, 4 readings of the bandwidth beside each block, which shares are taken of since.
+#: Versions that can be read. 2 added GPUs (facts, checks, memory bandwidth) and rehearsals, 3 the distance of the
+#: cores, 4 readings of the bandwidth beside each block, on which shares are based since then.
 READ = (1, 2, 3, VERSION)
 
 #: A setting of a scenario: the rows held, the modality, ...
@@ -30,11 +30,10 @@ _Record = TypeVar("_Record")
 class Bandwidth:
     """Bandwidth of this machine in GB/s (1e9 bytes), of ``readings`` in the run: ``passes`` over ``bytes`` of memory.
 
-    ``worst`` and ``best`` tell how much it changed meanwhile. ``memory``: "host", read with ``threads`` threads; or
+    ``worst`` and ``best`` show how much it changed meanwhile. ``memory``: "host", read with ``threads`` threads; or
     "device", copied within a GPU's memory, where each byte counts twice, read and written, and ``threads`` is 0.
-    ``kernel``: the loop that read, the fastest one of this machine. Before version 4, each pass was a reading of its
-    own, all of them before and after the figures, ``best`` was the limit that fractions were taken of, and the last
-    three fields are None.
+    ``kernel``: the loop that read, the fastest one on this machine. Before version 4, each pass was a separate reading,
+    all of them before and after the figures, ``best`` was the limit for fractions, and the last three fields are None.
     """
 
     threads: int
@@ -52,8 +51,8 @@ class Bandwidth:
 class RoundTrip:
     """Nanoseconds that a cache line takes from one core to another and back, sampled before and after each block.
 
-    Where ``worst`` is several times ``best``, the cores were moved apart while it was measured, and figures of several
-    threads are of both.
+    If ``worst`` is several times ``best``, the cores were moved apart during the measurement, and figures of several
+    threads mix both cases.
     """
 
     samples: int
@@ -64,10 +63,10 @@ class RoundTrip:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU that a run used. None: the driver does not say.
+    """The GPU that a run used. None: not reported by the driver.
 
-    ``driver``: its version, and ``cuda`` the newest CUDA that it serves. ``clocks_mhz``: of the processors and the
-    memory, at their highest.
+    ``driver``: its version; ``cuda``: the newest CUDA version that it supports. ``clocks_mhz``: maximum clocks of the
+    processors and the memory.
     """
 
     name: str
@@ -81,7 +80,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it ran. None: the system does not say. ``load_average`` is that of one minute, before the run."""
+    """The machine of a run. None: not reported by the system. ``load_average``: over one minute, before the run."""
 
     cpu: str
     architecture: str
@@ -95,12 +94,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Run:
-    """What all figures of a report have in common.
+    """Facts that all figures of a report share.
 
     ``commit``: of the checkout, or the version of the package. ``others_percent``: share of the processors' time that
-    went to other processes while it was measured; None where the system does not say. ``dry_run``: a rehearsal of what
-    is made for a GPU on a machine without one: its figures say nothing about any GPU. ``core_round_trip``: None for a
-    single thread, and where other processes never left two cores free.
+    went to other processes during the measurement; None if the system does not say. ``dry_run``: a rehearsal of GPU
+    code on a machine without a GPU: its figures say nothing about any GPU. ``core_round_trip``: None for a single
+    thread, and if other processes never left two cores free.
     """
 
     created: str
@@ -118,7 +117,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Subject:
-    """What was measured: a bundle in an engine, or a rival. ``digest`` is the bundle's; a rival names its weights."""
+    """The subject of a measurement: a bundle in an engine, or a rival. ``digest`` is the bundle's; a rival names its
+    weights."""
 
     name: str
     engine: str
@@ -137,18 +137,18 @@ class BandwidthPair:
 
     @property
     def bandwidth(self) -> float:
-        """What the block is held against: the mean of both."""
+        """The bandwidth that the block is compared with: the mean of both."""
         return (self.before + self.after) / 2
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one step must read, counted from the bundle, and what that makes of its time.
+    """Bytes that one step must read, counted from the bundle, and the rates that follow from its time.
 
     ``gb_per_second``: of the median time. ``fraction``: share of the bandwidth that was reached, the median over
-    ``pairs``; ``fraction_near_best``: that over the ``near_best`` pairs whose readings are both within 10 % of the
-    run's best, None where there are none. ``kernel``: what read, as in :class:`Bandwidth`. Before version 4 there are
-    no pairs, and the share is that of the median time and the run's best pass.
+    ``pairs``; ``fraction_near_best``: the same over the ``near_best`` pairs whose readings are both within 10 % of the
+    run's best, None if there are none. ``kernel``: as in :class:`Bandwidth`. Before version 4 there are no pairs, and
+    the share is that of the median time against the run's best pass.
     """
 
     body_bytes: int
@@ -170,8 +170,8 @@ class Traffic:
 class Measurement:
     """One figure of one subject under one setting, in ``unit``.
 
-    ``real_time_factor``: mean seconds of work a second of sound. ``outside_percent``: share of the time that was spent
-    outside the inference library.
+    ``real_time_factor``: mean seconds of work per second of sound. ``outside_percent``: share of the time spent outside
+    the inference library.
     """
 
     scenario: str
@@ -211,7 +211,7 @@ class Comparison:
 class Check:
     """Something that holds or does not: ``verdict`` "pass", "fail" or "skipped"; ``detail`` says what was found or why.
 
-    ``seconds``: how long it took to find out.
+    ``seconds``: how long the check took.
     """
 
     stage: str
@@ -223,7 +223,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """All of one run. ``notes``: what a reader of the figures must know, in sentences."""
+    """Everything from one run. ``notes``: sentences that a reader of the figures must know."""
 
     run: Run
     measurements: tuple[Measurement, ...]
@@ -233,7 +233,7 @@ class Report:
 
 
 def to_json(value: Any) -> Any:
-    """A record as what JSON holds."""
+    """A record as JSON values."""
     if dataclasses.is_dataclass(value):
         return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -244,9 +244,9 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: type[_Record], value: Any, where: str = "") -> _Record:
-    """The record of class ``kind`` that :func:`to_json` wrote; ``ValueError`` naming the field that is wrong.
+    """The record of class ``kind`` that :func:`to_json` wrote; raises ``ValueError`` naming the wrong field.
 
-    Fields may be missing where the class has a default; unknown ones are refused.
+    Fields may be missing if the class has a default; unknown ones are refused.
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"{where or kind.__name__} is not an object")

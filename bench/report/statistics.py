@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-#: Fewer pairs than this never give a verdict: with 8, the smallest two-sided p of the signed-rank test is 2 / 2^8.
+#: No verdict with fewer pairs than this: with 8, the smallest two-sided p of the signed-rank test is 2 / 2^8.
 MIN_PAIRS = 8
-#: A difference counts when p is below this ...
+#: A difference counts if p is below this ...
 SIGNIFICANCE = 0.01
-#: ... and the median ratio is further from 1 than this: less is below what a shared machine can tell.
+#: ... and the median ratio is further from 1 than this: a shared machine cannot resolve less.
 SMALLEST_EFFECT = 0.01
 #: The test behind a verdict, as it is named in results.
 TEST = "Wilcoxon signed-rank, exact, two-sided, on log ratios of paired block medians"
@@ -23,7 +23,7 @@ Verdict = Literal["better", "worse", "noise", "too few pairs"]
 
 @dataclass(frozen=True)
 class Summary:
-    """What is kept of ``n`` samples, in their unit. Percentiles are interpolated linearly between order statistics."""
+    """Summary of ``n`` samples, in their unit. Percentiles are interpolated linearly between order statistics."""
 
     n: int
     min: float
@@ -37,11 +37,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """How much faster one thing is than another that was measured in turn with it.
+    """How much faster one subject is than another that was measured in turn with it.
 
-    ``speedup``: median over pairs of (the other's time / its time). ``low``, ``high``: interval that holds the median
-    ratio with a probability of at least 95 %, from order statistics; None with fewer than 6 pairs, which give none.
-    ``p``: of the test :data:`TEST` against "no difference".
+    ``speedup``: median over pairs of (the other's time / its time). ``low``, ``high``: interval that contains the
+    median ratio with a probability of at least 95 %, from order statistics; None with fewer than 6 pairs, which are not
+    enough for one. ``p``: of the test :data:`TEST` against "no difference".
     """
 
     ratios: tuple[float, ...]
@@ -56,12 +56,12 @@ def summarize(samples: Sequence[float]) -> Summary:
     """The summary of at least one sample."""
     values = np.asarray(samples, np.float64)
     p50, p90, p95, p99 = np.percentile(values, [50, 90, 95, 99]).tolist()
-    mean = min(max(float(values.mean()), float(values.min())), float(values.max()))  # a rounded mean may fall outside
+    mean = min(max(float(values.mean()), float(values.min())), float(values.max()))  # rounding may move it out of range
     return Summary(len(values), float(values.min()), mean, p50, p90, p95, p99, float(values.max()))
 
 
 def compare(mine: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> PairedTest:
-    """Compare times of two things block by block: ``mine[i]`` and ``others[i]`` were measured next to each other."""
+    """Compare times of two subjects block by block: ``mine[i]`` and ``others[i]`` were measured next to each other."""
     ratios = [float(np.median(other) / np.median(own)) for own, other in zip(mine, others, strict=True)]
     speedup = float(np.median(ratios))
     p = signed_rank_p([math.log(ratio) for ratio in ratios])
@@ -86,7 +86,7 @@ def signed_rank_p(differences: Sequence[float]) -> float:
         return 1.0
     _, inverse, counts = np.unique(np.abs(values), return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
-    twice_ranks = (2 * ends - counts + 1)[inverse]  # twice the mean rank is a whole number
+    twice_ranks = (2 * ends - counts + 1)[inverse]  # twice the mean rank is an integer
     patterns = [1]  # patterns[s]: sign patterns whose positive ranks sum to s / 2
     for rank in twice_ranks.tolist():
         longer = patterns + [0] * rank
@@ -99,7 +99,7 @@ def signed_rank_p(differences: Sequence[float]) -> float:
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """Interval between two order statistics that holds the median with at least ``confidence``, whatever the
+    """Interval between two order statistics that contains the median with at least ``confidence``, for any
     distribution: the number of values below the median is binomial (n, 1/2)."""
     ordered, n = sorted(values), len(values)
     tail, outside = 0, -1

@@ -1,4 +1,4 @@
-"""Reports for people: tables for a terminal, and the same tables in Markdown."""
+"""Renders reports as tables for a terminal, and as the same tables in Markdown."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ...runtime.terminal.tables import bands
 from .formats import Format, write_csv, write_json, write_jsonl
 from .schema import Bandwidth, Check, Comparison, Measurement, Report, Run, Setting, Subject, Traffic
 
-#: Wide enough for any of our tables.
+#: Wide enough for any table.
 _WIDE = 1000
 
 _BANDWIDTHS = {"host": "read bandwidth", "device": "copy bandwidth on the GPU"}
 _PERCENTILES = ("p50", "p90", "p95", "p99", "min", "mean", "max")
 _TRAFFIC = ("GB/s", "of bandwidth", "of best pass", "near its best")
 _MEASURED = ("subject", "figure", "RTF", "outside %", *_TRAFFIC, "times faster", "p")
-#: The one column of sentences.
+#: The only column of sentences.
 _DETAIL = "detail"
 #: Characters between two columns, and at the edges of a table.
 _GAP, _EDGES = 3, 2
-#: Columns that stay even where all rows have the same in them.
+#: Columns that are kept even if all rows have the same value.
 _KEPT = (*_PERCENTILES, *_MEASURED, "stage", "check", "verdict")
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """A table before it is drawn. Columns that are empty in every row are left out."""
+    """A table before rendering. Columns that are empty in every row are left out."""
 
     title: str
     columns: tuple[str, ...]
@@ -46,7 +46,7 @@ class _Grid:
         return cls(title, tuple(used), tuple(tuple(row.get(name, "") for name in used) for row in rows))
 
     def narrowed(self) -> _Grid:
-        """The same with what all rows have in common said once, in the title; what is measured stays in the rows."""
+        """The same table with values common to all rows moved to the title; what is measured stays in the rows."""
         found = {name: {row[at] for row in self.rows} for at, name in enumerate(self.columns)}
         common = [name for name, cells in found.items() if name not in _KEPT and len(cells) == 1]
         kept = [at for at, name in enumerate(self.columns) if name not in common]
@@ -55,8 +55,9 @@ class _Grid:
         return self._of_columns(title, kept)
 
     def bands(self, columns: int | None) -> list[_Grid]:
-        """The same in bands of columns that a terminal has room for; each begins with what tells the rows apart."""
-        if _DETAIL in self.columns:  # which is wrapped instead
+        """The same table in bands of columns that fit a terminal; each begins with the columns that distinguish the
+        rows."""
+        if _DETAIL in self.columns:  # it is wrapped instead
             return [self]
         kept = self.columns.index("figure") + 1 if "figure" in self.columns else 1
         widths = [max(map(len, (name, *self.cells(name)))) + _GAP for name in self.columns]
@@ -73,7 +74,7 @@ class _Grid:
 
 
 def render(reports: Sequence[Report], form: Format, columns: int | None = None) -> str:
-    """Reports in a format; ``columns``: of the terminal that a table is for, None where nothing has to fit."""
+    """Reports in a format; ``columns``: width of the terminal for a table, None if there is no limit."""
     if form == "json":
         if len(reports) > 1:
             raise InputError(f"--format json: holds one run, {len(reports)} are given; choose jsonl or csv")
@@ -85,8 +86,8 @@ def render(reports: Sequence[Report], form: Format, columns: int | None = None) 
 
 
 def to_table(report: Report, columns: int | None = None) -> str:
-    """The report as tables for a terminal. One that is wider than ``columns`` goes on below with its further columns,
-    for a figure that is cut in two cannot be read; only details are wrapped. None: as wide as they are."""
+    """The report as tables for a terminal. One that is wider than ``columns`` continues below with its remaining
+    columns, because a figure broken over two lines cannot be read; only details are wrapped. None: no limit."""
     out = io.StringIO()
     width = _WIDE if columns is None else columns
     console = Console(file=out, width=width, force_terminal=False, highlight=False, markup=False, emoji=False)
@@ -143,7 +144,7 @@ def _facts(report: Report) -> list[str]:
 
 
 def _readings(bandwidth: Bandwidth) -> str:
-    """How often it was read; before version 4 of the schema, a pass was a reading."""
+    """Number of readings; before version 4 of the schema, a pass was a reading."""
     if bandwidth.readings is None:
         return f"{bandwidth.passes} passes over"
     return f"{bandwidth.readings} readings by {bandwidth.kernel}, {bandwidth.passes} passes over"
@@ -227,7 +228,7 @@ def _measured(measured: Measurement, several: bool) -> dict[str, str]:
 
 
 def _near_best(traffic: Traffic) -> str:
-    """The share over the pairs near the run's best reading, and how many those were."""
+    """The share over the pairs near the run's best reading, and the number of those pairs."""
     if traffic.near_best is None:
         return ""
     count = f"{traffic.near_best} of {len(traffic.pairs)}"
@@ -251,7 +252,7 @@ def _settings(settings: Mapping[str, Setting]) -> dict[str, str]:
 
 
 def _number(value: float) -> str:
-    """Four digits, which is more than a timing is good for, and no exponent for what people know as plain numbers."""
+    """Four digits, more than the accuracy of a timing, and no exponent for numbers of ordinary size."""
     if value == 0 or abs(value) >= 1000:
         return f"{value:.0f}"
     text = f"{value:.4g}"

@@ -1,1 +1,1 @@
-"""What is measured: one module a verb of `ualm bench`."""
+"""The scenarios: one module per verb of `ualm bench`."""

@@ -1,4 +1,4 @@
-"""Time to turn codec frames into samples: all in one call, and in small pieces as a stream does."""
+"""Time to decode codec frames to samples: all in one call, and in small pieces as in streaming."""
 
 from __future__ import annotations
 

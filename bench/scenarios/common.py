@@ -1,4 +1,4 @@
-"""What several scenarios share: conversations filled with noise, sampling, prompts, and the checks of their options."""
+"""Shared by the scenarios: conversations filled with noise, sampling, prompts, and checks of options."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..harness.blocks import Block, Samples
 from ..harness.protocol import Derived
 from ..report.statistics import Summary
 
-#: Frames before each block that do not count: what was measured in between, a reading of the bandwidth included, has
-#: taken the caches and the cores. One frame touches all that the next one reads (weights, rows held, scratch), so that
-#: what the caches can keep is in them again; the second one finds it there, as all that follow do.
+#: Frames before each block that do not count: whatever was measured in between, including a reading of the bandwidth,
+#: has used the caches and the cores. One frame touches everything that the next one reads (weights, rows held,
+#: scratch), so that the caches hold again what fits; the second one finds it there, like all that follow.
 WARM_UP = 2
 
 
 def fill(sequence: EngineSequence, bundle: Bundle, rows: int) -> None:
-    """Let a sequence hold ``rows`` rows of noise, without computing them."""
+    """Fill a sequence with ``rows`` rows of noise, without computing them."""
     model = bundle.manifest.model
     row = np.random.default_rng(0).standard_normal((model.layers, 2, model.kv_heads, 1, model.head_dim), np.float32)
     sequence.restore(np.repeat(row, rows, axis=3))
@@ -38,12 +38,12 @@ def sampling_of(
     options: AudioSampling | TextSampling = kind.from_mapping(bundle.manifest.sampling[modality])
     if guidance is not None:
         options = replace(options, guidance=guidance)
-    drain = 8  # "fixed" mode ends a sound that many rows before the limit
+    drain = 8  # "fixed" mode ends a sound this many rows before the limit
     return replace(options, seed=seed, max_steps=max(options.max_steps, rows + drain + 1))
 
 
 def check_rows(name: str, values: Sequence[int], least: int, bundle: Bundle) -> None:
-    """Refuse an option that lists numbers of rows: none, too few, or more than the model holds."""
+    """Refuse an option that lists no numbers of rows, too small ones, or more rows than the model holds."""
     limit = bundle.manifest.model.max_positions
     if not values or min(values) < least or max(values) > limit:
         given = ",".join(map(str, values)) or "(nothing)"
@@ -59,7 +59,7 @@ def random_prompt(vocabulary: Vocabulary, rows: int, seed: int) -> np.ndarray:
 
 
 class TimedSound:
-    """A case whose figures are all times for a sound of one length."""
+    """A case in which all figures are times for a sound of one length."""
 
     def __init__(self, block: Block, seconds: float) -> None:
         self._block, self._seconds = block, seconds
@@ -72,10 +72,10 @@ class TimedSound:
         return Derived(real_time_factor=summary.mean / 1000 / self._seconds)
 
     def close(self) -> None:
-        """Nothing is held but the sound."""
+        """Nothing to do: it holds only the sound."""
 
 
 def check_seconds(values: Sequence[float]) -> None:
-    """Refuse an empty list of lengths, and what is no length."""
+    """Refuse an empty list of lengths, and invalid lengths."""
     if not values or not all(0 < value < 1e6 for value in values):
         raise InputError(f"--seconds {','.join(f'{value:g}' for value in values)}: give positive numbers of seconds")

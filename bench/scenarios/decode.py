@@ -1,4 +1,4 @@
-"""Milliseconds a frame: body on the branches of guidance, head, sampler, with a number of rows held."""
+"""Milliseconds per frame: body on the branches of guidance, head, sampler, with a number of rows held."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ..report.statistics import Summary
 from .common import WARM_UP, check_rows, fill, sampling_of
 from .published import TorchDecode
 
-#: Frames of the warm-up that tell how long one takes.
+#: Frames of the warm-up, from which the time of one is estimated.
 _PACE = 3
 
 
 @dataclass(frozen=True)
 class Decode:
-    """``contexts``: rows held when a block begins; it grows by the block's frames. ``batch``: conversations that take
-    turns, a frame each, on one thread of ours. ``guidance``: None for the bundle's own."""
+    """``contexts``: rows held when a block begins; each frame of the block adds one. ``batch``: conversations that take
+    turns, a frame each, on one thread. ``guidance``: None for the bundle's own."""
 
     contexts: tuple[int, ...] = (256,)
     batch: int = 1
@@ -46,7 +46,7 @@ class Decode:
         if self.batch < 1:
             raise InputError(f"--batch {self.batch}: give a whole number of at least 1")
         for role in (body_role(bundle), f"head.{self.modality}"):
-            weight_bytes(bundle, role)  # refused now, rather than when all is measured
+            weight_bytes(bundle, role)  # refuse now, rather than after everything is measured
         common: dict[str, Setting] = {"batch": self.batch, "modality": self.modality}
         common["guidance"] = sampling_of(bundle, self.modality, self.guidance).guidance
         return [{"context": context, **common} for context in self.contexts]
@@ -64,7 +64,7 @@ class Decode:
 
 
 class _EngineDecode:
-    """Conversations that hold ``context`` rows of noise: what they hold does not matter for time."""
+    """Conversations that hold ``context`` rows of noise: their contents do not affect the time."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class _EngineDecode:
         sampling: AudioSampling | TextSampling,
         most: int,
     ) -> None:
-        """``most``: frames that a block may have."""
+        """``most``: largest number of frames in a block."""
         self._bundle, self._context, self._modality, self._sampling = bundle, context, modality, sampling
         self._branches = 2 if sampling.guidance > 1 else 1
         self._forget()
@@ -133,7 +133,7 @@ class _EngineDecode:
         self._segment += 1
 
     def _step(self) -> bool:
-        """A frame of each conversation; whether one of their segments ended."""
+        """Run a frame of each conversation; returns whether one of their segments ended."""
         return any([sequence.run_frames(1).end is not None for sequence in self._sequences])
 
     def _inside(self) -> float:

@@ -1,4 +1,4 @@
-"""Time to hear a sound: log-mel features, then the encoder."""
+"""Time to encode a sound: log-mel features, then the encoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .common import TimedSound, check_seconds
 
 @dataclass(frozen=True)
 class Encode:
-    """``seconds`` of noise at the encoder's own rate. Figures: "features", waveform to the encoder's inputs (our own
+    """``seconds`` of noise at the encoder's own rate. Figures: "features", waveform to the encoder's inputs (ualm's own
     code); "encode", inputs to feature rows."""
 
     seconds: tuple[float, ...] = (10.0,)

@@ -1,4 +1,4 @@
-"""An export as a user runs it, in a process of its own: how long, how much memory, how large, how close to fp32."""
+"""An export as a user runs it, in a separate process: time, memory, size, and agreement with fp32."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from ..report.statistics import Summary
 if TYPE_CHECKING:
     from ...export.run.recipe import RunFiles
 
-#: The most of the time that looks at private memory may take: a look walks through gigabytes of mapped pages.
+#: Largest share of the time for sampling private memory: a sample walks through gigabytes of mapped pages.
 _LOOKING = 0.05
-#: What the export's own process calls the bundle, in the folder of :func:`_place`.
+#: Name of the bundle in the export's process, in the folder of :func:`_place`.
 _BUNDLE = "bundle"
-#: Figure, where the export tells it (a part of its "quality", and a value), and factor.
+#: Figure, its source (a part of the export's "quality", and a value), and factor.
 _AGREEMENT = (
     ("audio_top1", "audio", "top1", 100),
     ("audio_kl", "audio", "kl", 1),
@@ -50,7 +50,7 @@ _AGREEMENT = (
 
 
 class _Units(dict[str, str]):
-    """Units by figure. Stages and parts have names that only the export knows: there, what stands before the dot."""
+    """Units by figure. Stages and parts have names that only the export knows: for these, the prefix before the dot."""
 
     def __missing__(self, figure: str) -> str:
         kind, dot, _ = figure.partition(".")
@@ -61,7 +61,7 @@ class _Units(dict[str, str]):
 
 @dataclass(frozen=True)
 class Formats:
-    """The options of ``ualm export`` that a bundle's formats hang on; None: its default."""
+    """The options of ``ualm export`` that determine a bundle's formats; None: its default."""
 
     precision: str = "fp32"
     encoder_precision: str | None = None
@@ -70,12 +70,12 @@ class Formats:
     calibrate: Path | None = None
 
     def given(self) -> dict[str, str]:
-        """Value of each option that is given, by its name without dashes."""
+        """Value of each given option, by its name without dashes."""
         return {name: str(value) for name, value in vars(self).items() if value is not None}
 
     @property
     def setting(self) -> dict[str, Setting]:
-        """As the report tells them; of a path, its last name."""
+        """As shown in the report; a path is reduced to its last component."""
         return {name: Path(value).name if name == "calibrate" else value for name, value in self.given().items()}
 
     @property
@@ -84,7 +84,7 @@ class Formats:
 
 
 class ExportedRun:
-    """A training run, and the last bundle that was made of it."""
+    """A training run, and the last bundle made from it."""
 
     def __init__(self, run: Path, formats: Formats) -> None:
         try:
@@ -93,7 +93,7 @@ class ExportedRun:
         except ImportError as error:
             raise_interrupt(error)
             raise UalmError(f"export cannot be loaded ({error}); install it with: {install_hint('export')}") from error
-        # refused now, not when the machine has been measured
+        # refuse now, not after the machine was measured
         Precision.of(formats.precision, formats.encoder_precision, formats.codec_precision, formats.prefill)
         if formats.calibrate is not None and not formats.calibrate.exists():
             raise InputError(f"--calibrate {formats.calibrate}: no such file or folder")
@@ -107,19 +107,20 @@ class ExportedRun:
         return Subject(resolved(self.folder).name, "export", self.made.digest, precisions_of(self.made))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to do."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """``ualm export`` of a run, whatever it loses; ``folder`` is where, ``keep`` what its owner calls the place.
+    """``ualm export`` of a run, at any loss of quality; ``folder`` is the place, ``keep`` its name for the user.
 
-    Figures: "export", from the start of the process to its end; "stage.NAME", what it tells of each stage; "rest", what
-    no stage is: starting, importing, and waiting for the disk in the end. "peak_anonymous" was sampled every 20 ms,
-    "peak_private" as often as takes no more than a twentieth of the time; "peak_rss" is the kernel's count (VmHWM),
-    mapped files included. "bundle", "weights": all files, and the weights' own; "weights.PART": what a step of that
-    part reads. The agreement with fp32 is what the bundle's manifest says. "cached": how much of the run's weights was
-    in memory when the process started. What the system does not tell is left out.
+    Figures: "export", from the start of the process to its end; "stage.NAME", the time that it reports for each stage;
+    "rest", time outside all stages: starting, importing, and waiting for the disk in the end. "peak_anonymous" was
+    sampled every 20 ms, "peak_private" as often as possible within a twentieth of the time; "peak_rss" is the kernel's
+    count (VmHWM), mapped files included. "bundle", "weights": bytes of all files, and of the weights; "weights.PART":
+    bytes that a step of that part reads. The agreement with fp32 is taken from the bundle's manifest. "cached": how
+    much of the run's weights was in memory when the process started. Figures that the system does not report are left
+    out.
     """
 
     folder: Path
@@ -153,8 +154,8 @@ def measure_export(
 
     The last bundle becomes the folder ``keep``, or is deleted.
 
-    Raises :class:`ExportError` with what the export says when it fails, and :class:`OutputError` for a ``keep`` that
-    exists already or cannot be written; nothing stays behind then.
+    Raises :class:`ExportError` with the export's message if it fails, and :class:`OutputError` for a ``keep`` that
+    exists already or cannot be written; nothing is left behind then.
     """
     load_average = current_load()
     check_count("--repeat", repeat)
@@ -167,7 +168,7 @@ def measure_export(
             [formats.setting],
             threads=cores(),
             repeat=repeat,
-            seed=0,  # what an export draws has seeds of its own
+            seed=0,  # an export has its own seeds
             load_average=load_average,
             libraries=("torch", "transformers", "onnx"),
             progress=progress,
@@ -198,11 +199,11 @@ class _Exports:
         return Derived()
 
     def close(self) -> None:
-        """Each process has ended by itself."""
+        """Nothing to do: each process has ended."""
 
     def _export(self) -> dict[str, float]:
         """The figures of one export."""
-        shutil.rmtree(self._bundle, ignore_errors=True)  # the last repetition's: the disk need not hold two
+        shutil.rmtree(self._bundle, ignore_errors=True)  # from the last repetition: the disk need not hold two
         cached = cached_fraction([self._subject.files.weights])
         command = [sys.executable, "-m", "ualm.export", str(self._subject.folder), "--output", str(self._bundle)]
         command += [*self._subject.formats.arguments, "--accept-quality", "--json"]
@@ -213,7 +214,7 @@ class _Exports:
                 out, errors = process.communicate()
                 took = time.perf_counter() - started
             except BaseException:
-                process.terminate()  # it cleans up; else it would go on for minutes, and we wait for it
+                process.terminate()  # it cleans up; otherwise it would run on for minutes while we wait
                 raise
             finally:
                 watcher.stop()
@@ -234,7 +235,7 @@ class _Exports:
 
     def _why(self, status: int, errors: str) -> str:
         if status < 0:
-            killed = ", as systems do that have no memory left" if -status == signal.SIGKILL else ""
+            killed = ", as if the system had no memory left" if -status == signal.SIGKILL else ""
             return f"its process was ended by {signal.Signals(-status).name}{killed}"
         lines = errors.strip().splitlines() or [f"its process ended with status {status}"]
         why = lines[-1].removeprefix("ualm: ")
@@ -250,7 +251,7 @@ def _stage(name: str) -> str:
 
 @contextmanager
 def _place(keep: Path | None) -> Iterator[Path]:
-    """A folder to make bundles in; when all went well, the one that is left there becomes ``keep``."""
+    """A folder to make bundles in; on success, the one that is left there becomes ``keep``."""
     if keep is not None:
         with replacing_folder(keep) as beside:
             yield beside

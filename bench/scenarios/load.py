@@ -1,4 +1,4 @@
-"""From nothing to the first row in a fresh process, with the bundle's pages in memory or on disk, and what it holds."""
+"""From the start of a fresh process to the first row, with the bundle's pages in memory or on disk; and its memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..meters.memory import Watcher, cached_fraction, can_drop_pages, drop_pages
 from ..report.schema import Setting
 from ..report.statistics import Summary
 
-#: A start is cold when no more than this share of the bundle's pages was in memory.
+#: A start is cold if no more than this share of the bundle's pages was in memory.
 _COLD = 0.01
 
 
@@ -27,11 +27,11 @@ _COLD = 0.01
 class Load:
     """``pages``: "warm" and "cold", with the bundle's files in the page cache or dropped from it.
 
-    Figures: "import" of the runtime; "open", the bundle, mapped, until the engine is loaded; "first_row", a prompt of
-    16 rows and a row; "ready", from the start of the process to that row. Memory, each from one process: after
-    "open" and in the steady state, when 50 rows are drawn; "peak_rss" is the kernel's count (VmHWM), mapped files
-    included; "peak_private" was sampled every 20 ms in a process of its own, of which no time is kept. "cached":
-    how much of the bundle was in memory when the process started. What the system does not tell is left out.
+    Figures: "import" of the runtime; "open", from mapping the bundle until the engine is loaded; "first_row", a prompt
+    of 16 rows and a row; "ready", from the start of the process to that row. Memory, each from one process: after
+    "open" and in the steady state, after 50 rows; "peak_rss" is the kernel's count (VmHWM), mapped files included;
+    "peak_private" was sampled every 20 ms in a separate process, whose times are discarded. "cached": how much of the
+    bundle was in memory when the process started. Figures that the system does not report are left out.
     """
 
     pages: tuple[str, ...] = ("warm", "cold")
@@ -58,7 +58,7 @@ class Load:
     def open(self, subject: AnySubject, setting: Mapping[str, Setting], *, block: int, seed: int) -> Case:
         if isinstance(subject, PeerSubject):
             raise InputError(f"--versus {subject.about.name}: measures decode and prefill only; name a bundle")
-        subject.close()  # what is mapped here cannot be dropped
+        subject.close()  # pages that are mapped here cannot be dropped
         return _Loads(subject.bundle, subject.command_options, cast(str, setting["pages"]) == "cold")
 
 
@@ -87,10 +87,10 @@ class _Loads:
         )
 
     def close(self) -> None:
-        """Each process has ended by itself."""
+        """Nothing to do: each process has ended."""
 
     def _load(self, *, look: bool) -> dict[str, Any]:
-        """One process, looked at while it runs or not."""
+        """Run one process, sampling its memory while it runs or not."""
         if self._cold:
             drop_pages(self._files)
         cached = cached_fraction(self._files)

@@ -1,6 +1,6 @@
-"""One load in a process of its own, for ``load``: ``python -m ualm.bench.scenarios.load_child BUNDLE ENGINE THREADS``.
+"""One load in a separate process, for ``load``: ``python -m ualm.bench.scenarios.load_child BUNDLE ENGINE THREADS``.
 
-Prints a line "ready" when the first row is drawn, and one JSON object when the last is. "-" for engine or threads: the
+Prints a line "ready" after the first row, and one JSON object after the last. "-" for engine or threads: the
 default.
 """
 
@@ -23,7 +23,7 @@ from ...runtime.sampling import AudioSampling  # noqa: E402
 from ..meters.memory import memory_of, peak_rss  # noqa: E402
 from .common import random_prompt  # noqa: E402
 
-#: Rows drawn before the memory is called steady.
+#: Rows drawn before memory counts as steady.
 STEADY_ROWS = 50
 _PROMPT_ROWS = 16
 
@@ -31,7 +31,7 @@ _PROMPT_ROWS = 16
 def main() -> None:
     folder, engine_name, threads = sys.argv[1:]
     imported = time.perf_counter()
-    bundle = Bundle(folder, verify="never")  # hashing is a matter of the first load ever
+    bundle = Bundle(folder, verify="never")  # only the very first load hashes
     context = min(DEFAULT_CONTEXT, bundle.manifest.model.max_positions)
     engine = open_engine(
         None if engine_name == "-" else engine_name,

@@ -1,4 +1,4 @@
-"""Milliseconds to take in a prompt, and to begin a segment behind it."""
+"""Milliseconds to prefill a prompt, and to begin a segment after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..report.statistics import Summary
 from .common import check_rows, fill, random_prompt, sampling_of
 from .published import TorchPrefill
 
-#: Rows beside those of the prompt: the modality row that begins a segment, and the first one drawn.
+#: Rows besides those of the prompt: the modality row that begins a segment, and the first one drawn.
 _SPARE = 2
 
 
@@ -26,8 +26,8 @@ _SPARE = 2
 class Prefill:
     """``rows``: text rows of the prompt. ``contexts``: rows held before it. ``guidance``: None for the bundle's own.
 
-    Figures: "prefill", the prompt; "row", a row of it; "begin", the start of a segment behind it, in which the null
-    branch is made.
+    Figures: "prefill", the prompt; "row", a row of it; "begin", the start of a segment after it, which includes making
+    the null branch.
     """
 
     rows: tuple[int, ...] = (64, 256)

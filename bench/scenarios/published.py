@@ -1,4 +1,4 @@
-"""What is measured of the published algorithm (``peers``): a frame, and a prompt with the null branch behind it."""
+"""Measurements of the published algorithm (``peers``): a frame, and a prompt with the null branch after it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .common import WARM_UP, random_prompt
 if TYPE_CHECKING:
     from ..peers.torch_reference import TorchReference
 
-#: Frames a second of the published codec: 16 kHz in hops of 320 samples.
+#: Frames per second of the published codec: 16 kHz in hops of 320 samples.
 _FRAMES_A_SECOND = 50
 
 
 class TorchDecode:
-    """A conversation of ``context`` rows that goes on frame by frame; a :class:`Case`."""
+    """A conversation of ``context`` rows that continues frame by frame; a :class:`Case`."""
 
     def __init__(self, reference: TorchReference, context: int, modality: Modality, guidance: float, seed: int) -> None:
         self._reference, self._context = reference, context

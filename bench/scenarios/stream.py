@@ -1,4 +1,4 @@
-"""What a listener waits for: first row, first sample, first playable chunk, gaps, and a player that runs dry."""
+"""A listener's waiting times: first row, first sample, first playable chunk, gaps, and underruns of a player."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from ..report.schema import Setting
 from ..report.statistics import Summary
 from .common import check_seconds, sampling_of
 
-#: A chunk is worth playing when this much sound has come, or all of it.
+#: A sound is playable once this much of it has arrived, or all of it.
 PLAYABLE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A sound of at most ``seconds`` for ``text``, through a session's events, by the clock on the wall.
+    """A sound of at most ``seconds`` for ``text``, through a session's events, in wall-clock time.
 
     Figures, from the call of ``Session.turn`` on: "first_row" drawn; "first_sample": the first samples that will not
-    change arrive; "playable": 0.1 s of them are there; "sound": the segment is whole. "gap": between two chunks. A
-    player that starts with the first chunk: "underruns", how often it runs dry; "stall", how long it is silent in all,
-    which is also how much later it would have to start never to run dry. "preroll": the sound that the first chunk
-    advises to hold before playback begins. "direct": the rows and the one codec call that a first frame cannot do
-    without, of the same prompt and seed, straight from the engine, in turn with the sounds; "overhead": how much later
-    than that "first_sample" was.
+    change arrive; "playable": 0.1 s of them have arrived; "sound": the segment is complete. "gap": between two chunks.
+    For a player that starts with the first chunk: "underruns", how often it runs dry; "stall", its total silence, which
+    is also how much later it would have to start to never run dry. "preroll": the seconds of sound that the first chunk
+    advises to buffer before playback. "direct": the minimum for a first frame, its rows and one codec call with the
+    same prompt and seed, straight from the engine, in turn with the sounds; "overhead": how much later than that
+    "first_sample" was.
     """
 
     seconds: tuple[float, ...] = (5.0,)
@@ -88,7 +88,7 @@ class Stream:
         sampling = cast(AudioSampling, sampling_of(subject.bundle, "audio", guidance, seed))
         sampling = replace(sampling, max_steps=_steps(subject.bundle, seconds))
         most = max(_steps(subject.bundle, each) for each in self.seconds)
-        rows = most + len(self.text.encode()) + 16  # a token takes a byte or more; roles and markers come on top
+        rows = most + len(self.text.encode()) + 16  # a token takes at least one byte; roles and markers are added
         engine = subject.engine(rows)
         return _Turns(Model(subject.bundle, engine, rows), engine, self.text, sampling, self.profile)
 
@@ -106,7 +106,7 @@ class _Turns:
     def block(self, count: int) -> Samples:
         figures: dict[str, list[float]] = {}
         for _ in range(count):
-            # with a seed of its own, the sound and the direct way take turns in being first
+            # its own seed; the sound and the direct way take turns in going first
             sampling = replace(self._sampling, seed=(self._sampling.seed + self._turns) % 2**64)
             direct = self._direct(sampling) if self._turns % 2 else 0.0
             found = self._turn(sampling)
@@ -123,17 +123,18 @@ class _Turns:
         return Derived(real_time_factor=summary.mean * summary.n / 1000 / sum(self._sound_seconds))
 
     def close(self) -> None:
-        """Each turn's cache goes with its session."""
+        """Nothing to do: each turn's cache is freed with its session."""
 
     def _direct(self, sampling: AudioSampling) -> float:
-        """Seconds from the prompt to the first samples, with nothing between the engine's calls."""
+        """Seconds from the prompt to the first samples, with nothing between calls to the engine."""
         sequence, stream = self._engine.open_sequence(), self._engine.open_codec_stream()
         stage = open_post_codec(self._model.bundle)
         codec = self._model.bundle.manifest.codec
         started = time.perf_counter()
         sequence.prefill(self._prompt)
         sequence.begin_segment("audio", sampling, mode="fixed", segment=0)
-        # the first frame is certain when all frames that its last sample hangs on are there, a delay after their rows
+        # the first frame is final once all frames that its last sample depends on are complete, a delay after their
+        # rows
         needed = -(-(codec.hop_length + codec.lookahead) // codec.hop_length)
         frames = sequence.run_frames(needed + STREAMS - 1)
         latents = frames.latents[:needed] if frames.end is None else frames.latents
@@ -157,7 +158,7 @@ class _Turns:
                 preroll = event.preroll if len(arrivals) == 1 else preroll
             elif isinstance(event, SegmentEnded):
                 whole = time.perf_counter() - started
-                turn.cancel()  # what the model says after its first sound is not measured
+                turn.cancel()  # the answer after its first sound is not measured
             elif isinstance(event, TurnEnded):
                 first_row = event.seconds["first"]
         if whole is None or first_row is None or not arrivals:
@@ -178,7 +179,7 @@ class _Turns:
 
 @dataclass(frozen=True)
 class Heard:
-    """What a player that starts with the first chunk goes through; seconds, ``playable`` from the start of the turn."""
+    """The experience of a player that starts with the first chunk; seconds, ``playable`` from the start of the turn."""
 
     playable: float
     underruns: int
@@ -191,7 +192,7 @@ def heard(arrivals: Sequence[tuple[float, int]], rate: int) -> Heard:
     first = arrivals[0][0]
     playable, underruns, stall, samples = arrivals[-1][0], 0, 0.0, 0
     for arrival, count in arrivals:
-        late = arrival - (first + samples / rate)  # against a player that never stopped
+        late = arrival - (first + samples / rate)  # compared with a player that never stopped
         if late > stall + 1e-9:
             underruns, stall = underruns + 1, late
         if samples < wanted <= samples + count:

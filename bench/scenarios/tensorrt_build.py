@@ -1,8 +1,7 @@
-"""Compiling parts with TensorRT-RTX, each in a process of its own: how long, how much memory, how large.
+"""Compiles parts with TensorRT-RTX, each in a separate process: time, memory, and size.
 
-By hand: ``ualm bench tensorrt-build RUN --precision int4 -o FILE``, for the body of a training run of any
-size (the rest of it is not exported), or with a bundle in the place of RUN for any of its parts. Nothing is run: that
-needs a GPU.
+By hand: ``ualm bench tensorrt-build RUN --precision int4 -o FILE``, for the body of a training run of any size (the
+rest of it is not exported), or with a bundle in place of RUN for any of its parts. No engine is run: that needs a GPU.
 """
 
 from __future__ import annotations
@@ -39,30 +38,31 @@ from ..report.schema import Report, Setting, Subject
 from ..report.statistics import Summary
 from ..report.tables import to_table
 
-#: The most of the time that looks at private memory may take, see ``export``.
+#: Largest share of the time for sampling private memory, see ``export``.
 _LOOKING = 0.05
 _BODY = "backbone"
-#: Rows of the embedding table, ids of text, that an fp8 body is scaled by when it is exported for a build alone.
+#: Rows of the embedding table, for text ids, that set the scales of an fp8 body exported only for a build.
 SCALING_ROWS = slice(256, 320)
 
 
 class _Source:
-    """What is compiled: a bundle, or the body alone of a training run, in one format."""
+    """The input of a build: a bundle, or only the body of a training run, in one format."""
 
     def __init__(self, folder: Path, name: str, precisions: Mapping[str, str], digest: str | None) -> None:
         self.folder = folder
         self.about = Subject(name, "tensorrt-rtx", digest, precisions)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to do."""
 
 
 @dataclass(frozen=True)
 class TensorRtBuild:
     """Parsing, comparing and building one part for ``sms``.
 
-    Figures: "process", from reading the graph to the end; "build", of it, parsing, comparing and building; "engine",
-    the file; "stored", the weights that the part reads, as they are stored; "peak_*" as in ``export``, of the process.
+    Figures: "process", from reading the graph to the end; "build", the part of it for parsing, comparing and building;
+    "engine", bytes of the file; "stored", bytes of the weights that the part reads, as stored; "peak_*" as in
+    ``export``, of the process.
     """
 
     name: ClassVar[str] = "tensorrt-build"
@@ -93,7 +93,7 @@ class _Builds:
         return Derived()
 
     def close(self) -> None:
-        """Each process has ended by itself."""
+        """Nothing to do: each process has ended."""
 
     def _build(self) -> dict[str, float]:
         command = [sys.executable, "-m", "ualm.bench.scenarios.tensorrt_build_child", str(self._folder)]
@@ -129,7 +129,7 @@ def measure_builds(
     """Build ``parts`` of a bundle, or the body of a training run stored in ``precision``, for each of ``targets``
     ("sm89", or several GPUs at once: "sm86,sm89").
 
-    ``cache``: "appended" for the graphs that TensorRT before 10.15 gets.
+    ``cache``: "appended" for the graphs for TensorRT before 10.15.
     """
     load_average = current_load()
     settings: list[dict[str, Setting]] = [
@@ -193,13 +193,13 @@ def _main(
     source: Annotated[Path, typer.Argument(help="A training run, or a bundle.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the results, JSON.")],
     precision: Annotated[str, typer.Option(help="Format of a training run's body.")] = "fp16",
-    part: Annotated[list[str] | None, typer.Option(help="Part of a bundle; again for more.")] = None,
-    target: Annotated[list[str] | None, typer.Option(help="GPUs, as for ualm export; again for more builds.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="Part of a bundle; repeat for more.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="GPUs, as for ualm export; repeat for more builds.")] = None,
     max_context: Annotated[int, typer.Option(help="Rows of the cache.")] = 16384,
-    appended: Annotated[bool, typer.Option("--appended", help="The graphs that TensorRT before 10.15 gets.")] = False,
-    repeat: Annotated[int | None, typer.Option(help="Times; once by default.")] = None,
+    appended: Annotated[bool, typer.Option("--appended", help="Use the graphs for TensorRT before 10.15.")] = False,
+    repeat: Annotated[int | None, typer.Option(help="Repetitions; one by default.")] = None,
 ) -> None:
-    """Measure building with TensorRT-RTX; no GPU is needed, and nothing is run."""
+    """Measure building with TensorRT-RTX; no GPU is needed, and no engine is run."""
     check_place(output)
     report = measure_builds(
         source,

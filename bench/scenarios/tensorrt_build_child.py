@@ -1,6 +1,6 @@
-"""Builds one part and tells what it took: the process that ``tensorrt_build`` watches.
+"""Builds one part and reports what it took: the process that ``tensorrt_build`` watches.
 
-Arguments: folder of a bundle, or of a body alone; part; targets (sm89,sm120); rows of the cache, and how it is written.
+Arguments: folder of a bundle, or of only a body; part; targets (sm89,sm120); rows of the cache, and how it is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...runtime.errors import UalmError
 
 
 def main(folder: str, part: str, targets: str, max_context: str, cache: CacheKind) -> None:
-    """Print one JSON object: seconds in all and of the build, bytes of the engine and of the stored weights."""
+    """Print one JSON object: total seconds and those of the build, bytes of the engine and of the stored weights."""
     started = time.perf_counter()
     place, capacity = Path(folder), int(max_context)
     if (place / MANIFEST).is_file():

@@ -1,1 +1,1 @@
-"""What weights are stored in: formats, rounding, and the files that hold them."""
+"""How weights are stored: formats, rounding, and the files that hold them."""

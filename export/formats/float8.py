@@ -1,12 +1,12 @@
-"""float8 e4m3 (``fp8``): matrices of one byte a number, and what is multiplied with them rounded to the same type.
+"""float8 e4m3 (``fp8``): matrices of one byte per weight, with their inputs rounded to the same type.
 
 E4M3 (Micikevicius et al. 2022, arXiv 2209.05433; FLOAT8E4M3FN in ONNX) has four bits of exponent, three of fraction and
-no infinity: the largest number is 448, the least normal one 2^-6, and below that steps are 2^-9. Rounding is to the
-nearest, ties to even; what is beyond 448 becomes 448, and NaN stays NaN.
+no infinity: the largest number is 448, the smallest normal one 2^-6, and below that steps are 2^-9. Rounding is to the
+nearest, ties to even; values beyond 448 saturate at 448, and NaN stays NaN.
 
-A matrix has one scale, ``W ~ codes * scale``, and so has what it is multiplied with. Scales are powers of two: dividing
+A matrix has one scale, ``W ~ codes * scale``, and its input has another. Scales are powers of two: dividing
 and multiplying by them is exact, whether an engine does so in float16 or in float32, by division or by the reciprocal.
-They lie within float16's normal numbers, because GPUs take them, and their reciprocals, in what they compute in.
+They lie within float16's normal range, because GPUs hold them, and their reciprocals, in their compute type.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from ...runtime.errors import ExportError
 
 #: Largest number of the type.
 LARGEST = 448.0
-#: Exponents of the least and the largest scale: float16's normal numbers begin at 2^-14, and the reciprocal of 2^15
-#: would be none.
+#: Exponents of the smallest and the largest scale: float16's normal numbers begin at 2^-14, and the reciprocal of 2^15
+#: would be below that.
 EXPONENTS = (-14, 14)
-#: Largest number of float16, in which GPUs have a weight once it is widened, and a value before they round it.
+#: Largest number of float16, in which GPUs hold a weight once it is widened, and a value before they round it.
 LARGEST_FLOAT16 = 65504.0
 
 
 def check_values(name: str, matrix: np.ndarray) -> None:
-    """Refuse float32 values that float16 has no number for, and NaN, which would go through unseen."""
+    """Refuse float32 values beyond float16's range, and NaN, which would pass unnoticed."""
     peak = float(np.abs(matrix).max(initial=0.0))
     if not np.isfinite(peak):
-        raise ExportError(f"{name}: holds NaN or infinity; the checkpoint is damaged, take another step")
+        raise ExportError(f"{name}: holds NaN or infinity; the checkpoint is damaged, use another step")
     held = float(round_values(np.array([peak], np.float32), scale_of(peak))[0])
     if held > LARGEST_FLOAT16:
         raise ExportError(
-            f"{name}: its largest value is {peak:g}, {held:g} in fp8, and GPUs have it in float16, whose largest "
+            f"{name}: its largest value is {peak:g}, {held:g} in fp8, and GPUs hold it in float16, whose largest "
             f"number is {LARGEST_FLOAT16:g}; export with precision bf16"
         )
 
 
 def scale_of(peak: float) -> float:
-    """The least scale with which ``peak`` is in range; the end of the range of scales where that leaves it."""
+    """The smallest scale with which ``peak`` is in range, clamped to the range of scales."""
     fraction, exponent = math.frexp(peak / LARGEST)  # peak / LARGEST = fraction * 2^exponent, 0.5 <= fraction < 1
     least = exponent - 1 if fraction == 0.5 else exponent
     return 2.0 ** min(max(least if peak > 0 else 0, EXPONENTS[0]), EXPONENTS[1])
@@ -60,11 +60,11 @@ def dequantize(codes: np.ndarray, scale: float) -> np.ndarray:
 
 
 def round_values(x: np.ndarray, scale: float) -> np.ndarray:
-    """float32 values as they are once they have been float8 with ``scale``."""
+    """float32 values after a round trip through float8 with ``scale``."""
     return dequantize(_rounded(x, scale).view(torch.uint8).numpy(), scale)
 
 
 def _rounded(x: np.ndarray, scale: float) -> torch.Tensor:
-    # what torch makes of values beyond the range, NaN or the end, depends on its version
+    # whether torch turns values beyond the range into NaN or saturates depends on its version
     scaled = torch.from_numpy(np.multiply(x, np.float32(1 / scale), dtype=np.float32))
     return scaled.clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)

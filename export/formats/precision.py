@@ -1,8 +1,8 @@
-"""Which weights are stored in what: the precision policy.
+"""The precision policy: which weights are stored in which format.
 
-Tables, norms, biases and the modality head are never narrowed; the encoder and the heads never go under 8 bits, because
-guidance multiplies an error of the logits by up to twice its scale, and what is misheard cannot be repaired. Beside an
-fp8 body the heads are int8: that is as small, and its steps are finer (docs/precision.md).
+Tables, norms, biases and the modality head are never narrowed; the encoder and the heads never use fewer than 8 bits,
+because guidance multiplies an error in the logits by up to twice its scale, and errors in what is heard cannot be
+repaired later. An fp8 body has int8 heads: they are as small, and their steps are finer (docs/precision.md).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from ...runtime.errors import ExportError
 
-#: The name of ``float8`` among the dtypes of ``weights``; ONNX's, in small letters.
+#: The name of ``float8`` among the dtypes of ``store``: ONNX's, in lower case.
 FLOAT8 = "float8e4m3fn"
-#: What ``ualm export`` calls a format -> what a tensor of it is stored in (see ``weights``).
+#: Format as ``ualm export`` names it -> dtype that its tensors are stored in (see ``store``).
 BACKBONE = {
     "fp32": "float32",
     "bf16": "bfloat16",
@@ -41,20 +41,21 @@ TEXT_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def check_text_precision(precision: str | None) -> None:
-    """:class:`ExportError` for a format that the text side is not stored in; None stands for the checkpoint's own."""
+    """Raise :class:`ExportError` for a format that the text side cannot be stored in; None stands for the checkpoint's
+    own."""
     if precision is not None and precision not in TEXT_PRECISIONS:
         raise ExportError(f"precision = {precision!r}: choose {', '.join(TEXT_PRECISIONS)}")
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Format of each part, by its name in ``ualm export``."""
+    """Format of each part, as ``ualm export`` names it."""
 
     backbone: str = "fp32"
     heads: str = "fp32"
     encoder: str = "fp32"
     codec: str = "fp32"
-    #: Of a second set of the body's matrices that long prompts are read with; "none": the backbone's serve.
+    #: Format of a second set of the body's matrices, for long prompts; "none": the backbone's own are used.
     prefill: str = "none"
 
     @classmethod
@@ -74,8 +75,8 @@ class Precision:
         return cls(backbone, heads, encoder or policy_encoder, codec or policy_codec, prefill or "none")
 
     def of_part(self, role: str) -> str:
-        """Format of the part that plays ``role``."""
-        if role == "head.modality":  # five columns are too few for a block format, and a whole turn hangs on them
+        """Format of the part with the role ``role``."""
+        if role == "head.modality":  # five columns are too few for a block format, and a whole turn depends on them
             return "fp32"
         if role == "backbone.prefill":
             return self.prefill
@@ -84,7 +85,7 @@ class Precision:
 
     @property
     def compute(self) -> str:
-        """What the graphs for GPUs multiply in."""
+        """The type in which the graphs for GPUs multiply."""
         return {"fp32": "float32", "bf16": "bfloat16"}.get(self.backbone, "float16")
 
     def to_json(self) -> Mapping[str, str]:

@@ -1,6 +1,6 @@
-"""Safetensors files of checkpoint tensors as they are, streamed: other libraries' names, one dtype, no padding.
+"""Streams checkpoint tensors unchanged into safetensors files: other libraries' names, one dtype, no padding.
 
-A file is laid out first and then written block by block, so that a block of rows is all that is in memory at any time.
+A file is laid out first and then written block by block, so that only one block of rows is in memory at any time.
 Format: https://huggingface.co/docs/safetensors
 """
 
@@ -18,15 +18,15 @@ import torch
 from ...runtime.errors import ExportError
 from ..run.checkpoint import TensorSource
 
-#: What a file can be written in -> safetensors' name of it, bytes of one number.
+#: Dtype of a file -> safetensors' name for it, bytes per number.
 STORED = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
-#: Numbers that are read at a time: 32 MiB in float32.
+#: Numbers read at a time: 32 MiB in float32.
 BLOCK = 8 * 2**20
 
 
 @dataclass(frozen=True)
 class Stacked:
-    """A tensor of a file: ``sources`` of the checkpoint on top of each other along the first dimension."""
+    """A tensor of a file: the checkpoint's ``sources``, concatenated along the first dimension."""
 
     name: str
     shape: tuple[int, ...]

@@ -1,8 +1,8 @@
-"""One safetensors file that every ONNX part of a bundle points into.
+"""The one safetensors file that all ONNX parts of a bundle refer to.
 
 Tensors are planned first (name, dtype, shape, and a function that makes the values), laid out once, and then written
-one after the other, so that the memory held at any moment is that of one tensor. The safetensors library can only save
-tensors that are all in memory at once; that is why the writer is here. Format: https://huggingface.co/docs/safetensors
+one after the other, so that only one tensor is in memory at any time. The safetensors library can only save tensors
+that are all in memory at once, hence this writer. Format: https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .precision import FLOAT8
 
 #: Every tensor starts at a multiple of this many bytes: a cache line, and enough for any vector load.
 ALIGNMENT = 64
-#: The first tensor starts at a page boundary, so that mapped offsets keep their alignment in memory.
+#: The first tensor starts at a page boundary, so that mapped offsets stay aligned in memory.
 PAGE = 4096
 
-#: How a tensor of each dtype lies in the file: safetensors' name, numpy's dtype, and how many elements make one of it.
-#: numpy has neither bfloat16 nor float8, whose bits are kept as uint16 and uint8, and nobody has int4, of which a byte
-#: holds two.
+#: How each dtype is stored in the file: safetensors' name, numpy's dtype, and how many elements make one of those.
+#: numpy has neither bfloat16 nor float8, whose bits are kept as uint16 and uint8; int4, which neither library has, is
+#: packed two to a byte.
 _STORED = {
     "float32": ("F32", np.float32, 1),
     "float16": ("F16", np.float16, 1),
@@ -43,9 +43,9 @@ _STORED = {
     "int4": ("U8", np.uint8, 2),
     FLOAT8: ("F8_E4M3", np.uint8, 1),
 }
-#: Dtypes of whole numbers that have scales beside them, see ``quantize``.
+#: Integer dtypes that have scales beside them, see ``blocks``.
 SCALED_DTYPES = ("int8", "int8column", "int4")
-#: Weights as numbers: what a matrix or a convolution can be stored in without a scale.
+#: Plain number formats: dtypes in which a matrix or a convolution can be stored without a scale.
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -53,7 +53,8 @@ FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 class PlannedTensor:
     """A tensor of the blob: ``make()`` returns its values, of exactly ``shape``.
 
-    A float tensor is made in float32 and rounded to ``dtype`` when it is written; other values come as they are stored.
+    A float tensor is made in float32 and rounded to ``dtype`` when it is written; other values are made as they are
+    stored.
     """
 
     name: str
@@ -92,9 +93,9 @@ class WeightStore:
         return name
 
     def add_matrix(self, name: str, shape: tuple[int, int], make: Callable[[], np.ndarray], dtype: str) -> str:
-        """Plan what is multiplied with, [in, out], in any format; ``make`` gives float32. Block formats get a second
-        tensor, ``name.scale``, float8 a third (see :meth:`_add_float8`). Raises ExportError if the format cannot hold
-        the shape."""
+        """Plan a matrix [in, out] in any format; ``make`` returns float32. Block formats get a second tensor,
+        ``name.scale``, float8 a third (see :meth:`_add_float8`). Raises ExportError if the format cannot hold the
+        shape."""
         if dtype == FLOAT8:
             return self._add_float8(name, shape, make)
         if dtype not in SCALED_DTYPES:
@@ -104,7 +105,7 @@ class WeightStore:
         blocks = shape[0] // block_of(dtype, shape[0])
         scale_shape = (shape[1],) if dtype == "int8column" else (blocks, shape[1])
 
-        @functools.cache  # both tensors come from one pass; the second takes what the first left
+        @functools.cache  # both tensors come from one pass; the second call reuses the first one's result
         def halves() -> list[np.ndarray]:
             matrix = make()
             check_values(name, matrix, dtype)
@@ -122,8 +123,8 @@ class WeightStore:
         return name
 
     def _add_float8(self, name: str, shape: tuple[int, int], make: Callable[[], np.ndarray]) -> str:
-        """Plan codes, ``name.scale`` and ``name.input_scale``, both float16 []: the second is that of what the matrix
-        is multiplied with. It is NaN until :mod:`input_scales` has seen some of that."""
+        """Plan codes, ``name.scale`` and ``name.input_scale``, both float16 []: the second is the scale of the matrix's
+        input. It is NaN until :mod:`input_scales` has seen such input."""
 
         @functools.cache
         def halves() -> list[np.ndarray]:
@@ -143,7 +144,7 @@ class WeightStore:
         return name
 
     def exact(self, name: str) -> np.ndarray:
-        """A float tensor or matrix in float32, before any rounding; made anew at every call."""
+        """A float tensor or matrix in float32, before any rounding; made again at every call."""
         make = self._exact.get(name) or self._tensors[name].make
         return make()
 
@@ -156,7 +157,7 @@ class WeightStore:
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def lay_out(self) -> None:
-        """Fix the place of every tensor in the file. Nothing can be added afterwards."""
+        """Fix the offset of every tensor in the file. Nothing can be added afterwards."""
         header: dict[str, object] = {"__metadata__": {"format": "ualm"}}
         starts: dict[str, int] = {}
         end = 0
@@ -196,7 +197,7 @@ class WeightStore:
                 values = np.asarray(_as_stored(tensor.make(), tensor.dtype), order="C")
                 _check_stored(tensor, values)
                 file.write(values.data if values.ndim else values.tobytes())
-                file.flush()  # what comes later may be computed from what is there already
+                file.flush()  # later tensors may be computed from those already written
                 yield nbytes
 
     def read_back(self, folder: Path, name: str) -> np.ndarray:

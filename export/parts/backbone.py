@@ -4,9 +4,9 @@
 its own cache update. ``grouped``: ONNX Runtime's GroupQueryAttention, measured about twice as fast on the CPU for long
 contexts; it takes head sizes that are multiples of 16. Everything else, and every weight, is shared.
 
-Weights may be stored narrower than they are computed with (``dtype``); a graph says in ``compute`` what matrices are
-multiplied in. Norms, the residual stream and the rotary angles stay float32: half precision would lose the first, and
-Qwen's residual stream passes float16's range.
+Weights may be stored narrower than they are computed with (``dtype``); a graph's ``compute`` is the type in which
+matrices are multiplied. Norms, the residual stream and the rotary angles stay float32: half precision is too coarse for
+norms, and Qwen's residual stream exceeds float16's range.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class BackbonePlan:
         prefill_dtype: str | None = None,
     ) -> None:
         self.source, self.shape, self.store = source, shape, store
-        #: Name of a set of matrices -> what it is stored in. Prefill, bound by arithmetic, may have a set of its own.
+        #: Name of a set of matrices -> dtype it is stored in. Prefill, which is bound by arithmetic, may have its own
+        #: set.
         self.dtypes = {"backbone": dtype} | ({"prefill": prefill_dtype} if prefill_dtype else {})
         self.tensors = self._expected()
         for name, expected in self.tensors.items():
@@ -87,7 +88,7 @@ class BackbonePlan:
         self.store.add(name, (size,), lambda: np.concatenate([self.source.read(f"{p}.bias") for p in parts]))
 
     def _add_matrix(self, name: str, shape: tuple[int, int], parts: list[str]) -> None:
-        """Plan [in, out]: the transposed weights of ``parts`` side by side, so that they share one product."""
+        """Plan [in, out]: the transposed weights of ``parts`` side by side, so that one product serves all."""
 
         def make() -> np.ndarray:
             matrix = np.empty(shape, np.float32)
@@ -102,9 +103,9 @@ class BackbonePlan:
             self.store.add_matrix(f"{matrices}.{name}", shape, make, dtype)
 
     def graph(self, dialect: str, compute: str = "float32", matrices: str = "backbone") -> Graph:
-        """The body in ``dialect`` "standard" or "grouped", multiplying in ``compute``, which the cache has, too.
+        """The body in ``dialect`` "standard" or "grouped", multiplying in ``compute``, which is also the cache's type.
 
-        ``matrices`` names the set that it multiplies with.
+        ``matrices`` names the set of weights it uses.
 
         Inputs: ``embeddings`` float32 [B, S, H]; ``past_key.i``, ``past_value.i`` [B, kv_heads, capacity, head_dim],
         which the caller binds to the same memory as ``present_key.i``, ``present_value.i``.
@@ -164,8 +165,8 @@ class _Cache:
 class _GroupedAttention(_Cache):
     """Rotary embedding, cache write and attention in one contrib operator.
 
-    Further inputs: ``last_position`` int32 [B] (position of the last row fed), ``total_rows`` int32 [] (rows held after
-    this call), ``cos`` and ``sin`` float32 [max_context, head_dim / 2].
+    Further inputs: ``last_position`` int32 [B] (position of the last row fed), ``total_rows`` int32 [] (rows in the
+    cache after this call), ``cos`` and ``sin`` float32 [max_context, head_dim / 2].
     """
 
     def __init__(self, g: Graph, s: BackboneShape) -> None:
@@ -193,7 +194,7 @@ class _GroupedAttention(_Cache):
 
 
 class _StandardAttention(_Cache):
-    """Standard operators; the mask's last dimension says how many rows are held.
+    """Standard operators; the mask's last dimension is the number of rows in the cache.
 
     Further inputs: ``write_index`` int64 [B] (position of the first row fed), ``mask`` float32 [B, 1, S, total]
     (0 where a row may look, -inf or a large negative number elsewhere), ``cos`` and ``sin`` float32
@@ -237,8 +238,8 @@ class _StandardAttention(_Cache):
 def inverse_frequencies(shape: BackboneShape) -> np.ndarray:
     """RoPE frequencies ``theta^(-2i/d)``, float32 [head_dim / 2], rounded where transformers rounds.
 
-    A frequency off by one unit in the last place turns a key at position 8000 by 4e-4 rad, which is more than our
-    tolerance: hence torch's own float32 power, once, at export.
+    A frequency that is off by one unit in the last place turns a key at position 8000 by 4e-4 rad, more than our
+    tolerance allows: hence torch's own float32 power, once, at export.
     """
     import torch
 
@@ -251,11 +252,11 @@ def null_branch_vectors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Un-rotated keys and values of the guidance null branch, each float32 [layers, kv_heads, head_dim].
 
-    ``read`` gives the body's tensors by their names in the bundle, as they are stored: what an engine computes with;
-    ``round_input`` what it multiplies them with.
-    Every row of the null prefix has the zero embedding, so at each layer all positions hold one and the same value
-    vector; attention over equal values returns that value whatever the weights, hence one row, without any
-    attention, gives the whole prefix for any length.
+    ``read`` returns the body's tensors by their names in the bundle, as stored, which is what an engine computes with;
+    ``round_input`` rounds the inputs that they are multiplied with as an engine does.
+    Every row of the null prefix has the zero embedding, so at each layer all positions hold the same value vector;
+    attention over equal values returns that value for any weights. One row, computed without attention, therefore gives
+    the whole prefix for any length.
     """
     s = shape
     q_size, kv_size = s.heads * s.head_dim, s.kv_heads * s.head_dim

@@ -1,6 +1,6 @@
 """A thin builder over ``onnx.helper``: one graph, its operators by name, its weights in the bundle's blob.
 
-The graphs are written down, not traced: what an engine sees is what the modules of this folder say.
+The graphs are written by hand, not traced: an engine sees exactly what the modules of this folder say.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..formats.precision import FLOAT8
 from ..formats.store import SCALED_DTYPES, WeightStore
 
 #: Operator set of the parts: 23 brought Attention, RotaryEmbedding and RMSNormalization, and ONNX Runtime 1.23, the
-#: last for Python 3.10, reads it. Only a graph with TensorScatter asks for 24.
+#: last for Python 3.10, reads it. Only graphs with TensorScatter require 24.
 OPSET = 23
 #: IR version that all our engines read.
 IR_VERSION = 10
@@ -27,7 +27,8 @@ Shape = Sequence[int | str]
 
 
 class Graph:
-    """One ONNX graph under construction. Values are named by strings; every method that makes one returns its name."""
+    """One ONNX graph under construction. Values are identified by name; every method that makes one returns its
+    name."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class Graph:
         compute: str = "float32",
     ) -> None:
         self.name, self.opset = name, opset
-        #: What matrices are multiplied in: float32, float16 or bfloat16.
+        #: The type in which matrices are multiplied: float32, float16 or bfloat16.
         self.compute = compute
         self._weights = weights
         self._contrib = contrib
@@ -51,14 +52,14 @@ class Graph:
         self._casts: set[str] = set()
 
     def input(self, name: str, shape: Shape, dtype: str = "float32") -> str:
-        """Declare a graph input. Dimensions are numbers, or names where they vary."""
+        """Declare a graph input. Dimensions are numbers, or names if they vary."""
         self._inputs.append(helper.make_tensor_value_info(name, _element_type(dtype), shape))
         return name
 
     def output(self, value: str, name: str, shape: Shape, dtype: str = "float32") -> str:
         """Declare ``value``, made by a node of this graph, as the output called ``name``.
 
-        The value itself takes the name, for its readers too: TensorRT wants a cache update to be the output, not a
+        The value itself is renamed, also where it is read: TensorRT requires a cache update to be the output, not a
         copy of it.
         """
         for node in self._nodes:
@@ -76,7 +77,7 @@ class Graph:
         return self.cast(name, planned.dtype, dtype)
 
     def cast(self, value: str, source: str, target: str) -> str:
-        """``value`` of dtype ``source`` as ``target``; cast once, and not at all where nothing changes."""
+        """``value`` of dtype ``source`` as ``target``; cast once, or not at all if the types are the same."""
         if source == target:
             return value
         key = f"{value}.{target}"
@@ -97,7 +98,7 @@ class Graph:
         return self.op("DequantizeLinear", name, scale, name=f"{name}.values", **layout)
 
     def constant(self, values: np.ndarray | Sequence[int] | Sequence[float] | int | float, dtype: str) -> str:
-        """A small inline constant; equal constants are kept once."""
+        """A small inline constant; equal constants are stored once."""
         array = np.asarray(values, dtype=dtype)
         key = f"const.{array.dtype}.{'x'.join(map(str, array.shape))}.{array.tobytes().hex()[:64]}"
         if key in self._constants and not np.array_equal(self._constants[key], array):
@@ -123,8 +124,8 @@ class Graph:
         return names
 
     def linear(self, x: str, weight: str, bias: str | None = None, *, name: str = "") -> str:
-        """``x @ weight + bias`` with the weight stored [in, out]; all in the graph's ``compute``, but for ``x``, which
-        is rounded to float8 where the weight is."""
+        """``x @ weight + bias`` with the weight stored [in, out]; all in the graph's ``compute``, except that ``x`` is
+        rounded to float8 where the weight is float8."""
         if self._weights[weight].dtype == FLOAT8:
             x = self._as_float8(x, weight)
         y = self.op("MatMul", x, self.matrix(weight), name=name and f"{name}.matmul")
@@ -138,7 +139,7 @@ class Graph:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the blob that a run reads."""
+        """Bytes of the blob that one run reads."""
         return sum(self._weights[name].nbytes for name in self._external)
 
     def model(self) -> onnx.ModelProto:

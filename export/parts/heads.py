@@ -1,7 +1,7 @@
 """The output heads, each restricted to the ids that can ever be drawn, with the stream embeddings folded in.
 
 ``lm_head (h + s_n) = lm_head h + lm_head s_n``: the second term is constant, so each stream's embedding becomes a bias
-of that stream's rows, and stream 0, whose embedding the model takes as zero, has none.
+of that stream's rows, and stream 0, whose embedding the model treats as zero, has none.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class HeadsPlan:
 
 
 def _table_dtype(source: TensorSource) -> str:
-    """The embedding as the checkpoint has it, where that is bfloat16: nothing is lost, and half the bytes."""
+    """The embedding in bfloat16 if the checkpoint has it so: nothing is lost, at half the bytes."""
     return "bfloat16" if source.dtype(EMBEDDING) == "bfloat16" else "float32"
 
 
@@ -90,7 +90,7 @@ def _embedding(source: TensorSource) -> np.ndarray:
 def _head_columns(source: TensorSource, ids: np.ndarray) -> np.ndarray:
     """Rows ``ids`` (ascending) of the head as columns, [H, n], block by block: the table is the largest tensor."""
     columns = np.empty((source.shape(HEAD)[1], len(ids)), np.float32)
-    # eos and eot lie far from the rest: a block ends where the ids jump
+    # eos and eot are far from the rest: a block ends where the ids jump
     starts = np.r_[0, np.flatnonzero(np.diff(ids) > 1) + 1, len(ids)]
     for start, end in itertools.pairwise(starts):
         for first in range(start, end, BLOCK):

@@ -1,7 +1,7 @@
-"""Products in whole numbers: a graph whose int8 matrices are multiplied as they are stored.
+"""Integer products: a graph whose int8 matrices are multiplied as they are stored.
 
-Each row of what is multiplied is scaled to 8 bits by its own largest value at run time. ONNX Runtime multiplies whole
-numbers about 3.6 times as fast as float32 on a CPU with VNNI; TensorRT takes the graph as it was.
+Each input row is scaled to 8 bits by its own largest value at run time. ONNX Runtime multiplies integers about 3.6
+times as fast as float32 on a CPU with VNNI; TensorRT takes the unchanged graph.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-#: Zero point of the uint8 rows: unsigned times signed is the product that CPUs have an instruction for.
+#: Zero point of the uint8 rows: CPUs have an instruction for unsigned times signed.
 _MIDDLE = 128
 
 
 def integer_products(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of ``model`` with each ``MatMul(x, DequantizeLinear(q, scale, axis=1))`` in whole numbers.
+    """A copy of ``model`` with each ``MatMul(x, DequantizeLinear(q, scale, axis=1))`` in integers.
 
     ``x @ W ~ (round(x / r) @ q) * r * scale`` with ``r`` a row's largest magnitude / 127.
     """
@@ -28,7 +28,7 @@ def integer_products(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "DequantizeLinear" and _attribute(node, "axis") == 1
     }
     nodes: list[onnx.NodeProto] = []
-    rows: dict[str, tuple[str, str]] = {}  # products of the same x share its whole numbers
+    rows: dict[str, tuple[str, str]] = {}  # products of the same x share its integers
     for node in graph.node:
         if node.output[0] in columns:
             continue
@@ -62,7 +62,7 @@ def integer_products(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _round_rows(nodes: list[onnx.NodeProto], x: str) -> tuple[str, str]:
-    """Append what makes uint8 rows of ``x`` and their scales [..., 1]; returns both names."""
+    """Append the nodes that turn ``x`` into uint8 rows and their scales [..., 1]; returns both names."""
     steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Abs", [x], "magnitude", {}),
         ("ReduceMax", [f"{x}.magnitude", "row.axes"], "peak", {"keepdims": 1}),

@@ -1,1 +1,1 @@
-"""What an export measures of itself, and how it fits what it rounds."""
+"""How an export measures its own quality, and how it calibrates rounded weights."""

@@ -1,8 +1,8 @@
-"""How well a bundle's narrower weights agree with fp32, measured on what the finished bundle itself says.
+"""How well a bundle's narrower weights agree with fp32, measured on what the finished bundle itself generates.
 
 The engine answers built-in prompts, as users will run it; the rows it draws then go through the body in float32 with
-the checkpoint's weights, and both sets of logits are compared where a token was drawn. Guidance is on: it multiplies an
-error of the logits, and the guided distribution is what tokens come from.
+the checkpoint's weights, and both sets of logits are compared where a token was drawn. Guidance is on, because it
+multiplies an error in the logits and tokens are drawn from the guided distribution.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ PROMPTS = (
     "A small dog barks twice and a gate creaks open.",
     "Slow piano chords in a large, empty hall.",
     "Footsteps on gravel come closer, then a door slams shut.",
-    # long enough that the matrices for long prompts are the ones that read it, whatever the tokenizer
+    # long enough that the matrices for long prompts read it, with any tokenizer
     "A harbour at dawn: water laps against wooden boats, ropes creak, a gull cries three times, far off a ship's horn "
     "answers, then an old engine coughs, starts, and runs unevenly while two men talk quietly and a bell rings.",
 )
 HELD: Sequence[Sequence[Message]] = [[("user", prompt)] for prompt in PROMPTS]
-#: Rows drawn for each prompt.
+#: Rows drawn per prompt.
 MODALITY_ROWS: Mapping[Modality, int] = {"audio": 32, "text": 16}
 
 
@@ -45,7 +45,7 @@ MODALITY_ROWS: Mapping[Modality, int] = {"audio": 32, "text": 16}
 class HeldSegment:
     """What the engine said: embeddings fed before the first row, rows int32 [n, 8], logits float32 [n, branches, L].
 
-    ``prompt``: what it read before the segment, as :func:`read_rows` gives it.
+    ``prompt``: what it read before the segment, as :func:`read_rows` returns it.
     """
 
     modality: Modality
@@ -57,7 +57,7 @@ class HeldSegment:
 
 @dataclass
 class Agreement:
-    """Sums over draws, and what they come to."""
+    """Sums over draws, and the figures computed from them."""
 
     draws: np.ndarray = field(default_factory=lambda: np.zeros(STREAMS, np.int64))
     same: np.ndarray = field(default_factory=lambda: np.zeros(STREAMS, np.int64))
@@ -88,7 +88,7 @@ def hold_rows(
     conversations: Sequence[Sequence[Message]] = HELD,
     hear: Callable[[Sound], np.ndarray] | None = None,
 ) -> list[HeldSegment]:
-    """Let the engine answer each conversation, in sound and in text; ``hear`` gives the features of sounds."""
+    """Let the engine answer each conversation, in sound and in text; ``hear`` returns the features of sounds."""
     vocabulary = bundle.manifest.vocabulary
     embedding = bundle.table("embedding")
     held: list[HeldSegment] = []
@@ -108,7 +108,7 @@ def hold_rows(
 def read_rows(
     bundle: Bundle, conversations: Sequence[Sequence[Message]], hear: Callable[[Sound], np.ndarray] | None = None
 ) -> Iterator[list[np.ndarray]]:
-    """Of each conversation what the model reads before it answers: rows int32 [n, 8], and features float32 [n, H] of
+    """What the model reads of each conversation before it answers: rows int32 [n, 8], and features float32 [n, H] of
     sounds."""
     vocabulary = bundle.manifest.vocabulary
     text = TextCodec(bundle.path(TOKENIZER))
@@ -119,7 +119,7 @@ def read_rows(
 
 
 def embed_parts(table: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Input embeddings float32 [n, H] of what :func:`read_rows` gives for a conversation."""
+    """Input embeddings float32 [n, H] of what :func:`read_rows` returns for a conversation."""
     return np.concatenate([part if part.dtype == np.float32 else _embed(table, part) for part in parts])
 
 
@@ -128,16 +128,17 @@ def _deaf(sound: Sound) -> np.ndarray:
 
 
 def default_sampling(modality: Modality, rows: int, seed: int = 0) -> AudioSampling | TextSampling:
-    """How ``rows`` rows are drawn: as UALM's authors do."""
+    """The sampling of ``rows`` rows, as UALM's authors do it."""
     options: dict[str, Any] = {"seed": seed, "max_steps": rows + STREAMS}
     return AudioSampling(**options) if modality == "audio" else TextSampling(**options)
 
 
 def _answers(sequence: EngineSequence, modality: Modality, *, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows int32 [n, 8] and logits [n, branches, L] of segments behind what is held, until enough rows are drawn."""
+    """Rows int32 [n, 8] and logits [n, branches, L] of segments appended to what the sequence holds, until enough rows
+    are drawn."""
     wanted, length = MODALITY_ROWS[modality], sequence.length
     sampling = default_sampling(modality, wanted, seed)
-    for segment in itertools.count():  # a segment may end early: the next draws differ by its number
+    for segment in itertools.count():  # a segment may end early; the next draws differ by its number
         sequence.truncate(length)
         sequence.begin_segment(modality, sampling, mode="fixed", segment=segment)
         rows, logits = [], []
@@ -156,7 +157,7 @@ def branches(segment: HeldSegment, embedding: np.ndarray) -> list[np.ndarray]:
     """Input embeddings float32 [n, H] of what the body read: conditional, and with guidance the null branch."""
     fed = _embed(embedding, segment.rows[:-1])
     sequences = [np.concatenate([segment.prefix, fed])]
-    if segment.logits.shape[1] == 2:  # the null branch's prefix is all zeros, but for the modality row
+    if segment.logits.shape[1] == 2:  # the null branch's prefix is all zeros except for the modality row
         sequences.append(np.concatenate([np.zeros_like(segment.prefix[:-1]), segment.prefix[-1:], fed]))
     return sequences
 
@@ -165,7 +166,7 @@ def held_codes(held: Sequence[HeldSegment], vocabulary: Vocabulary) -> np.ndarra
     """Codes int16 [T, 8] of the sounds among the held rows, one after the other."""
     cells = [segment.rows - vocabulary.pads - 1 for segment in held if segment.modality == "audio"]
     rows = np.concatenate(cells)
-    # rows as drawn, delay and all: for the codec any codes will do
+    # rows as drawn, with the delay: any codes will do for the codec
     return np.clip(rows, 0, vocabulary.codebook_size - 1).astype(np.int16)
 
 
@@ -187,17 +188,17 @@ def compare(
     vocabulary: Vocabulary,
     embedding: np.ndarray,
 ) -> dict[str, Agreement]:
-    """Agreement by modality of the held logits with those of the weights that ``exact`` gives in float32."""
+    """Agreement by modality of the held logits with those of the weights that ``exact`` returns in float32."""
     from .reference_body import hidden_states  # needs torch, which comparing two bundles does not
 
-    # one pass over the layers for all: reading them is what takes the time
+    # one pass over the layers for all, because reading them takes the time
     hidden = iter(hidden_states(exact, shape, [sequence for each in held for sequence in branches(each, embedding)]))
     heads = {name: exact(f"head.{name}") for name in MODALITY_ROWS}
     biases: dict[str, Any] = {"audio": exact("head.audio.bias"), "text": np.float32(0)}
     exact_logits = []
     for segment in held:
         states = [next(hidden) for _ in range(segment.logits.shape[1])]
-        # the hidden state of the last prefix row makes the first drawn row's logits
+        # the hidden state of the last prefix row yields the first drawn row's logits
         drawn = [
             state[len(segment.prefix) - 1 :] @ heads[segment.modality] + biases[segment.modality] for state in states
         ]
@@ -235,8 +236,8 @@ def _candidates(segment: HeldSegment, row: int, vocabulary: Vocabulary) -> Itera
     width = vocabulary.codebook_size + 1
     for stream in range(STREAMS):
         base = int(vocabulary.pads[stream])
-        if base < segment.rows[row, stream] < base + width:  # anything else was held, or ended the segment
-            # the stream's codes; its pad, eos and eot are left out, which sounds end with
+        if base < segment.rows[row, stream] < base + width:  # anything else was a held token or ended the segment
+            # the stream's codes; its pad, eos and eot, which end sounds, are left out
             yield stream, slice(2 + stream * width + 1, 2 + (stream + 1) * width)
 
 
@@ -251,14 +252,15 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def cosine(exact: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """Mean and least cosine of the angle between rows float32 [n, H]."""
+    """Mean and smallest cosine similarity of rows float32 [n, H]."""
     a, b = exact.astype(np.float64), found.astype(np.float64)
     angles = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
     return {"cosine": round(float(angles.mean()), 6), "cosine_least": round(float(angles.min()), 6)}
 
 
 def signal_to_noise(exact: np.ndarray, found: np.ndarray) -> float:
-    """Decibels of ``exact`` over its difference from ``found``; 200 where they are equal, -inf for NaN or infinity."""
+    """Signal-to-noise ratio of ``found`` against ``exact`` in decibels; 200 where they are equal, -inf for NaN or
+    infinity."""
     noise = float(np.square(exact.astype(np.float64) - found).sum())
     if not math.isfinite(noise):
         return -math.inf

@@ -1,4 +1,4 @@
-"""What calibration is made with: prompts and sounds from files."""
+"""The calibration set: prompts and sounds from files."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from ...runtime.sound.sound import Sound
 
 #: Formats of the backbone that can be calibrated.
 CALIBRATED = ("int8", "int4", "fp8")
-#: Bytes of a file of prompts.
+#: Most bytes of a file of prompts.
 MOST_PROMPTS = 4 << 20
-#: Prompts and sounds of a set: methods like this one take some hundred.
+#: Most prompts and sounds of a set: methods like this one use a few hundred.
 MOST_EXAMPLES = 10_000
-#: Bytes of the samples (float32) of all its sounds, held until the body is fitted to them: two hours of 16 kHz.
+#: Most bytes of the samples (float32) of all its sounds, held until the body is fitted to them: two hours at 16 kHz.
 MOST_SOUND_BYTES = 448 << 20
-#: What is asked about a sound that is only there to be heard.
+#: The question asked about each sound.
 QUESTION = "What do you hear?"
 _TEXT_SUFFIXES = (".txt", ".text")
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Conversations that the model answers: each a list of messages. ``source``: the name of what was read, None where
-    nothing was."""
+    """Conversations that the model answers: each a list of messages. ``source``: the name of what was read, or None."""
 
     conversations: Sequence[Sequence[Message]]
     source: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> CalibrationSet:
-        """``path``: a text file with a prompt a line, a sound, or a folder of both. ExportError names a misfit."""
+        """``path``: a text file with one prompt per line, a sound, or a folder of both. An ExportError names what does
+        not fit."""
         conversations: list[list[Message]] = []
         held = 0
         for file in calibration_files(path):
@@ -56,26 +56,27 @@ class CalibrationSet:
         return cls(conversations, path.name)
 
     def to_json(self) -> dict[str, object]:
-        """What the manifest keeps of it: how much there was, and of a path only the name, for a bundle travels."""
+        """The manifest's record of it: how much there was, and only the name of a path, because a bundle is copied
+        elsewhere."""
         sounds = sum(isinstance(as_pair(messages[0])[1], Sound) for messages in self.conversations)
         return {"source": self.source, "prompts": len(self.conversations) - sounds, "sounds": sounds}
 
 
 def check_calibrated(precision: str) -> None:
-    """:class:`ExportError` for a format of the backbone that nothing is fitted in."""
+    """Raise :class:`ExportError` for a backbone format that has no calibration."""
     if precision not in CALIBRATED:
         raise ExportError(f"--calibrate: it is for int8, int4 and fp8, not for {precision}; leave it out")
 
 
 def calibration_files(path: Path) -> list[Path]:
-    """The texts and sounds that a path names, in order; ExportError where one is neither, and where there is none."""
+    """The texts and sounds that a path names, in order; ExportError if a file is neither, or if there are none."""
     if not path.exists():
         raise ExportError(f"--calibrate {path}: no such file or folder; give prompts (.txt, one a line) or sounds")
-    # names that begin with a dot are the system's own
+    # names that begin with a dot belong to the system
     found = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     files = sorted(found) if path.is_dir() else [path]
     known = {f".{kind.lower()}" for kind in soundfile.available_formats()} | {".mp3", ".opus", ".oga"}
-    known |= {".m4a", ".mp4", ".3gp", ".webm"}  # with the extra av, which the error names where it is missing
+    known |= {".m4a", ".mp4", ".3gp", ".webm"}  # with the extra av, which the error names if it is missing
     for file in files:
         if file.suffix.lower() not in known | set(_TEXT_SUFFIXES):
             raise ExportError(f"--calibrate {file}: neither a text (.txt) nor a sound; take it out of what is named")
@@ -85,7 +86,7 @@ def calibration_files(path: Path) -> list[Path]:
 
 
 def _heard(path: Path, file: Path, held: int) -> Sound:
-    """The channel of a sound that is heard. ``held``: bytes of those before it."""
+    """The channel of a sound that the model hears. ``held``: bytes of the sounds before it."""
     try:
         sound = Sound.read_within(file, Limit(most_bytes=MOST_SOUND_BYTES - held))
     except InputError as error:

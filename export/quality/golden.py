@@ -1,4 +1,4 @@
-"""The golden vector: inputs and outputs of every part, recorded at export, to check any engine on any machine with."""
+"""The golden vector: inputs and outputs of every part, recorded at export, to check any engine on any machine."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ...runtime.sound.sound import Sound
 from ...runtime.vocabulary import MODALITIES, ROLES, STREAMS, Vocabulary
 from ..formats.precision import Precision
 
-#: What the CPU engine computes a part in that is stored so; float32 where it is not named.
+#: Stored format -> arithmetic of the CPU engine for such a part; float32 for formats not listed.
 _ON_CPU: Mapping[str, Arithmetic] = {"fp8": "float8", "int8": "int8", "int4": "int8"}
 
 
 def tolerances(precision: Precision, layers: int, hidden: int) -> dict[str, float]:
-    """Tolerance of each output on the CPU engine, for a ualm that takes it from the manifest.
+    """Tolerance of each output on the CPU engine, for versions of ualm that read it from the manifest.
 
-    This one has it from the engine that is checked (``runtime.diagnostics.machine``), and only shows what stands there.
+    This version takes it from the engine under check (``runtime.diagnostics.machine``) and only shows the manifest's.
     """
     body, heads, encoder, codec = (
         _ON_CPU.get(stored, "float32")
@@ -53,12 +53,12 @@ def check_onnxruntime() -> None:
     if tuple(int(number) for number in ort.__version__.split(".")[:2]) < OLDEST_ONNXRUNTIME:
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
         raise ExportError(
-            f"onnxruntime {ort.__version__}: export needs {oldest} or newer, which there is for Python 3.11 and up; a "
-            "bundle made there runs here too"
+            f"onnxruntime {ort.__version__}: export needs {oldest} or newer, which requires Python 3.11 or later; a "
+            "bundle made there also runs here"
         )
 
 
-#: What the inputs are drawn from.
+#: Seed of the inputs.
 SEED = 20251012
 #: The segments whose first logits are recorded.
 SEGMENTS = ("audio", "text")
@@ -68,7 +68,7 @@ Body = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
 def golden_inputs(manifest: Manifest) -> dict[str, np.ndarray]:
-    """A short prompt of text and audio rows, codes, and a third of a second of sound; the same for every export."""
+    """A short prompt of text and audio rows, codes, and a third of a second of sound; identical for every export."""
     random = np.random.default_rng(SEED)
     rows, codes = golden_rows(manifest.vocabulary, random)
     spec = FeatureSpec.from_json(manifest.features)
@@ -78,7 +78,8 @@ def golden_inputs(manifest: Manifest) -> dict[str, np.ndarray]:
 
 
 def golden_rows(vocabulary: Vocabulary, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The prompt's rows int32 [n, 8], of which the last is ``assistant``, and the codes int16 [9, 8] that it holds."""
+    """The prompt's rows int32 [n, 8], the last of which is ``assistant``, and the codes int16 [9, 8] that it
+    contains."""
     text = vocabulary.text_rows(random.integers(1, vocabulary.text_size, 5).tolist())
     codes = random.integers(0, vocabulary.codebook_size, (9, STREAMS)).astype(np.int16)
     rows = np.concatenate([text, vocabulary.delayed_rows(codes), vocabulary.special_row(ROLES["assistant"])[None]])
@@ -86,8 +87,8 @@ def golden_rows(vocabulary: Vocabulary, random: np.random.Generator) -> tuple[np
 
 
 def golden_sequences(vocabulary: Vocabulary, embedding: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
-    """Input embeddings float32 [n, H] of what the logits are of: the prompt, then with the first row of a sound and of
-    a text, each as the conditional branch reads it and as the null branch does."""
+    """Input embeddings float32 [n, H] behind the recorded logits: the prompt, then the prompt with the first row of a
+    sound and of a text, each as the conditional branch and as the null branch reads it."""
     prompt = _embed(embedding, rows)
     markers = [_embed(embedding, vocabulary.special_row(MODALITIES[modality])[None]) for modality in SEGMENTS]
     firsts = [np.concatenate([prefix, marker]) for marker in markers for prefix in (prompt, np.zeros_like(prompt))]
@@ -98,12 +99,13 @@ def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndar
     """Run every part once and write ``golden.safetensors``.
 
     Outputs: ``logits.modality`` [1, 5] after the prompt's last row (``assistant``); ``logits.audio`` and
-    ``logits.text`` [2, n] of a segment's first step, conditional and null branch, the null branch computed densely;
-    ``features``; ``pcm``.
+    ``logits.text`` [2, n] of a segment's first step, conditional and null branch, the null branch computed with a dense
+    prefill; ``features``; ``pcm``.
 
-    ``body`` is the yardstick of ``forward`` on the weights as stored: it holds one matrix at a time, where ONNX Runtime
-    would widen all of them before the first product. The other parts run unoptimised and unpacked: it then reads the
-    mapped weights in place, and computes nothing but the graphs as written. ``weights`` are the mapped tables.
+    ``body`` is the reference of ``reference_body`` on the weights as stored: it holds one matrix at a time, where ONNX
+    Runtime would widen all of them before the first product. The other parts run without graph optimisation and weight
+    packing, so that ONNX Runtime reads the mapped weights in place and computes the graphs exactly as written.
+    ``weights`` are the mapped tables.
     """
     inputs = golden_inputs(manifest)
     run = functools.partial(_run_part, folder, manifest)
@@ -134,7 +136,7 @@ def _run_part(folder: Path, manifest: Manifest, role: str, feeds: Mapping[str, n
 
 
 def run_as_written(path: Path, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-    """First output of a graph whose operators ONNX Runtime neither changes nor copies the weights of."""
+    """First output of a graph, with ONNX Runtime neither rewriting its operators nor copying its weights."""
     from ...runtime.engines.onnxruntime.library import ort
 
     options = ort.SessionOptions()

@@ -1,8 +1,8 @@
-"""Calibration: whole numbers that are chosen by what a matrix is multiplied with, not one by one.
+"""Calibration: integer weights chosen by the inputs of a matrix, not one by one.
 
-GPTQ (Frantar et al. 2023, arXiv 2210.17323, algorithm 1): inputs are rounded in turn, and what rounding an input
-breaks is mended in the inputs that are not rounded yet, as the second moments of the activations say. Layers are done
-in order, each on what the layers before it give when they are already rounded.
+GPTQ (Frantar et al. 2023, arXiv 2210.17323, algorithm 1): input rows of a matrix are rounded in turn, and the error of
+each is compensated in the rows that are not rounded yet, using the second moments of the activations. Layers are
+processed in order, each on the output of the layers before it as already rounded.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ..run.qwen2 import BackboneShape
 from .agreement import branches, embed_parts, hold_rows, read_rows
 from .reference_body import hidden_states
 
-#: What is added to the diagonal of the second moments, as a share of its mean (GPTQ's own).
+#: Damping added to the diagonal of the second moments, as a share of its mean (GPTQ's own value).
 DAMPING = 0.01
-#: Rows that a conversation may have.
+#: Most rows of a conversation.
 CONTEXT = 8192
 
 
@@ -77,7 +77,7 @@ def calibrate(
     sequences: Sequence[np.ndarray],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Round the body's matrices anew, in the blob that lies in ``folder``.
+    """Round the body's matrices again, in the blob in ``folder``.
 
     ``sequences``: input embeddings float32 [n, H] of what the model reads and says, both branches of guidance.
     """
@@ -95,7 +95,7 @@ def calibrate(
 
 
 def gptq(matrix: np.ndarray, x: torch.Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Whole numbers int8 [in, out] and scales float16 [in / 32, out] of ``matrix`` float32 [in, out], so that
+    """Integers int8 [in, out] and scales float16 [in / 32, out] of ``matrix`` float32 [in, out], so that
     ``x @ matrix`` changes little for ``x`` float32 [rows, in]."""
     inputs, outputs = matrix.shape
     low, high = LIMITS[dtype]
@@ -109,7 +109,7 @@ def gptq(matrix: np.ndarray, x: torch.Tensor, dtype: str) -> tuple[np.ndarray, n
     for first in range(0, inputs, BLOCK):
         rows = slice(first, first + BLOCK)
         block = weights[rows]
-        # the scale is fixed before the first row of the block is rounded, on the weights as they are by now
+        # the scale is fixed before the first row of the block is rounded, from the weights as updated so far
         _native.quantize_blocks(
             block.numpy(),
             block=BLOCK,
@@ -134,9 +134,9 @@ def gptq(matrix: np.ndarray, x: torch.Tensor, dtype: str) -> tuple[np.ndarray, n
 
 
 def _inverse_factor(moments: torch.Tensor) -> torch.Tensor:
-    """Upper Cholesky factor of the inverse of ``moments`` [n, n], damped so that there is one."""
+    """Upper Cholesky factor of the inverse of ``moments`` [n, n], damped so that it exists."""
     diagonal = moments.diagonal()
-    diagonal[diagonal == 0] = 1  # an input that never speaks: any rounding will do
+    diagonal[diagonal == 0] = 1  # an input that is always zero: any rounding will do
     diagonal += DAMPING * diagonal.mean()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments.double())).float()
     return torch.linalg.cholesky(inverse.double(), upper=True).float()

@@ -1,9 +1,9 @@
-"""The scales of what fp8 matrices are multiplied with.
+"""The input scales of fp8 matrices.
 
-A GPU multiplies in float8 only what both sides are, and rounds the rows that come to a product with one scale that the
-engine was built with. The scale is taken from rows that the model really reads and says: twice the largest value seen
-is still in range, and what is beyond is cut off there. Float8 keeps its three bits of fraction over 2^15, so that room
-for larger values costs nothing but the smallest ones.
+A GPU multiplies in float8 only if both operands are float8, and rounds the input rows of a product with one scale that
+is fixed when the engine is built. The scale is taken from rows that the model really reads and says: twice the largest
+value seen is still in range, and values beyond that saturate. Float8 keeps its three bits of fraction over 2^15, so
+that this headroom costs only the smallest values.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .agreement import probe_sound
 from .calibration_set import QUESTION
 from .reference_body import hidden_states
 
-#: How much larger than what was seen a value may be.
+#: Headroom: how much larger than the values seen an input may be.
 MARGIN = 2.0
-#: What the model is told, beside a sound; none of it is among the prompts that agreement is measured with.
+#: Prompts, used along with a sound; none of them is among the prompts that agreement is measured with.
 PROMPTS = (
     "Waves break on a rocky shore while the wind rises.",
     "A train rattles over a bridge, and its horn sounds twice.",
@@ -37,13 +37,13 @@ PROMPTS = (
 
 
 def built_in_conversations(spec: FeatureSpec) -> list[list[Message]]:
-    """What a bundle is scaled by whether or not it is given conversations of its own."""
+    """The conversations that every bundle is scaled by, with or without a calibration set."""
     told: list[list[Message]] = [[("user", prompt)] for prompt in PROMPTS]
     return [*told, [("user", probe_sound(spec)), ("user", QUESTION)]]
 
 
 class InputScales:
-    """Watches what is multiplied with the float8 matrices of a written blob, and sets their scales by it."""
+    """Records the inputs of a written blob's float8 matrices, and sets their scales accordingly."""
 
     def __init__(
         self,
@@ -53,13 +53,13 @@ class InputScales:
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self._folder, self._store, self._shape, self._progress = folder, store, shape, progress
-        #: Name of a matrix -> largest magnitude of what was multiplied with it.
+        #: Name of a matrix -> largest magnitude of its inputs.
         self.peaks: dict[str, float] = {}
 
     def see(self, sequences: Sequence[np.ndarray]) -> None:
         """Run input embeddings float32 [n, H] through the body as it is stored, and write the scales.
 
-        What was seen before still counts. Raises :class:`ExportError` for values that a GPU could not hold.
+        Values seen earlier still count. Raises :class:`ExportError` for values that a GPU could not hold.
         """
         total, done = 4 * self._shape.layers, 0
 
@@ -68,8 +68,8 @@ class InputScales:
             peak = float(x.abs().max())
             if not peak <= LARGEST_FLOAT16:
                 raise ExportError(
-                    f"{name}: is multiplied with values up to {peak:g}, and GPUs have them in float16 before they are "
-                    f"fp8, whose largest number is {LARGEST_FLOAT16:g}; export with precision bf16"
+                    f"{name}: is multiplied with values up to {peak:g}, and before rounding to fp8 GPUs hold them in "
+                    f"float16, whose largest number is {LARGEST_FLOAT16:g}; export with precision bf16"
                 )
             self.peaks[name] = max(self.peaks.get(name, 0.0), peak)
             done += 1

@@ -1,4 +1,4 @@
-"""What an export says of its own quality: the finished bundle runs, and is compared with fp32 part by part."""
+"""An export's measure of its own quality: the finished bundle is run and compared with fp32, part by part."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ..run.qwen2 import BackboneShape
 from .agreement import compare, cosine, held_codes, hold_rows, probe_sound, signal_to_noise
 from .golden import run_as_written
 
-#: Rows that a held conversation may have.
+#: Most rows of a held conversation.
 MAX_CONTEXT = 1024
 
-#: Plans a part in fp32 in a store of its own.
+#: Plans a part in fp32 in a separate store.
 PlanPart = Callable[[WeightStore], CodecPart | EncoderPart]
 
 
@@ -41,7 +41,7 @@ def measure_quality(
     engine = OnnxRuntimeEngine(bundle, max_context=context)
     try:
         held = hold_rows(engine, bundle)
-        engine.unload("backbone", "head")  # so that an export needs the memory of one part at a time
+        engine.unload("backbone", "head")  # so that an export holds one part in memory at a time
         codes = held_codes(held, vocabulary)
         pcm = engine.decode_latents(engine.codes_to_latents(codes))
         spec = FeatureSpec.from_json(bundle.manifest.features)

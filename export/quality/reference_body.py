@@ -1,4 +1,4 @@
-"""The body in torch, float32, layer by layer: the yardstick of an export's agreement, and what calibration looks into.
+"""The body in torch, float32, layer by layer: the reference for an export's agreement, and what calibration observes.
 
 Weights are asked for by their names in the bundle and dropped after use, so that a body of any size needs the memory of
 one layer's largest matrix. Nothing here is fast.
@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from ..run.qwen2 import BackboneShape
 
-#: Called with a matrix's name in the bundle and what is about to be multiplied with it, float32 [rows, in].
+#: Called with a matrix's name in the bundle and its input, float32 [rows, in].
 OnProduct = Callable[[str, torch.Tensor], None]
-#: Likewise; gives what is multiplied instead, as an engine rounds it.
+#: Likewise; returns the input to use instead, as an engine rounds it.
 RoundInput = Callable[[str, np.ndarray], np.ndarray]
-#: A value float32 as a narrower type has it.
+#: Rounds a float32 value to a narrower type.
 RoundValue = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -33,9 +33,9 @@ def hidden_states(
 ) -> list[np.ndarray]:
     """Final-norm hidden states float32 [n, H] of each sequence of input embeddings float32 [n, H], from position 0.
 
-    ``read`` gives the body's tensors in float32, matrices [in, out], by the names that ``BackbonePlan`` gives them.
-    ``round_value`` is applied to every value that the graph for GPUs holds in its ``compute``, matrices included; to
-    the scores and weights of attention too, which some kernels hold so and others in float32.
+    ``read`` returns the body's tensors in float32, matrices [in, out], by the names that ``BackbonePlan`` gives them.
+    ``round_value`` is applied to every value that the graph for GPUs holds in its ``compute``, matrices included, and
+    also to attention scores and weights, which some kernels hold in that type and others in float32.
     """
     rounded: RoundValue = round_value or (lambda value: value)
     s = shape

@@ -1,4 +1,4 @@
-"""Reading a DeepSpeed checkpoint, mapped, tensor by tensor.
+"""Reads a memory-mapped DeepSpeed checkpoint tensor by tensor.
 
 The file is one zip of storages; ``torch.load(mmap=True)`` maps it, so a tensor costs memory only while its values are
 being converted. ``weights_only`` means that no code in the file is ever run.
@@ -21,27 +21,27 @@ from ...runtime.errors import ExportError
 from ...runtime.files.reading import check_file, first_line, shown
 from .records import Records
 
-#: What weights are stored in. Other types need scales, or a meaning, that no tensor's own file has.
+#: Dtypes of weights. Other types need scales, or a meaning, that a tensor itself does not carry.
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-#: Letters of a tensor's name.
+#: Most characters of a tensor's name.
 MOST_NAME = 160
-#: How often the same values may be in a checkpoint, under several names: tied tables are there twice.
+#: How often the same values may appear in a checkpoint under several names: tied tables appear twice.
 MOST_SHARED = 4
 
 
 class TensorSource(Protocol):
-    """What the parts of the exporter read weights from."""
+    """Where the parts of the exporter read weights from."""
 
     def __contains__(self, name: str) -> bool: ...
 
     def __iter__(self) -> Iterator[str]: ...
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor; an :class:`ExportError` naming it if it is missing."""
+        """Shape of a tensor; raises an :class:`ExportError` naming it if it is missing."""
         ...
 
     def dtype(self, name: str) -> str:
-        """What a tensor is stored in: "float32", "bfloat16", ..."""
+        """Dtype that a tensor is stored in: "float32", "bfloat16", ..."""
         ...
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
@@ -64,9 +64,9 @@ class Checkpoint:
         if nbytes > MOST_SHARED * size:
             raise ExportError(
                 f"{path}: its tensors are {nbytes} bytes in a file of {size}: they share values more than "
-                f"{MOST_SHARED} times over; save each on its own"
+                f"{MOST_SHARED} times over; save each separately"
             )
-        # without values a load is quick, and tells where they are: a mapped tensor no longer knows
+        # a load without values is quick and shows where they are, which a mapped tensor does not
         places = _module(path, _load(path, "meta", mmap=False))
         self._starts = {name: _start(tensor) for name, tensor in places.items()}
 
@@ -91,7 +91,7 @@ class Checkpoint:
             )
         self._records.check(self._starts[name], tensor.untyped_storage().nbytes(), f"tensor {name}")
         values = (tensor[rows] if tensor.ndim else tensor).to(torch.float32).contiguous().numpy()
-        # max/min propagate NaN and see infinities without making a mask as large as the tensor
+        # max and min propagate NaN and find infinities without a mask as large as the tensor
         if values.size and not (np.isfinite(values.max()) and np.isfinite(values.min())):
             raise ExportError(f"{self.path}: tensor {name} holds NaN or infinity; the training run diverged")
         return values
@@ -104,7 +104,7 @@ class Checkpoint:
 
 
 def _module(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
-    """The state dict of what was loaded: names that fit into a message, and tensors."""
+    """The state dict of what was loaded: tensors, under names short enough for a message."""
     if not isinstance(loaded, dict) or not isinstance(loaded.get("module"), dict):
         raise ExportError(f'{path}: holds no "module" state dict; a DeepSpeed model_states file is expected')
     for name, tensor in loaded["module"].items():
@@ -116,7 +116,7 @@ def _module(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
 
 
 def _unsupported(tensor: torch.Tensor) -> str | None:
-    """Why a tensor is none that a bundle could be made of, whatever it stands for; None if it is one."""
+    """Why a bundle cannot be made of a tensor, whatever it stands for; None if it can."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         return f"is {kind}; save it dense (Tensor.to_dense)"
@@ -125,14 +125,14 @@ def _unsupported(tensor: torch.Tensor) -> str | None:
     if tensor.is_quantized:
         return f"is quantised ({str(tensor.dtype).removeprefix('torch.')}); save it as it was trained"
     if tensor.is_complex() or tensor.is_neg():
-        return "is complex, or a part of such; weights are real numbers"
+        return "is complex, or part of a complex tensor; weights are real numbers"
     if tensor.ndim and math.prod(tensor.shape) * tensor.itemsize > tensor.untyped_storage().nbytes():
         return f"repeats its values (shape {list(tensor.shape)}, strides {list(tensor.stride())}); save it contiguous"
     return None
 
 
 def _start(tensor: torch.Tensor) -> int:
-    """The byte of the file at which the storage of a tensor begins, which was loaded without values."""
+    """The file offset at which the storage of a tensor begins; the tensor was loaded without values."""
     return int(getattr(tensor.untyped_storage(), "_checkpoint_offset", -1))
 
 
@@ -145,13 +145,13 @@ def _load(path: Path, device: str, *, mmap: bool) -> Any:
             f"{path}: holds {found[1] if found else 'something'}, neither a tensor nor a plain value; refused, and "
             "nothing in it was run: save the checkpoint again without it"
         ) from error
-    except Exception as error:  # a damaged file may end in any of torch's, pickle's or Python's own
+    except Exception as error:  # a damaged file may raise any exception of torch, pickle or Python
         raise ExportError(f"{path}: not a readable checkpoint ({first_line(error)}); copy it again") from error
 
 
 def _check_whole(path: Path) -> int:
-    """Bytes of the file; refuses what is no zip with its directory, which torch would only describe by what goes wrong
-    next."""
+    """Size of the file; refuses anything but a zip with its directory, which torch would only describe by what goes
+    wrong next."""
     try:
         size = check_file(path).st_size
         with open(path, "rb") as file:
@@ -170,7 +170,7 @@ def _check_whole(path: Path) -> int:
 
 
 def read_conv(source: TensorSource, prefix: str) -> np.ndarray:
-    """Weight of a (transposed) convolution, with weight normalisation folded in where the checkpoint keeps it apart.
+    """Weight of a (transposed) convolution, with weight normalisation folded in if the checkpoint stores it separately.
 
     ``weight = g * v / ||v||``, the norm over all dimensions but the first (Salimans and Kingma 2016); torch normalises
     transposed convolutions over the same dimensions.

@@ -1,4 +1,4 @@
-"""Reading configuration files; every refusal names the file, the field and the value found."""
+"""Reads configuration files; every refusal names the file, the field and the value found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...runtime.errors import ExportError
 from ...runtime.files import reading
 from ...runtime.files.reading import first_line, shown
 
-#: The largest size that a configuration may ask for: sizes are 32 bits wide in what a bundle is made of.
+#: The largest size that a configuration may ask for: the formats in a bundle hold sizes in 32 bits.
 MOST_SIZE = 2**31 - 1
 
 
@@ -36,7 +36,7 @@ class Fields:
             self.refuse(name, mend, default)
 
     def name(self, field: str, why: str, default: str | None = None) -> str:
-        """A non-empty string; required where there is no default."""
+        """A non-empty string; required if there is no default."""
         value = self.get(field, default)
         if not isinstance(value, str) or not value:
             self.refuse(field, why)
@@ -47,7 +47,7 @@ class Fields:
         raise ExportError(f"{self.path}: {self.prefix}{field} = {shown(self.values.get(name, default))}: {why}")
 
     def size(self, name: str, default: int | None = None, most: int = MOST_SIZE) -> int:
-        """A positive whole number; ``default`` (where there is one) if the field is absent or null."""
+        """A positive whole number; ``default`` (if there is one) if the field is absent or null."""
         value = self.get(name, default)
         if type(value) is not int or value < 1:
             self.refuse(name, "a positive whole number is expected", default)

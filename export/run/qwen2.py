@@ -1,4 +1,4 @@
-"""What a Qwen2 ``config.json`` says about the transformer body."""
+"""Reads a Qwen2 ``config.json``: the sizes of the transformer body."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .config import Fields
 
 @dataclass(frozen=True)
 class BackboneShape:
-    """Sizes of a Qwen2 body, checked against the tensors found."""
+    """Sizes of a Qwen2 body."""
 
     hidden_size: int
     layers: int
@@ -31,7 +31,7 @@ class BackboneShape:
 
     @property
     def grouped_attention(self) -> bool:
-        """Whether ONNX Runtime's GroupQueryAttention takes this head size."""
+        """Whether ONNX Runtime's GroupQueryAttention supports this head size."""
         return self.head_dim % 16 == 0
 
 
@@ -66,7 +66,7 @@ def backbone_shape(path: Path, config: Mapping[str, Any]) -> BackboneShape:
 
 
 def _rope_theta(fields: Fields) -> float:
-    """The base of the rotary embedding: a field of its own (transformers 4) or of ``rope_parameters`` (5)."""
+    """The base of the rotary embedding: a separate field (transformers 4) or one of ``rope_parameters`` (5)."""
     thetas = [fields.positive("rope_theta", 10000.0)] if fields.get("rope_theta") is not None else []
     for name in ("rope_parameters", "rope_scaling"):
         rope = fields.get(name, {})

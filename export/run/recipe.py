@@ -1,7 +1,7 @@
-"""Finding the files of a training run and reading what ``train.yaml`` says about it.
+"""Finds the files of a training run and reads its ``train.yaml``.
 
-The recipe names the tokenizer, the backbone, the codec and the encoder. Only their configurations are read from there:
-the weights that count are those in the checkpoint.
+The recipe names the tokenizer, the backbone, the codec and the encoder. Only their configurations are read from there;
+all weights come from the checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONFIG_FILE = "train.yaml"
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The two files of a run: ``train.yaml`` and the model states; ``step`` is None where no folder tells it."""
+    """The two files of a run: ``train.yaml`` and the model states; ``step`` is None if no folder name gives it."""
 
     config: Path
     weights: Path
@@ -38,7 +38,7 @@ class RunFiles:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What ``train.yaml`` and the configurations that it names say; checked, nothing loaded yet."""
+    """The contents of ``train.yaml`` and the configurations that it names: checked, with nothing loaded yet."""
 
     tokenizer_folder: Path
     backbone: BackboneShape
@@ -46,7 +46,7 @@ class Recipe:
     encoder_kind: str
     encoder: Mapping[str, Any]
     features: Mapping[str, Any]
-    #: Names of the discrete modalities in vocabulary order: "text" and "discrete_audio".
+    #: Names of the discrete modalities, "text" and "discrete_audio", in vocabulary order.
     vocabulary_order: tuple[str, ...]
     text_size: int
     names: Mapping[str, str]
@@ -57,7 +57,7 @@ def find_run(
 ) -> RunFiles:
     """Locate ``train.yaml`` and the weights.
 
-    ``run`` is a folder with both files, or the tree that training leaves
+    ``run`` is a folder with both files, or the tree that training writes
     (``checkpoints/step_N/global_stepN/mp_rank_00_model_states.pt``); the newest step unless ``step`` is given.
     ``config`` and ``weights`` override either.
     """
@@ -71,7 +71,7 @@ def find_run(
         weights, found_step = _find_weights(run, step)
     elif step is not None:
         raise ExportError(f"--step {step}: cannot be combined with --weights, which names one file already")
-    elif not os.path.lexists(weights):  # what is there and is no file, whoever reads it says so
+    elif not os.path.lexists(weights):  # a path that exists but is no file is refused when it is read
         raise ExportError(f"{weights}: no such file; --weights names a {WEIGHTS_FILE}")
     if found_step is None:
         found_step = next((int(m[1]) for p in weights.parents if (m := re.fullmatch(r"step_(\d+)", p.name))), None)
@@ -91,14 +91,14 @@ def _find_weights(run: Path, step: int | None) -> tuple[Path, int | None]:
     if os.path.lexists(direct) and step is None:
         return direct, None
     if direct.is_file() and not (run / "checkpoints").is_dir():
-        raise ExportError(f"{direct}: lies in no folder that tells its step; leave out --step {step}")
+        raise ExportError(f"{direct}: no folder above it gives its step; leave out --step {step}")
     steps: dict[int, Path] = {}
     for folder in (run, run / "checkpoints"):
         for entry in folder.glob("step_*"):
             match = re.fullmatch(r"step_(\d+)", entry.name)
             if match and entry.is_dir():
                 files = sorted(entry.glob(f"**/{WEIGHTS_FILE}"))
-                # a step whose saving was cut off has a folder and no weights: it is not a step one can export
+                # a step whose save was interrupted has a folder but no weights, and cannot be exported
                 if files:
                     steps[int(match[1])] = files[0]
     if not steps:
@@ -112,7 +112,7 @@ def _find_weights(run: Path, step: int | None) -> tuple[Path, int | None]:
 
 
 def _find_config(run: Path, weights: Path) -> Path:
-    # training is started in the recipe's folder and writes to exp/NAME there: its conf/ lies two levels up
+    # training runs in the recipe's folder and writes to exp/NAME there: conf/ is two levels up
     places = [run / CONFIG_FILE, run / "conf" / CONFIG_FILE, weights.parent / CONFIG_FILE]
     places.append(resolved(run).parent.parent / "conf" / CONFIG_FILE)
     for place in places:
@@ -128,12 +128,12 @@ def read_recipe(path: Path) -> Recipe:
         values = read_yaml(path)
     except FileNotFoundError as error:
         raise ExportError(f"{path}: missing; name the run's {CONFIG_FILE} with --config") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that does not exist
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or an impossible date
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         reason = getattr(error, "problem", None) or first_line(error)
         raise ExportError(
-            f"{path}: not a readable YAML file ({where}{first_line(ValueError(reason))}); copy it again, or mend it"
+            f"{path}: not a readable YAML file ({where}{first_line(ValueError(reason))}); copy it again, or fix it"
         ) from error
     if not isinstance(values, Mapping):
         raise ExportError(f"{path}: holds no fields; expected a UALM train.yaml")
@@ -166,7 +166,7 @@ def read_recipe(path: Path) -> Recipe:
     backbone_file = folders.file(backbone_name, "config.json", f"{model.prefix}model_hf_tag")
     backbone = read_json(backbone_file)
     shape = backbone_shape(backbone_file, backbone)
-    # the vocabulary is sized by the configuration beside the tokenizer, as in training
+    # as in training, the configuration beside the tokenizer gives the vocabulary size
     tokenizer_config = read_json(tokenizer_folder / "config.json")
     text_size = tokenizer_config.get("vocab_size")
     if type(text_size) is not int or text_size != backbone.get("vocab_size"):
@@ -231,7 +231,7 @@ class _Resolver:
     def optional_file(self, name: str, filename: str) -> Path | None:
         local = self._local(name)
         if local is not None:
-            # what is there and is no file is refused by whoever reads it, and not taken for absent
+            # a path that exists but is no file is not treated as absent: it is refused when it is read
             return local / filename if os.path.lexists(local / filename) else None
         return self._cached(name, filename)
 
@@ -242,7 +242,7 @@ class _Resolver:
     def _folder(base: Path, name: str) -> bool:
         try:
             return (base / Path(name).expanduser()).is_dir()
-        except (OSError, RuntimeError, ValueError):  # a name that no file system takes, or of an unknown user
+        except (OSError, RuntimeError, ValueError):  # a name that no file system accepts, or with an unknown user
             return False
 
     @staticmethod
@@ -252,7 +252,7 @@ class _Resolver:
 
         try:
             found = try_to_load_from_cache(name, filename)
-        except HFValidationError:  # an absolute or relative path that does not exist is no hub name
+        except HFValidationError:  # an absolute or relative path that does not exist is not a hub name
             return None
         return Path(found) if isinstance(found, str) else None
 

@@ -1,10 +1,10 @@
 """The records of a checkpoint, and their checksums.
 
-``torch.save`` writes a zip, whose directory has a CRC-32 of each record. ``torch.load`` compares it where it copies a
-record; where it maps the file, as an export must, nobody does, and a bit that flipped on its way here is a weight. So
-each record is compared when its values are first taken: its pages are in memory then, or are about to be, and the file
-is not read a second time. Safetensors, which other trainers write, have no checksums at all: what differs there shows
-only in sizes.
+``torch.save`` writes a zip, whose directory has a CRC-32 of each record. ``torch.load`` verifies it when it copies a
+record; when the file is memory-mapped, as an export requires, nothing does, and a bit flipped in transit becomes part
+of a weight. So each record is verified when its values are first read: its pages are in memory then, or about to be,
+and the file is not read a second time. Safetensors files, which other trainers write, have no checksums at all: damage
+there shows only in sizes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 from ...runtime.errors import ExportError
 from ...runtime.files.reading import first_line, shown
 
-#: Bytes of the records that are not tensors, the largest of which tells where the tensors are.
+#: Most bytes of a record that is not a tensor; the largest of these says where the tensors are.
 MOST_PICKLE = 8 << 20
-#: Bytes that are compared at a time.
+#: Bytes checked at a time.
 _BLOCK = 64 << 20
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
@@ -36,10 +36,10 @@ class _Record:
 
 
 class Records:
-    """The records of a checkpoint file that is mapped."""
+    """The records of a memory-mapped checkpoint file."""
 
     def __init__(self, path: Path) -> None:
-        """Reads the directory, and checks everything but tensors. Raises :class:`ExportError`."""
+        """Reads the directory and verifies everything except tensors. Raises :class:`ExportError`."""
         self._path = path
         try:
             self._bytes = np.memmap(path, np.uint8, mode="r")
@@ -48,9 +48,9 @@ class Records:
             self._records = dict(self._place(entry, end) for entry in entries)
         except ExportError:
             raise
-        except Exception as error:  # zipfile has several for a damaged directory
+        except Exception as error:  # zipfile raises several kinds for a damaged directory
             raise ExportError(f"{path}: not a readable checkpoint ({first_line(error)}); copy it again") from error
-        # torch writes 0 for all of them where it was told not to compute any (set_crc32_options)
+        # torch writes 0 for all of them if checksums are turned off (set_crc32_options)
         none = not any(record.checksum for record in self._records.values())
         for start, record in self._records.items():
             record.checked = none
@@ -63,7 +63,7 @@ class Records:
                 self.check(start, record.size, record.name)
 
     def check(self, start: int, size: int, what: str) -> None:
-        """Compare the record that begins at byte ``start`` and holds ``what`` with its checksum, once."""
+        """Verify the checksum, once, of the record that begins at byte ``start`` and holds ``what``."""
         record = self._records.get(start)
         if record is None or record.size != size:
             has = "no record" if record is None else f"{record.size} bytes"
@@ -81,7 +81,8 @@ class Records:
         record.checked = True
 
     def _place(self, entry: zipfile.ZipInfo, end: int) -> tuple[int, _Record]:
-        """Where the content of an entry begins, and what it is; ``end``: where the contents of the file end."""
+        """The offset at which the content of an entry begins, and the record; ``end``: where the contents of the file
+        end."""
         header = bytes(self._bytes[entry.header_offset : entry.header_offset + _LOCAL_HEADER.size])
         magic, *sizes = _LOCAL_HEADER.unpack(header)
         start = entry.header_offset + _LOCAL_HEADER.size + sum(sizes)

@@ -1,4 +1,4 @@
-"""The tokenizer as one ``tokenizer.json``, whatever files the run names."""
+"""Writes the tokenizer as one ``tokenizer.json``, from any files that the run names."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ...runtime.files.reading import MOST_TOKENIZER_VALUES, check_file, first_li
 from ...runtime.text.tokenizer_file import of_the_library, read_tokenizer
 from .recipe import Recipe
 
-#: Files beside tokenizer.json in which ``AutoTokenizer`` may look for tokens and their ids, and others that it reads.
+#: Files beside tokenizer.json in which ``AutoTokenizer`` may look for tokens and ids, and others that it reads.
 _WITH_IDS = ("tokenizer_config.json", "added_tokens.json", "vocab.json")
 _OTHERS = ("special_tokens_map.json", "merges.txt", "vocab.txt", "chat_template.jinja", "tokenizer.model")
-#: Bytes of each of them.
+#: Most bytes of each of them.
 MOST_TABLE = 32 << 20
 
 
@@ -28,7 +28,7 @@ def write_tokenizer(recipe: Recipe, path: Path) -> None:
     _look_at(recipe)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        size = max(tokenizer.get_vocab().values(), default=-1) + 1  # more than the count where ids have gaps
+        size = max(tokenizer.get_vocab().values(), default=-1) + 1  # more than the count if ids have gaps
     except BaseException as error:
         if not of_the_library(error):
             raise
@@ -40,11 +40,11 @@ def write_tokenizer(recipe: Recipe, path: Path) -> None:
     backend = _backend(folder, tokenizer)
     backend.no_padding()
     backend.no_truncation()
-    path.write_text(backend.to_str(), encoding="utf-8")  # save() hides why a disk refused
+    path.write_text(backend.to_str(), encoding="utf-8")  # save() hides why writing failed
 
 
 def _look_at(recipe: Recipe) -> None:
-    """Refuse what would take ``AutoTokenizer`` more time or memory than there is; it has no limits of its own."""
+    """Refuse files that would cost ``AutoTokenizer``, which has no limits of its own, excessive time or memory."""
     folder = recipe.tokenizer_folder
     for name in ("tokenizer.json", *_WITH_IDS, *_OTHERS):
         file = folder / name
@@ -66,7 +66,7 @@ def _look_at(recipe: Recipe) -> None:
 
 
 def _highest(name: str, values: Any) -> int:
-    """The highest id in a file of tokens: a table by token, or one by id among the settings."""
+    """The highest id in a file of tokens: a table keyed by token, or one keyed by id among the settings."""
     if not isinstance(values, dict):
         raise ValueError("it holds no fields")
     if name != "tokenizer_config.json":
@@ -84,10 +84,10 @@ def _check_size(recipe: Recipe, size: int) -> None:
 
 
 def _backend(folder: Path, tokenizer: Any) -> Tokenizer:
-    """The folder's own ``tokenizer.json`` where there is one, with the tokens that the configuration adds to it.
+    """The folder's own ``tokenizer.json`` if there is one, with the tokens that the configuration adds to it.
 
-    transformers 5 builds a Qwen2 tokenizer anew from its vocabulary and merges and drops a normalizer or pre-tokenizer
-    of the file; transformers 4, which the published code was trained with, takes the file as it is.
+    transformers 5 rebuilds a Qwen2 tokenizer from its vocabulary and merges, and drops the file's normalizer and
+    pre-tokenizer; transformers 4, which the published code was trained with, uses the file unchanged.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():

@@ -1,8 +1,7 @@
-"""YAML within limits.
+"""Reads YAML within limits.
 
-A file of a kilobyte can stand for gigabytes: an alias may name what holds ten aliases of what holds ten aliases. Values
-are therefore counted where they stand, those behind an alias once for each time that it is used, before any of them is
-made.
+A file of a kilobyte can expand to gigabytes: an alias may name a list of ten aliases, each of which names a list of ten
+aliases. Values are therefore counted before any of them is constructed, those behind an alias once for every use of it.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ import yaml
 
 from ...runtime.files.reading import MOST_DEPTH, read_text
 
-#: Bytes of a YAML file. A train.yaml has some kilobytes.
+#: Most bytes of a YAML file. A train.yaml has a few kilobytes.
 MOST_YAML = 256 << 10
-#: Values of a YAML file, with what aliases stand for.
+#: Most values of a YAML file, with aliases expanded.
 MOST_YAML_VALUES = 10_000
-#: Characters of a number or a date.
+#: Most characters of a number or a date.
 MOST_NUMBER = 64
 
 
-#: libyaml's where it was built in: the other one reads some thousand values a second.
+#: libyaml's if PyYAML was built with it: the pure Python one reads a few thousand values per second.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """What a YAML file says. ValueError and ``yaml.YAMLError`` say what is wrong with it, OSError that it cannot be
+    """The contents of a YAML file. Raises ValueError or ``yaml.YAMLError`` for bad contents, OSError if it cannot be
     read."""
     text = read_text(path, MOST_YAML)
     _check_as_written(text)
@@ -39,7 +38,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         _Weight().of(node)
         return loader.construct_document(node)
     except (LookupError, AttributeError, TypeError, OverflowError, RecursionError) as error:
-        # what the constructors of numbers and dates stumble over where a tag asks for one, as in "!!int x"
+        # the constructors of numbers and dates raise these where a tag asks for one, as in "!!int x"
         raise ValueError(f"a value does not fit its tag ({type(error).__name__})") from error
     finally:
         loader.dispose()
@@ -55,7 +54,7 @@ def _check_as_written(text: str) -> None:
 
 
 class _Weight:
-    """Counts the values that a node stands for, and its levels, through its aliases."""
+    """Counts the values that a node expands to, and its levels, through its aliases."""
 
     def __init__(self) -> None:
         self.known: dict[int, tuple[int, int]] = {}
@@ -65,7 +64,7 @@ class _Weight:
         if id(node) in self.known:
             return self.known[id(node)]
         if id(node) in self.under_way:
-            raise ValueError(f"line {node.start_mark.line + 1}: an alias stands within what it names")
+            raise ValueError(f"line {node.start_mark.line + 1}: an alias occurs within what it names")
         if isinstance(node, yaml.ScalarNode):
             if len(node.value) > MOST_NUMBER and not node.tag.endswith((":str", ":binary")):
                 raise ValueError(
@@ -87,6 +86,6 @@ class _Weight:
 
 def _limit(count: int, depth: int) -> None:
     if count > MOST_YAML_VALUES:
-        raise ValueError(f"it stands for more than {MOST_YAML_VALUES} values; write them out without aliases, or fewer")
+        raise ValueError(f"it expands to more than {MOST_YAML_VALUES} values; use no aliases, or fewer values")
     if depth > MOST_DEPTH:
         raise ValueError(f"its values are nested deeper than {MOST_DEPTH} levels")

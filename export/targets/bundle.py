@@ -18,7 +18,7 @@ def target(order: ExportRequest, progress: Progress) -> ExportResult:
 
 
 def export_bundle(order: ExportRequest, progress: Progress) -> ExportResult:
-    """Export the bundle that every engine of ours opens; raises as :func:`export_run`."""
+    """Export the bundle that every engine of ualm opens; raises as :func:`export_run`."""
     made = export_run(
         order.run,
         order.output,

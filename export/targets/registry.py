@@ -1,7 +1,7 @@
 """What `ualm export --engine` can make of a training run: a name for each, and the function that makes it.
 
-A target takes an :class:`ExportRequest` and gives an :class:`ExportResult`. Its module is imported when asked for,
-because each may need libraries of its own.
+A target takes an :class:`ExportRequest` and returns an :class:`ExportResult`. Its module is imported on demand, because
+each may need its own libraries.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 from ...runtime.bundle.manifest import CodecIdentity, PostCodecIdentity
 from ...runtime.errors import InputError
 
-#: Called with a stage's name, the bytes done and the bytes in all (0: not known).
+#: Called with a stage's name, the bytes done and the total bytes (0: unknown).
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What was asked for. A field that holds its default was not given."""
+    """The options of an export. A field that holds its default was not given."""
 
     run: Path | None
     output: Path
@@ -35,14 +35,14 @@ class ExportRequest:
     calibrate: Path | None = None
     accept_quality: bool = False
     post_codec: Callable[[CodecIdentity], PostCodecIdentity] | None = None
-    #: GPUs to compile for ("sm89,sm120"), and rows of the cache to compile the body for.
+    #: GPUs to compile for ("sm89,sm120"), and cache rows to compile the body for.
     target: str | None = None
     max_context: int | None = None
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What there is to tell: an object for ``--json``, and lines for people."""
+    """The report of an export: an object for ``--json``, and lines to print."""
 
     result: Mapping[str, Any]
     lines: tuple[str, ...]
@@ -50,7 +50,7 @@ class ExportResult:
 
 Target = Callable[[ExportRequest, Progress], ExportResult]
 
-#: Name of ``--engine`` -> module in this room, and its function that is a :data:`Target`.
+#: Name for ``--engine`` -> module in this folder, and its function that is a :data:`Target`.
 TARGETS: dict[str, tuple[str, str]] = {
     "onnxruntime": ("bundle", "target"),
     "huggingface": ("huggingface.target", "target"),
@@ -59,9 +59,9 @@ TARGETS: dict[str, tuple[str, str]] = {
     "tensorrt": ("tensorrt.target", "tensorrt"),
 }
 
-#: The options that say where a training run is, which every target takes.
+#: The options that locate a training run, which every target takes.
 RUN_OPTIONS = ("run", "output", "config", "weights", "step")
-#: Options that say what is in a bundle.
+#: Options that determine what is in a bundle.
 BUNDLE_OPTIONS = (
     "precision",
     "encoder_precision",
@@ -72,7 +72,7 @@ BUNDLE_OPTIONS = (
     "post_codec",
 )
 
-#: Name of ``--engine`` -> fields of the order that it takes beside :data:`RUN_OPTIONS`.
+#: Name for ``--engine`` -> fields of the request that it takes besides :data:`RUN_OPTIONS`.
 TAKES: dict[str, tuple[str, ...]] = {
     "onnxruntime": BUNDLE_OPTIONS,
     "huggingface": ("precision",),
@@ -80,15 +80,15 @@ TAKES: dict[str, tuple[str, ...]] = {
     "tensorrt-rtx": (*BUNDLE_OPTIONS, "target", "max_context"),
     "tensorrt": (*BUNDLE_OPTIONS, "max_context"),
 }
-#: Those that take the text side alone.
+#: Targets that export only the text side.
 TEXT_TARGETS = ("huggingface", "tensorrt-llm")
 
-#: Field of an order -> how the command line spells it, where that is not ``--field-name``.
+#: Field of a request -> its option on the command line, if that is not ``--field-name``.
 _SPELLINGS = {"post_codec": "--sound-rate and --sound-channels"}
 
 
 def find_target(engine: str) -> Target:
-    """The function behind ``--engine``; :class:`InputError` for an unknown name, ``ImportError`` where a library is
+    """The function behind ``--engine``; :class:`InputError` for an unknown name, ``ImportError`` if a library is
     missing."""
     if engine not in TARGETS:
         raise InputError(f"--engine {engine}: choose {', '.join(TARGETS)}")
@@ -98,7 +98,7 @@ def find_target(engine: str) -> Target:
 
 
 def refuse_others(order: ExportRequest, engine: str) -> None:
-    """:class:`InputError` for an option that was given and that a target neither takes nor may ignore."""
+    """Raise :class:`InputError` for an option that was given but that the target neither takes nor may ignore."""
     if engine == "tensorrt" and order.target is not None:
         raise InputError(
             f"--target {order.target}: TensorRT builds for the GPU that it sees, and for no other; leave it out, and "
@@ -110,7 +110,7 @@ def refuse_others(order: ExportRequest, engine: str) -> None:
 
 
 def refuse_built(order: ExportRequest) -> None:
-    """:class:`InputError` for an option of an export, where what is to be compiled is a bundle already."""
+    """Raise :class:`InputError` for an export option if the input is already a bundle that is only to be compiled."""
     for name in ("config", "weights", "step", *BUNDLE_OPTIONS):
         value = getattr(order, name)
         if value is not None and value is not False:

@@ -1,14 +1,14 @@
 """The target ``tensorrt-llm``: a checkpoint of TensorRT-LLM 1.2's engine workflow, for ``trtllm-build``.
 
-UNVERIFIED: written from the published sources of 1.2 (its Qwen2 model and ``convert_checkpoint.py``) and never read by
-TensorRT-LLM. What is checked is our own reading of its schema (:func:`check_checkpoint`) and, by a test, that a forward
+UNVERIFIED: written from the published sources of 1.2 (its Qwen2 model and ``convert_checkpoint.py``) and never loaded
+by TensorRT-LLM. Only our own reading of its schema is checked (:func:`check_checkpoint`) and, by a test, that a forward
 pass over these names gives the logits of the folder that ``huggingface`` writes. TensorRT-LLM dropped this workflow
-after 1.2; its PyTorch backend reads that other folder.
+after 1.2; its PyTorch backend reads the ``huggingface`` folder.
 
-Names: ``transformer.layers.N.`` has ``attention.qkv`` (queries, keys, values on top of each other, with bias),
-``attention.dense``, ``mlp.fc`` (the gate, which passes the activation), ``mlp.gate`` (what it multiplies: transformers'
-``up_proj``), ``mlp.proj``, ``input_layernorm`` and ``post_layernorm``; around them ``transformer.vocab_embedding``,
-``transformer.ln_f`` and ``lm_head``. Linear weights are [out, in], everything is of one dtype, one GPU holds it all.
+Names: ``transformer.layers.N.`` has ``attention.qkv`` (queries, keys, values stacked, with bias), ``attention.dense``,
+``mlp.fc`` (the gate, which is activated), ``mlp.gate`` (what it multiplies: transformers' ``up_proj``), ``mlp.proj``,
+``input_layernorm`` and ``post_layernorm``; around them ``transformer.vocab_embedding``, ``transformer.ln_f`` and
+``lm_head``. Linear weights are [out, in], everything has one dtype, and one GPU holds it all.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from .registry import ExportRequest, ExportResult, Progress, refuse_others
 from .text_side import TextSide, read_text_side
 
 WEIGHTS = "rank0.safetensors"
-#: Folder of the tokenizer, which the workflow keeps apart from the checkpoint.
+#: Folder of the tokenizer, which the workflow keeps separate from the checkpoint.
 TOKENIZER = "tokenizer"
-UNVERIFIED = "unverified: no TensorRT-LLM has read this; names and shapes were checked by rules of our own"
+UNVERIFIED = "unverified: never loaded by TensorRT-LLM; names and shapes were only checked by ualm's own rules"
 
 
 def target(order: ExportRequest, progress: Progress) -> ExportResult:
-    """Write the folder ``order.output``, whole or not at all. ``order.precision``: fp32, bf16 or fp16, what the
-    checkpoint has by default. Raises :class:`ExportError`, naming the field or tensor."""
+    """Write the folder ``order.output``, complete or not at all. ``order.precision``: fp32, bf16 or fp16; the
+    checkpoint's own by default. Raises :class:`ExportError`, naming the field or tensor."""
     began = time.perf_counter()
     refuse_others(order, "tensorrt-llm")
     side = read_text_side(order)
@@ -63,7 +63,7 @@ def target(order: ExportRequest, progress: Progress) -> ExportResult:
 
 
 def stacked_tensors(side: TextSide) -> list[Stacked]:
-    """The tensors of the checkpoint, and which of the run's they are made of."""
+    """The tensors of the checkpoint, and the run's tensors that they are made of."""
     shape, rows = side.tensors, side.shape.qkv_size
     found = [Stacked("transformer.vocab_embedding.weight", shape[EMBEDDING], (EMBEDDING,))]
     for index in range(side.shape.layers):
@@ -87,7 +87,7 @@ def stacked_tensors(side: TextSide) -> list[Stacked]:
 
 
 def checkpoint_config(side: TextSide) -> dict[str, Any]:
-    """``config.json`` of the checkpoint: what 1.2's QWenConfig takes, defaults that matter spelled out."""
+    """``config.json`` of the checkpoint: what 1.2's QWenConfig takes, with defaults that matter written out."""
     s = side.shape
     return {
         "architecture": "Qwen2ForCausalLM",
@@ -124,9 +124,9 @@ def checkpoint_config(side: TextSide) -> dict[str, Any]:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder whose tensors are not those that its ``config.json`` makes the model ask for.
+    """Refuse a folder whose tensors are not those that the model requires with its ``config.json``.
 
-    This is ualm's reading of 1.2's model, no more: see the head of this file. Raises :class:`ExportError` that names
+    This is only ualm's reading of 1.2's model: see the top of this file. Raises :class:`ExportError` that names
     the file, the field or tensor, and what was expected.
     """
     path = folder / "config.json"
@@ -154,7 +154,7 @@ def check_checkpoint(folder: Path) -> None:
         if name not in found:
             raise ExportError(f"{file}: tensor {name} is missing; export the run again")
         if name not in wanted:
-            raise ExportError(f"{file}: tensor {name} is none of this model's; export the run again")
+            raise ExportError(f"{file}: tensor {name} is not part of this model; export the run again")
         entry = (found[name].get("dtype"), tuple(found[name].get("shape", ())))
         if entry != (STORED[dtype][0], wanted[name]):
             raise ExportError(
@@ -189,7 +189,7 @@ def _wanted(fields: Fields) -> dict[str, tuple[int, ...]]:
 
 
 def _header(path: Path) -> dict[str, Mapping[str, Any]]:
-    """Names of a safetensors file, with dtype and shape; the data must be all there."""
+    """Names in a safetensors file, with dtype and shape; the data must be complete."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -1,7 +1,7 @@
-"""The part of a training run that other engines can serve: the Qwen2 body and stream 0, which is where text lives.
+"""The part of a training run that other engines can serve: the Qwen2 body and stream 0, which carries text.
 
-A row of text holds 0 in the streams 1 to 7, whose embedding is zero, and stream 0 has no stream embedding: over text, a
-UALM model is exactly a Qwen2 language model with a larger vocabulary.
+A row of text holds 0, whose embedding is zero, in streams 1 to 7, and stream 0 has no stream embedding: on text, a UALM
+model is exactly a Qwen2 language model with a larger vocabulary.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .registry import ExportRequest
 
 @dataclass(frozen=True)
 class TextSide:
-    """A run that was found, read and checked. ``tensors``: names (transformers' own) and shapes of the body, of the
-    embedding table and of the head; ``dtype``: what to store them in."""
+    """A run that was found, read and checked. ``tensors``: transformers' names and the shapes of the body, of the
+    embedding table and of the head; ``dtype``: how to store them."""
 
     files: RunFiles
     recipe: Recipe
@@ -42,13 +42,13 @@ class TextSide:
 
     @property
     def text_ids(self) -> range:
-        """Ids of text, of which stream 0 may draw any, and besides them only eos and eot."""
+        """Ids of text; stream 0 may draw any of them, and apart from them only eos and eot."""
         return range(self.vocabulary.text_base, self.vocabulary.text_base + self.vocabulary.text_size)
 
     @property
     def suppressed(self) -> list[range]:
         """Ids that can never be drawn in a text, ascending."""
-        allowed = np.zeros(self.vocabulary.size + 2, bool)  # a border on either side
+        allowed = np.zeros(self.vocabulary.size + 2, bool)  # one extra on either side
         allowed[[EOS + 1, EOT + 1]] = True
         allowed[self.text_ids.start + 1 : self.text_ids.stop + 1] = True
         allowed[[0, -1]] = True
@@ -57,7 +57,7 @@ class TextSide:
 
 
 def read_text_side(order: ExportRequest) -> TextSide:
-    """Find and check the run of an order; raises :class:`ExportError` as an export to a bundle does."""
+    """Find and check the run of a request; raises :class:`ExportError` as an export to a bundle does."""
     check_text_precision(order.precision)
     files = find_run(order.run, config=order.config, weights=order.weights, step=order.step)
     recipe = read_recipe(files.config)

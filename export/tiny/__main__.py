@@ -1,8 +1,8 @@
 """Make the tiny UALM: ``python -m ualm.export.tiny all WORK -o RUN``.
 
-Stages: ``data`` renders sounds, builds the codec and the tokenizer; ``train`` trains, from where it stopped; ``write``
-writes the training run; ``all`` is the three. ``ualm export RUN -o BUNDLE`` makes the bundle, whose gates
-``ualm bench gates BUNDLE --run RUN -o gates.json`` judges.
+Stages: ``data`` renders sounds and builds the codec and the tokenizer; ``train`` trains, resuming where it stopped;
+``write`` writes the training run; ``all`` runs all three. ``ualm export RUN -o BUNDLE`` makes the bundle, and
+``ualm bench gates BUNDLE --run RUN -o gates.json`` judges its gates.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, or cuda: where to train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--rows", type=int, default=Recipe.rows, help="rows a step, about")
+    parser.add_argument("--rows", type=int, default=Recipe.rows, help="approximate rows per step")
     parser.add_argument("--until", type=int, help="stop after this step, for a trial")
-    parser.add_argument("--save-seconds", type=float, default=180.0, help="between two saved states")
+    parser.add_argument("--save-seconds", type=float, default=180.0, help="seconds between two saved states")
     arguments = parser.parse_args()
     if arguments.stage in ("write", "all") and arguments.output is None:
         parser.error("--output: name the folder of the training run to write")

@@ -13,13 +13,13 @@ from ualm.bench.report.schema import Report, from_json
 
 @pytest.fixture
 def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The read bandwidth is measured with a buffer that costs no time; its value means nothing then."""
+    """The read bandwidth is measured with a buffer so small that it takes no time; its value is meaningless then."""
     monkeypatch.setattr(scenario, "BandwidthMeter", partial(BandwidthMeter, buffer_bytes=1 << 20, reading_seconds=1e-4))
 
 
 @pytest.fixture
 def bench(ualm: Callable[..., tuple[int, str, str]], small_buffer: None) -> Callable[..., Report]:
-    """Runs ``ualm bench ... --format json`` with one thread and gives the report."""
+    """Runs ``ualm bench ... --format json`` with one thread and returns the report."""
     import json
 
     def run(*arguments: Any) -> Report:

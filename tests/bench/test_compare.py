@@ -1,4 +1,4 @@
-"""``ualm compare``: two bundles of one model, and what is refused because it is not one."""
+"""``ualm compare``: two bundles of one model, and refusals of bundles that are not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose matrices are whole blocks."""
+    """A run whose matrices have whole blocks."""
     return make_run(tmp_path_factory.mktemp("compared") / "run", ffn=64).folder
 
 
@@ -43,7 +43,7 @@ def wide(run: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def narrow(run: Path) -> Path:
-    """In int8, which random weights do not bear."""
+    """In int8, in which random weights do not pass the gates."""
     return export_run(run, run.with_name("int8"), precision="int8", accept_quality=True).bundle
 
 
@@ -57,7 +57,7 @@ def test_a_narrower_bundle_is_held_against_its_gates(ualm: Command, wide: Path, 
     assert told["bytes"]["b"] == sum(path.stat().st_size for path in narrow.iterdir() if path.name != "manifest.json")
     assert told["sizes"]["encoder.integer"]["a"] == 0 < told["sizes"]["encoder.integer"]["b"]
     assert told["sizes"]["backbone"]["a"] > told["sizes"]["backbone"]["b"] > 0
-    # what an export says of the narrow bundle, on rows that it drew itself: of one size, and neither is nothing
+    # the export's own figures for the narrow bundle, on rows that it drew itself: of similar size, and neither is zero
     exported, found = b.manifest.quality, told["quality"]
     for modality in ("audio", "text"):
         assert 0.2 < found[modality]["kl"] / exported[modality]["kl"] < 5
@@ -161,7 +161,7 @@ def test_two_models_are_not_compared(tiny_bundle: Path, change: Callable[[Any], 
 
 
 def _with(bundle: Bundle, document: dict[str, Any]) -> Any:
-    """A stand-in for a bundle whose manifest says so: some would not open at all."""
+    """A stand-in for a bundle with this manifest, because some would not open at all."""
     said = SimpleNamespace(to_json=lambda: document["vocabulary"])
     templates = SimpleNamespace(to_json=lambda: document["templates"])
     sections = {name: SimpleNamespace(**document[name]) for name in ("model", "codec")}

@@ -1,4 +1,4 @@
-"""The gates by their command: the model that comes with ualm makes and says what it is asked for."""
+"""The gates through their command: the model that comes with ualm generates what it is asked for."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ualm.runtime.bundle import packaged
 Command = Callable[..., tuple[int, str, str]]
 SHIPPED = packaged.packaged_bundle()
 
-#: The full judgement of the shipped model, as its card tells it.
+#: The full judgement of the shipped model, as given in its card.
 KEPT = json.loads((Path(__file__).resolve().parents[2] / "export" / "tiny" / "judging" / "gates_int8.json").read_text())
-#: Cases that may be wrong in the sample, beyond what the gate allows: of few, one is many per cent.
+#: Cases that may be wrong in the sample, beyond the gate's allowance: in a small sample, one case is many per cent.
 _SLACK = 1
 
 
@@ -30,7 +30,7 @@ def test_a_sample_of_the_gates_is_met_by_the_shipped_model(
     assert (status, err) == (0, "")
     result = json.loads(kept.read_text())
     assert result["precisions"]["backbone"] == "int8" and result["share"] == 0.1
-    assert result["bundle"] == KEPT["bundle"], "the card tells of another model than the one that is shipped"
+    assert result["bundle"] == KEPT["bundle"], "the card describes another model than the shipped one"
     gates = result["gates"]
     assert set(WANTED) <= set(gates) and all(name in told for name in gates)
     for name, gate in gates.items():

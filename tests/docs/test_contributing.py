@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md names commands that are there, and the fast tier is what it says."""
+"""CONTRIBUTING.md names commands that exist, and the fast tier is what it says."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ with open(ROOT / "pyproject.toml", "rb") as file:
 
 
 def tiers() -> dict[str, str]:
-    """Name of each tier of the table, and its command."""
+    """Name and command of each tier in the table."""
     return dict(re.findall(r"^\| ([\w ]+) \| `([^`]+)` \|", PAGE, re.MULTILINE))
 
 
@@ -89,7 +89,7 @@ def test_hooks_run_what_ci_runs_with_the_tools_of_the_environment() -> None:
     assert repository["repo"] == "local"
     entries = {hook["id"]: hook["entry"] for hook in repository["hooks"]}
     assert list(entries) == ["ruff-check", "ruff-format", "mypy"]
-    assert {hook["language"] for hook in repository["hooks"]} == {"system"}  # no environment, no version of its own
+    assert {hook["language"] for hook in repository["hooks"]} == {"system"}  # no separate environment or version
     wanted = {re.split(r"[<>=]", each)[0] for each in PROJECT["project"]["optional-dependencies"]["test"]}
     assert {"ruff", "mypy"} <= wanted
     assert entries["mypy"] == ".ci/types" and os.access(ROOT / ".ci" / "types", os.X_OK)

@@ -1,4 +1,4 @@
-"""The documentation is true: its examples run, its links lead somewhere, its tables name what the code has."""
+"""The documentation is correct: its examples run, its links resolve, its tables match the code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ualm.runtime.sampling import SHORTEST_SOUND_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-#: Fences that are not run; anything else but ``python`` is a slip of the pen.
+#: Fences that are not run; anything else except ``python`` is a typo.
 NOT_RUN = {"bash", "text", "json"}
 
 _FENCE = re.compile(r"^([ ]*)```([^\n`]*)\n(.*?)^\1```[ ]*$", re.MULTILINE | re.DOTALL)
@@ -33,7 +33,7 @@ _FENCE = re.compile(r"^([ ]*)```([^\n`]*)\n(.*?)^\1```[ ]*$", re.MULTILINE | re.
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its tag, the number of its first line, and what stands in it."""
+    """A fenced block: its tag, the number of its first line, and its contents."""
 
     tag: str
     line: int
@@ -61,7 +61,7 @@ def run_examples(page: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder, as a reader has it, and the packaged model: what an example reads, one before it has made."""
+    """An empty folder, as for a reader, and the packaged model: an example reads only what earlier ones have made."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -76,7 +76,7 @@ def name_of(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_examples_run(page: Path, workplace: Path, tmp_path: Path) -> None:
-    if page.name == "huggingface.md":  # it begins with a training run and a recording of the reader's own
+    if page.name == "huggingface.md":  # it begins with the reader's own training run and recording
         (workplace / "exp").mkdir()
         (workplace / "exp" / "my_run").symlink_to(make_run(tmp_path / "run").folder)
         soundfile.write(workplace / "dog.wav", make_sound(0.4).T, 16000)
@@ -116,7 +116,7 @@ def test_an_example_that_fails_is_told_by_page_and_line(tmp_path: Path) -> None:
 
 
 def headings(page: Path) -> set[str]:
-    """Anchors of a page, as GitHub makes them: lower case, spaces to hyphens, other marks left out."""
+    """Anchors of a page, as GitHub makes them: lower case, spaces to hyphens, punctuation removed."""
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
     found = re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}

@@ -1,4 +1,4 @@
-"""Every figure of speed that a page quotes stands in a file of bench/results, rounded as it is quoted."""
+"""Every performance figure that a page quotes is in a file of bench/results, rounded as quoted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _FORMAT = "a fact of the format"
 _ROUNDING = "computed by test_the_errors_of_rounding_are_those_of_our_formats"
 _LIMIT = "what a share means, or a constant of the code"
 
-#: Figures that no result can tell. Texts made of constants hold only as long as the code has these.
+#: Figures that no result contains. Texts made of constants hold only as long as the code has these.
 EXEMPT = [
     Exempt("README.md", "trumpet.wav: 0.80 s in 0.10 s", _SAID),
     Exempt("README.md", "sound: 0.68 s marimba.wav: 0.68 s in 0.12 s", _SAID),
@@ -133,14 +133,14 @@ def test_exemptions_have_a_page_and_a_reason() -> None:
 
 
 def test_the_figures_that_are_quoted_come_from_many_files() -> None:
-    """The search finds what it is for: were it broken, all pages would pass."""
+    """The search finds what it should: if it were broken, all pages would pass."""
     figures = [figure for page in PAGES for figure in figures_of(name_of(page), source_of(page))]
     marked = [figure for figure in figures if figure.marker]
     assert len(marked) > 100 and len({figure.page for figure in marked}) >= 5
     assert len([figure for figure in figures if figure.required and not figure.marker]) >= len(EXEMPT)
 
 
-# ---- pages that are not marked, and what they are checked with ----
+# ---- pages without marks, and how they are checked ----
 
 
 def test_the_errors_of_rounding_are_those_of_our_formats() -> None:
@@ -173,7 +173,7 @@ def test_the_errors_of_rounding_are_those_of_our_formats() -> None:
 
 
 def test_the_plan_of_the_boards_agrees_with_itself() -> None:
-    """The share is the time of 50 frames in a second, and times of one model go as the bandwidths."""
+    """The share is the time of 50 frames in a second, and times of one model scale with the bandwidths."""
     page = source_of(ROOT / "docs/jetson.md")
     boards = {"Orin Nano 8GB": "orin-nano", "AGX Orin 64GB": "agx-orin", "Thor 128GB": "thor"}
     read: dict[tuple[str, int], list[tuple[float, float]]] = {}
@@ -241,7 +241,7 @@ def test_what_is_named_there_is_there_and_what_is_said_to_be_unquoted_is() -> No
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """A folder with one result, made of a kept one: two subjects, two contexts, a comparison."""
+    """A folder with one result, made from a kept one: two subjects, two contexts, a comparison."""
     (kept,) = read_report(RESULTS / "decode_1.5b_int4_vs_reference_bf16.json")
     mine, rival = (replace(kept.measurements[0].subject, name=name) for name in ("mine", "rival"))
 
@@ -303,8 +303,8 @@ def test_a_selector_reads_any_number_that_a_measurement_has(results: Path) -> No
         ("speed:frame[subject=rival]:traffic", "no number"),
         ("speed:run.bandwith.best", "Run has no 'bandwith'"),
         ("slow:frame", "no such file"),
-        ("speed:frame[subject=rival] ** 2", "is no selector"),
-        ("speed:frame[subject=rival] /", "is no selector"),
+        ("speed:frame[subject=rival] ** 2", "is not a selector"),
+        ("speed:frame[subject=rival] /", "is not a selector"),
         ("speed:frame[subject=rival] + speed:run.bandwidth.best", "'GB/s', and the page has 'ms'"),
         ("frame", "names no value"),
     ],
@@ -409,7 +409,7 @@ def test_a_number_is_written_as_the_one_it_replaces(quoted: str, number: float, 
 
 @pytest.fixture
 def checkout(tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bool], tuple[int, str]]:
-    """Runs the program on one page: its status, and the page afterwards."""
+    """Runs the program on one page; returns its status, and the page afterwards."""
     page = tmp_path / "page.md"
 
     def run(source: str, write: bool) -> tuple[int, str]:

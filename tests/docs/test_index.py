@@ -1,4 +1,4 @@
-"""docs/README.md leads to every page of the documentation, once and in one line."""
+"""docs/README.md links to every page of the documentation, once and in one line."""
 
 from __future__ import annotations
 

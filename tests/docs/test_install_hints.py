@@ -1,4 +1,4 @@
-"""ualm is on no package index: whoever is told to install an extra is told a command that takes it from here."""
+"""ualm is on no package index: every hint to install an extra gives a command that takes it from here."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("runtime", "export", "bench", "csrc", "docs", "tests", ".ci", "*.md", "*.toml", "*.txt")
-#: What takes a package called ualm from wherever pip looks: ``pip install ualm``, and an extra of it behind any option.
+#: Takes a package called ualm from wherever pip looks: ``pip install ualm``, and an extra of it after any option.
 _FROM_AN_INDEX = re.compile(r"pip3? install(?: +-\S+)* +[\"'\\]*ualm(?![\w.-])|pip3? install[^\n]*[\"'` ,]ualm\[")
 _EXTRAS = re.compile(r"pip3? install[^\n]*?[\"'](?:\.|WHEEL)\[([\w,-]+)\]")
 
 
 def texts() -> dict[str, str]:
-    """What people read of this project, by path."""
+    """The texts of this project for people, by path."""
     files = [
         file
         for room in ROOMS

@@ -1,4 +1,4 @@
-"""The issue forms are such as GitHub takes: it shows none that breaks its rules."""
+"""The issue forms follow GitHub's rules: it shows none that breaks them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / ".github" / "ISSUE_TEMPLATE"
 FORMS = sorted(path for path in FOLDER.glob("*.yml") if path.name != "config.yml")
-#: Type of an element -> attributes that it must have, and those that it may have.
+#: Type of an element -> attributes that it must have, and attributes that it may have.
 ATTRIBUTES = {
     "markdown": ({"value"}, set()),
     "input": ({"label"}, {"description", "placeholder", "value"}),

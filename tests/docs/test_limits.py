@@ -1,4 +1,4 @@
-"""The tables of docs/limits.md name constants that exist, with the values they have, and leave none of them out."""
+"""The tables of docs/limits.md name existing constants with their values, and leave none out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"(\d[\d,]*)(?:\^(\d+))?( - 1)?(?: ([KMG]iB))?")
 
 
 def listed() -> list[tuple[list[str], str, str]]:
-    """Of each row that names constants: their full names, the cell of their values, and the whole row."""
+    """For each row that names constants: their full names, the cell with their values, and the whole row."""
     found = []
     for line in PAGE.splitlines():
         full = re.findall(r"`((?:runtime|export)(?:\.\w+)+\.[A-Z_]+|[A-Z][A-Z_]{3,})`", line)
@@ -38,7 +38,7 @@ def numbers(text: str) -> list[int]:
 
 
 def values(name: str) -> list[int]:
-    """What a constant limits; several numbers in a mapping."""
+    """The limits in a constant; several numbers for a mapping."""
     module, _, constant = name.rpartition(".")
     value = getattr(importlib.import_module(f"ualm.{module}"), constant)
     return list(value.values()) if isinstance(value, dict) else [value]
@@ -65,5 +65,5 @@ def test_no_limit_on_a_file_is_left_out() -> None:
     assert found - ELSEWHERE <= known
 
 
-#: Limits on nothing that somebody else wrote.
+#: Limits that do not concern input from outside.
 ELSEWHERE = {"export.targets.tensorrt.parts.MOST_FRAMES"}

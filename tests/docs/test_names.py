@@ -8,9 +8,9 @@ from pathlib import Path
 from support.cuda.shim import load_shim
 
 ROOT = Path(__file__).resolve().parents[2]
-#: How the name of a variable of the environment stands in the product; a setting of CMake in a loop over both.
+#: How the name of an environment variable appears in the product; for settings of CMake, in a loop over both.
 _NAMED = (r'"(UALM_[A-Z_]+)"', r"foreach\(option ([A-Z_ ]+)\)")
-#: How the tests and the shim read one; they set many as well.
+#: How the tests and the shim read one; they also set many.
 _READ = (r'(?:environ(?:\.get\(|\[)|setting\()"(UALM_[A-Z_]+)"',)
 _SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cmake", ".toml", ".txt"}
 

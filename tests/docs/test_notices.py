@@ -1,4 +1,4 @@
-"""THIRD_PARTY_NOTICES.md names every dependency, none that is gone, and every file that derives from others' work."""
+"""THIRD_PARTY_NOTICES.md names every dependency, none that is gone, and every file derived from others' work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def name_of(requirement: str) -> str:
 
 
 def wanted() -> dict[str, set[str]]:
-    """Name of each dependency -> who wants it: "always", "the build", an extra, or "tests"."""
+    """Name of each dependency -> what needs it: "always", "the build", an extra, or "tests"."""
     found: dict[str, set[str]] = {}
     groups = {"always": PROJECT["project"]["dependencies"], "the build": PROJECT["build-system"]["requires"]}
     for extra, requirements in PROJECT["project"]["optional-dependencies"].items():

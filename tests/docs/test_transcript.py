@@ -1,4 +1,5 @@
-"""README shows what a terminal shows: its commands are run in a shell on one, with the model that comes with ualm."""
+"""README shows real terminal output: its commands are run in a shell on a terminal, with the model that comes with
+ualm."""
 
 from __future__ import annotations
 

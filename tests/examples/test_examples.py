@@ -1,4 +1,5 @@
-"""Each script of examples/ runs as its docstring says, with the model that comes with ualm, and makes what it shows."""
+"""Each script of examples/ runs as its docstring says, with the model that comes with ualm, and produces what it
+shows."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def trumpet() -> Sound:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Script:
-    """Runs a script in an empty folder; a status other than 0 is a failure."""
+    """Runs a script in an empty folder; any status but 0 is a failure."""
     variables = {name: value for name, value in os.environ.items() if name not in ("UALM_BUNDLE", "UALM_ENGINE")}
 
     def run(name: str, *arguments: object, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -83,7 +84,7 @@ def test_a_chat_writes_and_plays(script: Script, trumpet: Sound, tmp_path: Path)
 def test_a_fork_and_a_saved_session_go_on_equally(script: Script, tmp_path: Path) -> None:
     kept, fork, restored, *ways = script("save_and_fork", "talk.npz").stdout.decode().splitlines()
     assert re.fullmatch(r"talk\.npz: 1 turn, \d+ rows", kept) and (tmp_path / "talk.npz").stat().st_size > 0
-    assert (fork, restored) == ("fork: goes on equally", "restored: goes on equally")
+    assert (fork, restored) == ("fork: continues identically", "restored: continues identically")
     lengths = [float(each) for way in ways for each in re.findall(r"Sound\((\d\.\d\d) s at", way)]
     assert len(lengths) == len(ways) == 2 and min(lengths) > 0
 

@@ -1,4 +1,4 @@
-"""What is wrong with the arguments of an export is told before anything heavy is loaded."""
+"""Errors in the arguments of an export are reported before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ualm.export.arguments import check_order
 from ualm.export.targets.registry import TAKES, TARGETS, ExportRequest
 from ualm.runtime.errors import OutputError, UalmError
 
-#: Runs commands in one process, and tells of each its error, and whether torch was loaded for it.
+#: Runs commands in one process, and reports the error of each, and whether torch was loaded for it.
 _COMMANDS = """
 import contextlib, io, json, sys
 from ualm.runtime import cli
@@ -29,7 +29,7 @@ for command in json.loads(sys.stdin.read()):
 
 @pytest.fixture
 def places(tiny_run: Run, tiny_bundle: Path, tmp_path: Path) -> Callable[[str], str]:
-    """Paths for words in capitals."""
+    """Replaces words in capitals with paths."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     (tmp_path / "strange").mkdir()

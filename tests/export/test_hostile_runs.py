@@ -1,6 +1,6 @@
-"""Runs that are damaged or made to do harm: refused by name, in a line, at once, and nothing of them is exported.
+"""Damaged or malicious runs are refused by name, in one line, at once, and nothing of them is exported.
 
-``tests/fuzz/test_checkpoints.py`` draws hundreds more of them.
+``tests/fuzz/test_checkpoints.py`` generates hundreds more.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(tiny_run: Run, tmp_path: Path) -> Path:
 
 
 def refusal(run: Path) -> str:
-    """The message of a refused export, which was quick and has left nothing."""
+    """The message of a refused export, which was quick and left nothing behind."""
     place = run.parent / "bundles"
     started = time.process_time()
     with pytest.raises(ExportError) as caught:
@@ -61,7 +61,7 @@ def save(run: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 
 def place_of(path: Path, wanted: Callable[[zipfile.ZipInfo], bool]) -> tuple[int, int]:
-    """Where the content of a record begins in the file, and how many bytes it has."""
+    """The offset of a record's content in the file, and its number of bytes."""
     with zipfile.ZipFile(path) as archive:
         entry = next(entry for entry in archive.infolist() if wanted(entry))
     header = path.read_bytes()[entry.header_offset :][:30]
@@ -86,12 +86,12 @@ def test_one_bit_flipped_in_a_tensor_is_found_where_it_is_read(run, where):
     assert content.count(raw) == 1
     flip(run / CHECKPOINT, content.index(raw) + int(where * len(raw)))
     other = torch.load(run / CHECKPOINT, weights_only=True, mmap=True)["module"][WEIGHT]
-    assert not torch.equal(other, values)  # torch itself says nothing of it
+    assert not torch.equal(other, values)  # torch itself does not report it
 
     read = Checkpoint(run / CHECKPOINT)
     with pytest.raises(ExportError, match=f"tensor {WEIGHT} was damaged: the CRC-32 of its record"):
         read.read(WEIGHT, slice(0, 1))
-    assert read.read("model.norm.weight").size  # the others are whole
+    assert read.read("model.norm.weight").size  # the others are intact
     message = refusal(run)
     assert str(run / CHECKPOINT) in message and WEIGHT in message and "copy it again" in message
 
@@ -160,7 +160,7 @@ KINDS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "meta": (lambda t: t.to("meta"), "device meta"),
     "quantised": (_quantised, "is quantised (qint8)"),
     "complex": (lambda t: t.to(torch.complex64), "is complex"),
-    "imaginary": (lambda t: t.to(torch.complex64).conj().imag, "is complex, or a part of such"),
+    "imaginary": (lambda t: t.to(torch.complex64).conj().imag, "is complex, or part of a complex tensor"),
     "repeated": (lambda t: t[:1, :1].clone().expand(t.shape), "repeats its values"),
 }
 
@@ -199,7 +199,7 @@ def test_a_name_that_no_message_can_hold_is_refused(run, name):
 
 
 def laughs(field: str) -> str:
-    """A document of a kilobyte whose ``field`` stands for nine to the ninth values."""
+    """A document of a kilobyte whose ``field`` expands to nine to the ninth values."""
     lines = ["zero: &zero [ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
     for below, name in itertools.pairwise(names):
@@ -229,7 +229,7 @@ def test_aliases_that_do_not_multiply_are_read(tiny_run, run):
     [
         ("job_type: " + "[" * 500 + "]" * 500, "deeper than 64 levels"),
         ("job_type: " + "[" * 100_000, "nesting depth"),
-        ("a: &a [*a]\n", "an alias stands within what it names"),
+        ("a: &a [*a]\n", "an alias occurs within what it names"),
         ("job_type: [" + "a," * 30_000 + "]", "more than 10000 values"),
         ("# " + "a" * MOST_YAML, f"at most {MOST_YAML} are read"),
         ("job_type: 0x" + "f" * 50_000, "a number or date of"),
@@ -354,7 +354,7 @@ def test_ids_beyond_the_vocabulary_are_refused(run, place, index):
 
 
 def test_the_next_export_removes_what_a_killed_one_left(tiny_run, tmp_path):
-    (tmp_path / ".bundle.0123456789abcdef").mkdir()  # somebody else's
+    (tmp_path / ".bundle.0123456789abcdef").mkdir()  # of another process
     stopped = (
         "import os, signal, sys; from pathlib import Path; from ualm.export.bundle import export_run\n"
         "def progress(stage, done, total):\n"

@@ -1,4 +1,4 @@
-"""What an export of the true 1.5B shape takes; slow, and 14 GB of disk."""
+"""Memory of an export of the true 1.5B shape; slow, and needs 14 GB of disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIB = 2**30
 
 
 @pytest.mark.full
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux to tell private memory")
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux to report private memory")
 def test_an_export_holds_no_more_than_the_running_body_and_the_largest_tensors(tmp_path: Path) -> None:
     shape = SHAPES["1.5b"]
     if shutil.disk_usage(tmp_path).free < 20 * GIB:
@@ -32,14 +32,14 @@ def test_an_export_holds_no_more_than_the_running_body_and_the_largest_tensors(t
             peak = max(peak, anonymous_bytes(export.pid))
             time.sleep(0.02)
     assert export.returncode == 0
-    # to measure its agreement, the finished bundle runs: ONNX Runtime packs a copy of the body and the text head
+    # the finished bundle runs to measure its agreement: ONNX Runtime packs a copy of the body and the text head
     parts = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["parts"]
     running = parts["backbone.grouped"]["weight_bytes"] + parts["head.text"]["weight_bytes"]
     assert GIB // 2 < peak <= running + 2 * largest + GIB
 
 
 def anonymous_bytes(process: int) -> int:
-    """Private memory that no file backs; mapped checkpoints and weights are the page cache's."""
+    """Private memory not backed by a file; mapped checkpoints and weights belong to the page cache."""
     try:
         text = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:  # it has just ended

@@ -1,4 +1,4 @@
-"""What export refuses: each message names the file or field, the value found, and the mend; nothing is left behind."""
+"""What export refuses: each message names the file or field, the value found, and the fix; nothing is left behind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(tiny_run: Run, tmp_path: Path) -> Path:
 
 
 def refusal(run: Path | None, error: type[UalmError] = ExportError, **options: Any) -> str:
-    """The message of a refused export, which has left neither a bundle nor a temporary folder."""
+    """The message of a refused export, which left neither a bundle nor a temporary folder."""
     place = Path(options.pop("place", None) or (run or options["config"].parent).parent / "bundles")
     with pytest.raises(error) as caught:
         export_run(run, place / "bundle", **options)
@@ -133,7 +133,7 @@ def test_the_af_whisper_encoder_needs_its_folder(run):
     [
         (b"", ["holds no fields", "train.yaml"]),
         (b"- a\n- b\n", ["holds no fields"]),
-        (b"job_type: ualm\nmodel: {a: [1, 2\n", ["not a readable YAML file", "line 3", "mend it"]),
+        (b"job_type: ualm\nmodel: {a: [1, 2\n", ["not a readable YAML file", "line 3", "fix it"]),
         (b"\xff\xfe\x00\x01", ["not a readable YAML file"]),
         (b"job_type: !!python/object/apply:os.system ['exit 1']\n", ["not a readable YAML file", "os.system"]),
         (b"date: 2026-13-45\n", ["not a readable YAML file", "month"]),
@@ -231,7 +231,7 @@ def test_a_folder_without_config_json_is_named(run):
 
 
 def test_tokenizer_and_backbone_must_agree_on_the_vocabulary_size(run, tiny_run):
-    # as with a tokenizer taken from the 7B model and a backbone of the 1.5B: each has its own padding
+    # as with a tokenizer from the 7B model and a backbone from the 1.5B model: each has its own padding
     other = Path(shutil.copytree(run / "Qwen" / "Qwen2.5-tiny", run / "Qwen" / "other"))
     change_json(other / "config.json", {"vocab_size": tiny_run.text_size + 128})
     change_yaml(run, "multimodal_io.text.tokenizer_name", "Qwen/other")
@@ -388,7 +388,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_run(run, tmp_path, form):
     assert not proof.exists()
     assert_says(message, path, *(["not a checkpoint"] if form == "bare" else ["mkdir", "nothing in it was run"]))
     torch.load(path, weights_only=False) if form != "bare" else pickle.loads(path.read_bytes())
-    assert proof.exists()  # the file was dangerous indeed
+    assert proof.exists()  # the file really was dangerous
 
 
 # ---- finding the run ----
@@ -412,13 +412,13 @@ def test_an_empty_folder_is_no_run(tmp_path):
 
 @pytest.fixture
 def recipe(tiny_run: Run, tmp_path: Path) -> Path:
-    """The recipe's folder with ``conf/train.yaml`` and a run of three steps in ``exp/tiny``, as training does it."""
+    """The recipe's folder with ``conf/train.yaml`` and a run of three steps in ``exp/tiny``, as left by training."""
     conf = tmp_path / "recipe" / "conf"
     shutil.copytree(tiny_run.folder, conf, ignore=shutil.ignore_patterns(CHECKPOINT))
     for step in (9, 10, 200):
         folder = conf.parent / "exp" / "tiny" / "checkpoints" / f"step_{step}" / f"global_step{step}"
         folder.mkdir(parents=True)
-        if step != 200:  # saving the newest was cut off
+        if step != 200:  # saving the newest was interrupted
             os.link(tiny_run.checkpoint, folder / CHECKPOINT)
     return conf.parent
 

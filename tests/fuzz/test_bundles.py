@@ -1,7 +1,7 @@
-"""Bundles that were changed and signed again, so that every hash fits: refused in a line, or they work.
+"""Bundles that were changed and signed again, so that every hash fits, are refused in one line, or work.
 
-What is wrong is told when the bundle is opened. Only what no header shows, the operators within a graph and the numbers
-of its weights, may come later: as an error in a line, of a kind that is named here, and seldom.
+Faults are reported when the bundle is opened. Only faults that no header shows, in the operators of a graph or the
+values of its weights, may be reported later: as a one-line error of a kind listed here, and rarely.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ualm.runtime.errors import EngineError, UalmError
 
 pytestmark = pytest.mark.fuzz
 
-#: Environment variable that says where the bundle is that is changed.
+#: Environment variable with the path of the bundle that is changed.
 BASE = "UALM_FUZZ_BUNDLE"
 CASES, SEED = 2000, 15
 
-#: What no header shows: errors that may come when a model works, and words of each.
+#: Faults that no header shows: errors that may occur while a model runs, and words of each.
 LATE = {
     "operators do not load": "cannot load it",
     "operators fail": "ONNX Runtime failed",
     "logits are not finite": "logits",
     "samples are not finite": "gave NaN or infinity",
 }
-#: The most of all cases that may end in such an error.
+#: Largest share of cases that may end in such an error.
 MOST_LATE = 0.02
 
 Files = dict[str, bytes]
@@ -45,7 +45,7 @@ Change = Callable[[random.Random, Document, Files], None]
 
 
 def a_field(rng: random.Random, document: Document, files: Files) -> None:
-    """Of the manifest, but for the hashes, which are computed again."""
+    """Changes in the manifest, except the hashes, which are computed again."""
     section = rng.choice([name for name in document if name not in ("files", "digest")])
     if isinstance(document[section], (dict, list)) and rng.random() < 0.9:
         change_value(rng, document[section])
@@ -64,7 +64,7 @@ def a_size(rng: random.Random, document: Document, files: Files) -> None:
 
 
 def a_count(rng: random.Random, document: Document, files: Files) -> None:
-    """How many of something there are, beyond all that a loop over it could go through."""
+    """Counts far beyond what a loop could go through."""
     huge = rng.choice([2**20, 10**8, 2**31 - 1, 2**31, 2**63, 10**18, 10**400])
     what = rng.randrange(8)
     parts, sections = document.get("parts"), ["model", "vocabulary", "codec", "features", "golden"]
@@ -95,7 +95,7 @@ def parts_exchanged(rng: random.Random, document: Document, files: Files) -> Non
 
 
 def a_tensor(rng: random.Random, document: Document, files: Files) -> None:
-    """Type, shape or place of tensors of the blob or of the golden vector, as the header says them."""
+    """Type, shape or offset of tensors of the blob or of the golden vector, in the header."""
     name = rng.choice(["weights.safetensors", "weights.safetensors", "golden.safetensors"])
     content = files[name]
     length = int.from_bytes(content[:8], "little")
@@ -117,7 +117,7 @@ def a_tensor(rng: random.Random, document: Document, files: Files) -> None:
     elif what == 3 and isinstance(header[one], dict):
         header[one]["dtype"] = rng.choice(["F32", "F16", "BF16", "I8", "U8", "I32", "I64", "F64", "BOOL", ""])
     elif what == 4:
-        data = rng.randbytes(rng.choice([1, 2, 4, 64])) + data  # every number begins elsewhere
+        data = rng.randbytes(rng.choice([1, 2, 4, 64])) + data  # every number is shifted
     elif what == 5 and isinstance(header[one], dict) and isinstance(header[one].get("data_offsets"), list):
         header[one]["data_offsets"] = [
             offset + rng.choice([1, -1, 4, 64, 4096]) for offset in header[one]["data_offsets"]
@@ -130,7 +130,7 @@ def a_tensor(rng: random.Random, document: Document, files: Files) -> None:
 
 
 def numbers_of_a_table(rng: random.Random, document: Document, files: Files) -> None:
-    """A run of bytes of the blob: NaN, infinity, noise, zeros."""
+    """A range of bytes of the blob: NaN, infinity, noise, zeros."""
     name = rng.choice(["weights.safetensors", "weights.safetensors", "golden.safetensors"])
     content = bytearray(files[name])
     at = rng.randrange(len(content) // 4) * 4
@@ -172,7 +172,7 @@ CHANGES: tuple[Change, ...] = (
 
 
 def signed(document: Document, files: Files, folder: Path) -> Path:
-    """Write the bundle, with hashes and digest of what it now holds; files that are as they were are links."""
+    """Write the bundle, with hashes and digest of its new contents; unchanged files are links."""
     base = Path(os.environ[BASE])
     folder.mkdir()
     for name, content in files.items():
@@ -210,7 +210,7 @@ def a_changed_bundle(rng: random.Random, folder: Path) -> str:
         except UalmError as error:
             assert "\n" not in str(error) and len(str(error)) <= LONGEST_MESSAGE, str(error)
             kinds = [kind for kind, words in LATE.items() if isinstance(error, EngineError) and words in str(error)]
-            assert kinds, f"not to be told as late as this: {error!r}"
+            assert kinds, f"must not be reported this late: {error!r}"
             return f"late: {kinds[0]}"
 
 

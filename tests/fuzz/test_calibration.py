@@ -1,4 +1,4 @@
-"""Files that calibrate an export, changed: refused in a line that names them, or held within the limits of a set."""
+"""Mutated calibration files: refused in one line that names them, or held within the limits of a set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CASES, SEED = 300, 15
 
 @functools.cache
 def zeros(channels: int) -> bytes:
-    """20 million frames, which compress to next to nothing: 640 MB as floats of 8 channels, 80 MB of one."""
+    """20 million frames, which compress to almost nothing: 640 MB as floats for 8 channels, 80 MB for one."""
     file = io.BytesIO()
     with soundfile.SoundFile(file, "w", 16000, channels, format="FLAC", subtype="PCM_16") as out:
         for _ in range(20):

@@ -1,9 +1,8 @@
 """Hundreds of hostile training runs, and safetensors files, each drawn from a seed.
 
-A run that is refused leaves nothing. One that exports must be what the unharmed run exports, file by file and tensor by
-tensor, but for what its harm may change: a harm says beforehand which outputs those are (``Harm.may_change``), and a
-harm to bytes that have a checksum says none. So a bit that flipped and came through shows as a difference that nobody
-declared.
+A refused run leaves nothing behind. One that exports must give what the unharmed run exports, file by file and tensor
+by tensor, except for what its harm may change: a harm declares these outputs beforehand (``Harm.may_change``), and a
+harm to bytes with a checksum declares none. So a flipped bit that goes undetected shows as an undeclared difference.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from ualm.runtime.files.safetensors_reader import MappedTensors
 
 pytestmark = pytest.mark.fuzz
 
-#: Where the unharmed run and its bundle are, for the processes that the harness starts.
+#: Environment variable with the place of the unharmed run and its bundle, for the harness's processes.
 PLACE = "UALM_FUZZ_CHECKPOINTS"
 SEED = 15
 RUNS = 600
@@ -46,14 +45,14 @@ SAFETENSORS = 300
 QWEN, OMNI, CODEC = "Qwen/Qwen2.5-tiny", "Qwen/Qwen2.5-Omni-7B", "hf-audio/xcodec-tiny"
 CONFIGS = [f"{folder}/config.json" for folder in (QWEN, OMNI, CODEC)] + [f"{OMNI}/preprocessor_config.json"]
 TOKENIZERS = [f"{QWEN}/tokenizer.json", f"{QWEN}/tokenizer_config.json"]
-#: Tables that a configuration tells, and no tensor: each field may change its own.
+#: Tables that come from a configuration and not from a tensor: each field may change its own.
 TOLD = ("rope.inverse_frequencies", "null.keys", "null.values", "encoder.positions", "encoder.mel_filters")
 
 
 @dataclass(frozen=True)
 class Harm:
-    """What was done. ``may_change``: tensors of the bundle's weights, or files of it, that may be others than the
-    unharmed run's; the manifest may always, and what is computed from anything (the golden vector) if anything may."""
+    """What was done. ``may_change``: tensors of the bundle's weights, or files of it, that may differ from the unharmed
+    run's; the manifest always may, and what is computed from everything (the golden vector) if anything may."""
 
     what: str
     may_change: frozenset[str] = frozenset()
@@ -61,8 +60,8 @@ class Harm:
 
 @dataclass(frozen=True)
 class Unharmed:
-    """The run that is harmed, and its bundle. ``sources``: of each tensor of the bundle those of the checkpoint that it
-    is made of."""
+    """The run to be harmed, and its bundle. ``sources``: for each tensor of the bundle, the checkpoint's tensors that
+    it is made of."""
 
     run: Path
     bundle: Path
@@ -84,7 +83,7 @@ def unharmed() -> Unharmed:
 
 
 def _note_sources(patched: pytest.MonkeyPatch, sources: dict[str, set[str]]) -> None:
-    """Have an export note which tensors of the checkpoint are read while each of its own is made."""
+    """Make an export record which tensors of the checkpoint are read while each of its own is made."""
     from ualm.export.formats import store as weights
 
     add, read = weights.WeightStore.add, Checkpoint.read
@@ -147,11 +146,12 @@ def overwritten(rng: random.Random, run: Path) -> Harm:
     return Harm("a block of the checkpoint overwritten")
 
 
-# ---- harms that a checksum covers, or that are another checkpoint in good order ----
+# ---- harms that fit their checksums: another valid checkpoint ----
 
 
 def listed_otherwise(rng: random.Random, run: Path) -> Harm:
-    """The pickle that lists the tensors, changed, its checksum mended: what torch reads otherwise is another now."""
+    """Change the pickle that lists the tensors and correct its checksum: the tensors that torch reads differently may
+    change."""
     path = run / CHECKPOINT
     with zipfile.ZipFile(path) as archive:
         entry = next(entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
@@ -175,18 +175,18 @@ def listed_otherwise(rng: random.Random, run: Path) -> Harm:
 
 
 def _differing(path: Path) -> set[str]:
-    """Tensors that a checkpoint has otherwise than the unharmed one, as torch reads it when it copies every record."""
+    """Tensors in which a checkpoint differs from the unharmed one, as read by torch when it copies every record."""
     before = torch.load(unharmed().run / CHECKPOINT, weights_only=True)["module"]
     try:
         module = torch.load(path, weights_only=True)["module"]
         same = {name for name in before if name in module and torch.equal(module[name], before[name])}
-    except Exception:  # then no export may read it
+    except Exception:  # then no export may succeed
         return set()
     return set(before) - same
 
 
 def _made_of(names: set[str]) -> frozenset[str]:
-    """Tensors of a bundle that are made of these of a checkpoint."""
+    """Tensors of a bundle that are made of these tensors of a checkpoint."""
     made = {ours for ours, sources in unharmed().sources.items() if sources & names}
     return frozenset(made | {"null.keys", "null.values"} if made else made)
 
@@ -288,7 +288,7 @@ def changed_yaml(rng: random.Random, run: Path) -> Harm:
 
 
 def spoilt_text(rng: random.Random, run: Path) -> Harm:
-    """Bytes of a text flipped, cut or repeated."""
+    """Flip, cut or repeat bytes of a text."""
     file = rng.choice((*CONFIGS, *TOKENIZERS, "train.yaml"))
     content = bytearray((run / file).read_bytes())
     first = rng.randrange(len(content))
@@ -358,7 +358,7 @@ HARMS = {
 
 
 def hostile_run(rng: random.Random, folder: Path) -> str:
-    """Harm a run, export it, and compare what came of it with the unharmed one."""
+    """Harm a run, export it, and compare the result with the unharmed one's."""
     whole = unharmed()
     run, out = folder / "run", folder / "out"
     shutil.copytree(whole.run, run)
@@ -376,7 +376,7 @@ def hostile_run(rng: random.Random, folder: Path) -> str:
 
 
 def _compare(harm: Harm, expected: Path, found: Path) -> None:
-    """The bundles differ in nothing but what the harm may change."""
+    """The bundles differ only in what the harm may change."""
     ours, theirs = MappedTensors(expected / WEIGHTS), MappedTensors(found / WEIGHTS)
     assert set(ours) == set(theirs), harm.what
     changed = {name for name in ours if not _equal(ours[name], theirs[name])}
@@ -394,7 +394,7 @@ def _equal(ours: np.ndarray, theirs: np.ndarray) -> bool:
 
 
 def hostile_safetensors(rng: random.Random, folder: Path) -> str:
-    """Harm a bundle's weights, and read each of its tensors: those that come are of the size that was listed."""
+    """Harm a bundle's weights, and read each of its tensors: those that can be read have the listed size."""
     path = folder / WEIGHTS
     content = bytearray((unharmed().bundle / WEIGHTS).read_bytes())
     length = int.from_bytes(content[:8], "little")
@@ -432,7 +432,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_unharmed_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made once, and found by all processes."""
+    """Made once, and shared by all processes."""
     monkeypatch.setenv(PLACE, str(place))
     unharmed()
 
@@ -440,7 +440,7 @@ def one_unharmed_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hostile_runs_are_refused_in_a_line_or_export_what_they_should() -> None:
     counted = fuzzing.run_cases(hostile_run, RUNS, SEED)
     assert counted["refused"] > RUNS // 2
-    assert counted["exported"] > RUNS // 20  # harm to what no export reads
+    assert counted["exported"] > RUNS // 20  # harm to parts that no export reads
 
 
 def test_hostile_safetensors_are_refused_in_a_line_or_read() -> None:

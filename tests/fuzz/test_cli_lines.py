@@ -1,4 +1,4 @@
-"""Command lines that nobody would write: a refusal is one line, a usage error is Typer's, and nothing else happens."""
+"""Random command lines: a refusal is one line, a usage error is Typer's, and nothing else happens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ualm.runtime.sound.sound import Sound
 
 pytestmark = pytest.mark.fuzz
 
-#: Environment variables that tell the processes of the harness where a bundle and a run lie.
+#: Environment variables with the paths of a bundle and a run, for the harness's processes.
 BUNDLE, RUN = "UALM_FUZZ_BUNDLE", "UALM_FUZZ_RUN"
 NUMBERS = (
     "0", "1", "2", "-1", "3.7", "1e3", "nan", "inf", "-inf", "1e308", "9" * 25, "-" + "9" * 25, "2147483648", "0x10",
@@ -49,9 +49,9 @@ LINES = (
     b"//", b"/\xff", b"\xff\xfe", b"a\0b", b"/sound a\0b", b"\xed\xa0\x80", b"\x1b[2J", b"/quit", b"x" * 5000,
     "🐕 plays C5".encode(), b"\r", b"\x04",
 )  # fmt: skip
-#: Verbs of the bench that would measure for minutes if they were given a bundle.
+#: Verbs of the bench that would measure for minutes if given a bundle.
 MEASURING = ("decode", "prefill", "encode", "codec", "stream", "load", "gates")
-#: Options whose large values are somebody's wish, and cost what they say.
+#: Options whose large values are legitimate requests, at their cost.
 SMALL = {
     "max_seconds": ("0.05", "0.1", "0", "-1", "nan", "inf", "1e308", "1e-9", "x"),
     "max_tokens": ("1", "3", "0", "-1", "x", "9" * 25),
@@ -62,7 +62,7 @@ SMALL = {
 PATHS = {
     "bundle", "run", "output", "plot", "trace", "config", "weights", "sound", "calibrate", "keep", "results", "against",
 }  # fmt: skip
-#: Numbers are the others.
+#: The other options that take numbers.
 TEXTS = {
     "text", "question", "prompts", "mode", "modality", "profile", "sound_format", "form", "engine", "device",
     "precision", "encoder_precision", "codec_precision", "prefill", "gpus", "versus", "pages",
@@ -86,7 +86,7 @@ LAID_OUT = {"heard.wav", "empty.wav"}
 
 @functools.cache
 def verbs() -> dict[tuple[str, ...], Any]:
-    """Every verb with its parameters, as Typer sees them."""
+    """Every verb with its parameters, from Typer."""
     root = typer.main.get_command(cli.app)
     found: dict[tuple[str, ...], Any] = {}
     for name, verb in root.commands.items():  # type: ignore[attr-defined]
@@ -96,11 +96,11 @@ def verbs() -> dict[tuple[str, ...], Any]:
 
 
 def value(rng: random.Random, parameter: Any) -> str:
-    """Something for an option or an argument, of its kind or not."""
+    """A value for an option or an argument, of its kind or not."""
     if parameter.name in SMALL and rng.random() < 0.9:
         return rng.choice(SMALL[parameter.name])
     if parameter.name in ("bundle", "run"):
-        # an export that goes through takes seconds
+        # an export that succeeds takes seconds
         known = [os.environ[BUNDLE]] * 20 if parameter.name == "bundle" else [os.environ[RUN]] * 3
         return rng.choice([*known, *FILES])
     pool = FILES if parameter.name in PATHS else WORDS if parameter.name in TEXTS else NUMBERS
@@ -127,7 +127,7 @@ def line(rng: random.Random) -> tuple[list[str], bool]:
         else:
             words += [rng.choice(parameter.opts), value(rng, parameter)]
     if name[0] in ("generate", "ask", "chat", "reason"):
-        # bounded work, on a bundle that is there more often than not
+        # bounded work, on a bundle that usually exists
         for option, small in (("--max-seconds", "0.05"), ("--max-tokens", "3"), ("--threads", "1")):
             takes = any(option in p.opts for p in verbs()[name].params)
             if takes and option[2:].replace("-", "_") not in given:
@@ -165,7 +165,7 @@ def _heard() -> bytes:
 
 
 def command_line(rng: random.Random, folder: Path) -> str:
-    """One line, with its streams, in a folder of its own."""
+    """One line, with its streams, in a separate folder."""
     place = folder / "place"
     place.mkdir()
     lay_out(place)
@@ -194,7 +194,7 @@ def command_line(rng: random.Random, folder: Path) -> str:
 
 
 def judged(done: Done, words: list[str], place: Path) -> str | None:
-    """What is wrong with how a line ended."""
+    """What is wrong with the outcome of a line."""
     if done.status not in (0, 1, 2):
         return f"ended with {done.status}"
     if done.bytes_held > MOST_BYTES:
@@ -204,13 +204,13 @@ def judged(done: Done, words: list[str], place: Path) -> str | None:
         for bad in ("Traceback", "internal error", "Exception ignored", "Warning", "Error in"):
             if bad in told and not any(bad in word for word in words):
                 return f"says {bad!r}"
-        # a chat goes on behind a line that failed
+        # a chat goes on after a failed line
         last = next((row for row in reversed(told.splitlines()) if row.startswith("ualm: ")), None)
         if done.status == 1 and last is None:
             return "failed without a line that says why"
         if done.status == 1 and last is not None and len(last) > LONGEST_MESSAGE + sum(map(len, words)) * 4:
             return f"says {len(last)} letters"
-        # an option without its value is told by Typer's parser, without the usage
+        # an option without its value is reported by Typer's parser, without the usage
         usage = "Usage: ualm" in told and ("Error: " in told or "Commands:" in told)
         usage |= "usage: ualm bench " in told and ": error: " in told  # a program that reads its arguments itself
         if done.status == 2 and not (usage or told.startswith("Error: ")):
@@ -225,7 +225,7 @@ def judged(done: Done, words: list[str], place: Path) -> str | None:
 
 
 def litter(place: Path) -> str | None:
-    """What lies in the folder that is hidden, or a sound that is not whole."""
+    """Hidden files left in the folder, or an incomplete sound."""
     for path in sorted(place.rglob("*")):
         if path.name.startswith("."):
             return f"leaves {path.name}"

@@ -1,4 +1,4 @@
-"""The harness of the fuzzers sees what it is there to see."""
+"""The fuzzing harness detects what it should."""
 
 import mmap
 import os
@@ -53,7 +53,7 @@ def grows(rng: random.Random, folder: Path) -> str:
 
 
 def grows_and_shrinks(rng: random.Random, folder: Path) -> str:
-    """For a moment, too short to be seen from outside."""
+    """Only for a moment, too short to be seen from outside."""
     return str(len(bytearray(fuzzing.MOST_BYTES + (100 << 20))))
 
 

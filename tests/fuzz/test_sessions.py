@@ -1,4 +1,4 @@
-"""Saved sessions that were changed: refused in a line, or restored to one that can go on."""
+"""Mutated saved sessions: refused in one line, or restored to a session that can go on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.fuzz
 BASE = "UALM_FUZZ_BUNDLE"
 CASES, SEED = 300, 15
 
-#: Headers that numpy would read as Python, and some that say something else than the file holds.
+#: Headers that numpy would evaluate as Python, and some that contradict the file.
 HEADERS = (
     "__import__('os').abort()",
     "(" * 5000,
@@ -53,7 +53,7 @@ def saved() -> bytes:
 
 
 def rewritten(rng: random.Random) -> bytes:
-    """The archive made anew, so that every checksum fits, of changed arrays."""
+    """The archive rebuilt from changed arrays, so that every checksum fits."""
     with np.load(io.BytesIO(saved())) as stored:
         about, cache = json.loads(stored["about"].tobytes()), np.array(stored["cache"])
     arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8), "cache": cache}

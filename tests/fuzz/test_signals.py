@@ -1,4 +1,4 @@
-"""Signals at any moment between the first import and the last write: the status says which, and nothing else does."""
+"""Signals at any moment between the first import and the last write: only the exit status reports which."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="signals of Linux"),
 ]
 
-#: Environment variable that tells the processes of the harness where things lie and how long commands take.
+#: Environment variable that gives the harness's processes paths and the durations of commands.
 FACTS = "UALM_FUZZ_SIGNALS"
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Where what is ours lies: a script that pip wrote is not.
+#: Where our own code is; a script written by pip is not.
 ROOMS = tuple(str(Path(room.__file__ or "").parent) for room in (ualm, ualm.runtime))
-#: The command as pip has installed it.
+#: The command as installed by pip.
 INSTALLED = Path(sysconfig.get_path("scripts")) / "ualm"
 #: Program, arguments and lines of standard input.
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
@@ -50,7 +50,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "doctor": ("installed", ["doctor", "BUNDLE", "--json"], ""),
     "export": ("export", ["RUN", "-o", "new"], ""),
 }
-#: Exports take much longer than the others, most of it in imports.
+#: Exports take much longer than the others, mostly in imports.
 WEIGHTS = {"export": 1}
 
 
@@ -80,13 +80,14 @@ def start(name: str, folder: Path, places: dict[str, str]) -> subprocess.Popen[s
             env=environment,
             text=True,
             errors="replace",
-            # a shell that starts the tests in the background, or nohup, has them ignore some, and children inherit that
+            # a shell that starts the tests in the background, or nohup, makes them ignore some signals, which children
+            # inherit
             preexec_fn=heed_signals,
         )
 
 
 def a_signal(rng: random.Random, folder: Path) -> str:
-    """One command, one signal or two, and what came of it."""
+    """One command, one or two signals, and the outcome."""
     name = rng.choices(list(COMMANDS), [WEIGHTS.get(name, 3) for name in COMMANDS])[0]
     number = rng.choice(NUMBERS)
     process = start(name, folder, facts()["places"])
@@ -110,11 +111,11 @@ def a_signal(rng: random.Random, folder: Path) -> str:
     if process.returncode == 0:
         assert "Traceback" not in err and "Exception" not in err, said
         return "done before"
-    if "Traceback" in err or "Fatal" in err:  # in what Python does before it reads the first line of ours
+    if "Traceback" in err or "Fatal" in err:  # in what Python does before our first line
         assert number == signal.SIGINT and not any(room in err for room in ROOMS), said
         return "before ualm"
     assert process.returncode in (128 + number, -number), said
-    if process.returncode < 0:  # it was over, and Python has taken the handlers away
+    if process.returncode < 0:  # it had finished, and Python has removed the handlers
         err = "".join(line for line in err.splitlines(keepends=True) if not line.startswith("standard output: "))
     assert but_cut(err) == "", said
     return "ended" if process.returncode > 0 else "killed"  # by the system, before Python or after it
@@ -125,7 +126,7 @@ def hidden(folder: Path) -> list[Path]:
 
 
 def left(folder: Path) -> str | None:
-    """What is hidden or half-written."""
+    """Hidden or half-written files."""
     if found := hidden(folder):
         return f"{found[0].name} is left"
     for path in folder.iterdir():

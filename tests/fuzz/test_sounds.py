@@ -1,7 +1,7 @@
-"""Sound files whose headers and bodies were changed: read, with what is odd told, or refused in a line.
+"""Mutated sound files: read, with a note of anything odd, or refused in one line.
 
-However they come (a path of any suffix, bytes, a file object, a pipe) and whether or not a longest sound is set: a file
-of a few kilobytes never takes much memory or time.
+In any form (a path with any suffix, bytes, a file object, a pipe), with or without a longest sound: a file of a few
+kilobytes never takes much memory or time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".raw", ".m4a", "
 
 @functools.cache
 def originals() -> tuple[bytes, ...]:
-    """A third of a second in every format, mono or stereo, and zeros that compress to next to nothing."""
+    """A third of a second in every format, mono or stereo, and zeros that compress to almost nothing."""
     rng = np.random.default_rng(0)
     made = []
     for index, (container, subtype) in enumerate(WRITTEN):
@@ -75,7 +75,7 @@ def originals() -> tuple[bytes, ...]:
 
 
 def header(rng: random.Random) -> bytes:
-    """A header by hand, any of whose numbers may be odd, before some noise."""
+    """A handmade header, any of whose numbers may be odd, before some noise."""
     steps = np.frombuffer(rng.randbytes(2 * rng.randrange(2000)), "<i2")
 
     def odd(usual: int, bits: int) -> int:
@@ -96,7 +96,7 @@ def header(rng: random.Random) -> bytes:
 
 
 class Pipe(io.RawIOBase):
-    """Bytes that come once, in pieces."""
+    """Bytes that can be read once, in pieces."""
 
     def __init__(self, data: bytes, piece: int) -> None:
         self._data, self._piece = io.BytesIO(data), piece
@@ -143,7 +143,7 @@ def test_a_changed_sound_is_read_or_refused_in_a_line() -> None:
 
 
 def the_largest_sound(rng: random.Random, folder: Path) -> str:
-    """300 s of 48 kHz in 8 channels, 8 bits each, in a file of which only the header takes room on the disk."""
+    """300 s at 48 kHz in 8 channels of 8 bits, in a sparse file of which only the header takes disk space."""
     size = 300 * 48000 * 8
     about = struct.pack("<HHIIHH", 1, 8, 48000, 48000 * 8, 8, 8)
     head = b"RIFF" + struct.pack("<I", size + 36) + b"WAVEfmt \x10\0\0\0" + about + b"data" + struct.pack("<I", size)

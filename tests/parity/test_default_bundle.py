@@ -1,4 +1,4 @@
-"""Whoever names no bundle gets the model that comes with ualm, and is told so."""
+"""Without a named bundle, the model that comes with ualm is used, and a notice says so."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHORT = ("--threads", 1, "--max-seconds", 0.05)
 
 @pytest.fixture
 def within(clean_environment: None, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A build of ualm that brings a model."""
+    """A build of ualm that contains a model."""
     folder = tmp_path / "within" / "tiny"
     shutil.copytree(tiny_bundle, folder)
     monkeypatch.setattr(packaged, "PACKAGED", folder)
@@ -91,7 +91,7 @@ def test_a_shell_hears_it_once(ualm: Command, within, tmp_path, monkeypatch):
 
 def test_a_shell_is_the_one_of_the_session_or_the_parent_and_those_that_ended_are_forgotten(tmp_path, monkeypatch):
     if not Path("/proc/self/stat").exists():
-        pytest.skip("the system does not tell when a process began")
+        pytest.skip("the system does not report when a process began")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     ended, shell = (subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) for code in ("", "input()"))
     ended.wait()
@@ -174,4 +174,4 @@ def test_it_lies_where_the_wheel_takes_files_from():
         f"runtime/tiny/{name}" for name in ("manifest.json", "weights.safetensors", "codec.onnx", "tokenizer.json")
     ]
     ignored = subprocess.run(["git", "check-ignore", *names], cwd=ROOT, capture_output=True, text=True)
-    assert ignored.stdout == "", "what git ignores, the wheel leaves out"
+    assert ignored.stdout == "", "the wheel leaves out what git ignores"

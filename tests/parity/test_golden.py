@@ -35,7 +35,7 @@ def checks(tiny_bundle: Path) -> dict[str, Check]:
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_engine_gives_the_golden_vector(checks: dict[str, Check], name: str) -> None:
-    """The null branch of the golden vector was prefilled densely, the engine's is the constant vector."""
+    """The null branch of the golden vector was a dense prefill, the engine's is the constant vector."""
     check = checks[name]
     assert check.problem is None and check.error is not None
     assert check.error <= check.tolerance == 1e-4
@@ -48,7 +48,7 @@ def test_every_output_of_the_golden_vector_is_checked(checks: dict[str, Check], 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, int], Bundle]:
-    """A bundle of a run whose layers each add as much as goes through them: format, layers, seed."""
+    """A bundle of a run whose layers each add as much as passes through them: format, layers, seed."""
 
     @functools.cache
     def run(layers: int, seed: int) -> Path:
@@ -83,7 +83,7 @@ def test_the_device_loop_passes_in_the_bundles_half_precision(exported: Any, pre
     assert [check.name for check in checks] == CHECKS
     assert all(check.passed for check in checks), checks
     spoken = [check for check in checks[1:5] if check.error is not None]
-    # it does round: none of these is a float32 engine that any tolerance would let through
+    # it does round: none of these is a float32 engine, which any tolerance would accept
     assert max(check.error or 0 for check in spoken) > 0.02 * UNIT[engine.arithmetic["body"]]
 
 
@@ -113,7 +113,7 @@ def test_the_cpu_engine_says_what_it_computes_in(exported: Any, precision: str) 
 
 
 def test_an_engine_that_computes_in_float32_is_not_let_off_by_a_bundle_in_half_precision(exported: Any) -> None:
-    """What is allowed depends on who computes, not on what is stored."""
+    """The tolerance depends on the engine's arithmetic, not on the stored format."""
     bundle = exported("fp16", 2, 0)
     exact, half = cpu_engine(bundle, GOLDEN_CONTEXT), HalfEngine(bundle, GOLDEN_CONTEXT)
     exact.body = "backbone.grouped"
@@ -150,7 +150,7 @@ def _without_bias(model: onnx.ModelProto, layers: int) -> None:
 
 
 def _no_angles(model: onnx.ModelProto, layers: int) -> None:
-    """Keys are not turned; queries are."""
+    """Keys are not rotated; queries are."""
     for node in model.graph.node:
         if node.op_type == "RotaryEmbedding" and node.name.endswith(".k_rotary"):
             node.op_type = "Identity"
@@ -158,7 +158,7 @@ def _no_angles(model: onnx.ModelProto, layers: int) -> None:
 
 
 def _half_a_matrix(model: onnx.ModelProto, layers: int) -> None:
-    """What one matrix in the middle adds is half of what it should be."""
+    """The contribution of one matrix in the middle is halved."""
     for node in model.graph.node:
         if node.name == f"backbone.{layers // 2}.ffn_residual":
             half = _constant(model, "half", 0.5, "")
@@ -170,7 +170,7 @@ def _half_a_matrix(model: onnx.ModelProto, layers: int) -> None:
 
 
 def _constant(model: onnx.ModelProto, name: str, value: float, like: str) -> str:
-    """A scalar constant, of float16 or bfloat16 where ``like`` names a value that was cast to one."""
+    """A scalar constant, in float16 or bfloat16 if ``like`` names a value that was cast to it."""
     types = {node.output[0]: node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"}
     types |= {each.name: each.data_type for each in model.graph.initializer}
     kind = types.get(like, TensorProto.FLOAT)
@@ -203,7 +203,7 @@ def test_what_is_wrong_fails_the_check_with_rows_in_8_bits(
     model = onnx.load(bundle.part("backbone"), load_external_data=False)
     damage(model, layers)
     folder = changed_part(bundle, tmp_path / "bundle", "backbone", model.SerializeToString())
-    if damage is _two_layers_swapped:  # seen before anything is computed
+    if damage is _two_layers_swapped:  # detected before anything is computed
         with pytest.raises(BundleError, match=r"weight 'backbone.* is not where weights\.safetensors has it"):
             Bundle(folder, verify="never")
         return

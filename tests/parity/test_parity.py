@@ -18,9 +18,9 @@ from ualm.export.bundle import export_run
 from ualm.runtime import AudioSampling, ModalityError, Model, Segment, Sound, Speech, TextSampling, _native
 from ualm.runtime.engines.onnxruntime import cpu as engine
 
-#: fp32 on both sides, sums in another order: the errors seen are about 1e-6 of the spread of a row's logits.
+#: fp32 on both sides, with sums in another order: observed errors are about 1e-6 of the spread of a row's logits.
 LOGITS = 1e-4
-#: Of the peak; seen: 2e-6.
+#: Share of the peak; 2e-6 was seen.
 SAMPLES = 1e-4
 #: A greedy path is compared only where the closest choice was wider than this, in standard deviations of the logits.
 MARGIN = 1e-3
@@ -51,7 +51,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """Logits of every step, as the engine hands them to the sampler."""
+    """Logits of every step, as the engine passes them to the sampler."""
     seen: list[np.ndarray] = []
 
     class Recorder:

@@ -1,4 +1,4 @@
-"""The reference that everything else is judged by keeps to the contract, and its cases are safe to compare on."""
+"""The reference that everything else is compared with follows the contract, and its cases are safe for comparison."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from support.reference import EOS, EOT, STREAMS, Conversation, Reference, Unsupp
 from support.runs import Run, make_run
 from support.sounds import make_sound, write_sound
 
-# float32 against float64 moves a logit by at most 8e-6 of its spread in these cases (measured); a gap a hundred
-# times that cannot be flipped by an implementation that is right
+# float32 against float64 moves a logit by at most 8e-6 of its spread in these cases (measured); a gap a hundred times
+# as large cannot be flipped by a correct implementation
 SAFE_MARGIN = 1e-3
 
 CAPTION = [("user", "A dog barks twice.")]
@@ -109,7 +109,7 @@ def test_guidance_mixes_the_branches_before_masking(ref: Reference) -> None:
     drawable = np.isfinite(plain.logits[0])
     assert drawable.sum() == STREAMS * (ref.codebook_size + 1) + 2
     expected = 3 * plain.logits[0][drawable] - 2 * null[drawable]
-    # one pass against a cached one: float32 rounding of logits of size 10, tripled
+    # one uncached pass against a cached one: float32 rounding of logits of size 10, tripled
     np.testing.assert_allclose(guided.logits[0][drawable], expected, atol=1e-4)
 
 
@@ -128,7 +128,7 @@ def test_stepping_with_a_cache_equals_one_pass(ref: Reference) -> None:
 
 
 class Forced(Conversation):
-    """A conversation whose stream 0 wants given ids at given rows; everything else stays the model's."""
+    """A conversation whose stream 0 draws given ids at given rows; everything else is the model's."""
 
     wishes: dict[int, int]
     at: int
@@ -203,7 +203,7 @@ def test_image_cannot_be_spoken(tmp_path: Path) -> None:
         ref.run(CAPTION)
 
 
-# ---- what goes in ----
+# ---- inputs ----
 
 
 def test_prompt_rows_follow_the_contract(ref: Reference) -> None:
@@ -238,7 +238,7 @@ def test_a_sound_takes_one_row_per_40_ms(tmp_path: Path, encoder: str, seconds: 
     assert np.array_equal(features, ref.features(write_sound(tmp_path / "sound.wav", samples, rate)))
 
 
-# ---- what is in a run ----
+# ---- contents of a run ----
 
 
 def test_weight_norm_spellings_hold_the_same_codec(tmp_path: Path) -> None:

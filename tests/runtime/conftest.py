@@ -10,7 +10,7 @@ from ualm.runtime import Model, Sound
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
-    """The model that comes with ualm; a file with another model has a fixture of its own."""
+    """The model that comes with ualm; files that use another model have their own fixture."""
     with Model.open(threads=1) as opened:
         yield opened
 

@@ -1,4 +1,4 @@
-"""What the runtime is given and cannot use is refused by name, and the model stays usable afterwards."""
+"""Input that the runtime cannot use is refused by name, and the model stays usable afterwards."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def refusal(kind: type[UalmError], call: Any, *arguments: Any, **options: Any) -
 
 
 def assert_usable(model: Model) -> None:
-    """The model says what it says when nothing has gone wrong before."""
+    """The model answers as if nothing had gone wrong before."""
     with Model.open(model.bundle.folder, threads=1, max_context=model.max_context) as fresh:
         expected = fresh.generate("A dog barks.", max_steps=12, seed=3)
     found = model.generate("A dog barks.", max_steps=12, seed=3)
@@ -337,7 +337,7 @@ def test_a_context_that_ends_while_a_sound_is_drawn_is_told(model):
     assert_usable(model)
 
 
-# ---- failures on the way ----
+# ---- failures while running ----
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

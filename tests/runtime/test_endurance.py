@@ -22,7 +22,7 @@ pytestmark = pytest.mark.full
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its sounds, unguided, end with max_steps alone: 5,000 samples each."""
+    """Its sounds, unguided, end only by max_steps: 5,000 samples each."""
     folder = tmp_path_factory.mktemp("endless")
     run = make_run(folder / "run", seed=1, lean={"eos": -40.0, "eot": -40.0, "pad": -40.0})
     return export_run(run.folder, folder / "bundle").bundle
@@ -34,7 +34,7 @@ def model(bundle: Path) -> Iterator[Model]:
         yield opened
 
 
-#: A process of its own: what earlier tests have given back to the allocator would hide a growth.
+#: A separate process: memory that earlier tests returned to the allocator would hide growth.
 _GENERATE = """
 import json, sys
 from ualm.bench.meters.memory import memory_of
@@ -48,7 +48,7 @@ print(json.dumps([len(sound.samples), held]))
 """
 
 
-@pytest.mark.skipif(memory_of() is None, reason="the system does not tell what a process holds")
+@pytest.mark.skipif(memory_of() is None, reason="the system does not report a process's memory")
 def test_memory_is_flat_over_300_generations(bundle: Path) -> None:
     """From the first 60 to the last 60, 1 MiB is allowed, for arenas of the allocator that settle late (0.03 seen). A
     sound kept by each generation, 20,000 bytes, would add 4.6 MiB."""

@@ -1,4 +1,4 @@
-"""``ualm`` is a package of its own: no folder of that name takes its place, and it costs nothing until it is used."""
+"""``ualm`` is a separate package: no folder of that name takes its place, and it costs nothing until it is used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def installed(place: Path, *, native: bool = True) -> Path:
-    """A folder with ualm as a wheel lays it out, after what pyproject.toml says of it."""
+    """A folder with ualm laid out as in a wheel, according to pyproject.toml."""
     mapped = re.search(r"^wheel\.packages = \{(.*)\}$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert mapped is not None
     for target, source in re.findall(r'"(\S+)" = "(\S+?)"', mapped.group(1)):
@@ -100,7 +100,7 @@ print("Model" in vars(runtime), "Model" in vars(ualm), ualm.Model is runtime.Mod
 @pytest.mark.parametrize(
     ("line", "module"),
     [
-        ("from ualm import Model", "ualm.runtime.errors"),  # the first of those that are looked through
+        ("from ualm import Model", "ualm.runtime.errors"),  # the first of those that are searched
         ("from ualm.runtime import Model", "ualm.runtime.errors"),
         ("from ualm.runtime import sound", "ualm.runtime.sound.sound"),
         ("from ualm import bench", "ualm.bench"),

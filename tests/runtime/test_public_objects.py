@@ -1,4 +1,4 @@
-"""Public objects in a notebook: short reprs, transcripts, messages of either form, types that a checker knows."""
+"""Public objects in a notebook: short reprs, transcripts, messages in either form, types known to a checker."""
 
 from __future__ import annotations
 

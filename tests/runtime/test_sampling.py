@@ -142,7 +142,7 @@ def test_an_unknown_mode_is_refused(mode):
 
 @pytest.mark.parametrize("rows", range(1, SHORTEST_SOUND_ROWS))
 def test_fixed_mode_needs_rows_for_one_frame_and_its_drain(rows):
-    assert SHORTEST_SOUND_ROWS == 8  # a frame, and the seven rows by which the last stream is late
+    assert SHORTEST_SOUND_ROWS == 8  # a frame, and the seven rows by which the last stream is delayed
     with pytest.raises(InputError, match=f"max_steps = {rows} cannot hold one frame; at least 8"):
         check_options("fixed", AudioSampling(max_steps=rows), TextSampling())
     check_options("reference", AudioSampling(max_steps=rows), TextSampling())

@@ -1,4 +1,4 @@
-"""ONNX Runtime sends nothing, writes nothing about the device, and says nothing of its telemetry."""
+"""ONNX Runtime sends nothing, writes nothing about the device, and prints nothing about its telemetry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMPORTED = "import ualm.runtime.engines.onnxruntime.cpu"
 
 
 def run(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A process of a user who has set nothing; the library keeps quiet by itself where it sees a CI."""
+    """A process without settings of its own; the library is quiet by itself if it detects a CI."""
     kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH") if name in os.environ}
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -33,7 +33,7 @@ def run(code: str, folder: Path, **environment: str) -> subprocess.CompletedProc
 
 
 def test_nothing_is_written_and_nothing_is_said(tmp_path: Path) -> None:
-    """Left to itself, the library writes a device's identifier; where it cannot, it says so on standard error."""
+    """By default, the library writes a device identifier; if it cannot, it says so on standard error."""
     done = run(IMPORTED, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.rglob("*")) == []

@@ -1,4 +1,4 @@
-"""Bundles that tests change."""
+"""Changed bundles for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ualm.runtime.bundle.bundle import MANIFEST, Bundle
 
 
 def changed_manifest(bundle: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A bundle of the same files, whose manifest is changed and signed again."""
+    """A bundle with the same files, whose manifest is changed and signed again."""
     folder.mkdir()
     for file in bundle.iterdir():
         if file.name != MANIFEST:
@@ -29,7 +29,7 @@ def changed_manifest(bundle: Path, folder: Path, change: Callable[[dict[str, Any
 
 
 def changed_part(bundle: Bundle, folder: Path, role: str, graph: bytes) -> Path:
-    """A bundle with another graph of a part, signed again."""
+    """A bundle with another graph for a part, signed again."""
     name = bundle.part(role).name
 
     def change(document: dict[str, Any]) -> None:
@@ -41,6 +41,6 @@ def changed_part(bundle: Bundle, folder: Path, role: str, graph: bytes) -> Path:
 
 
 def with_post_codec(bundle: Path, folder: Path, *, sample_rate: int, channels: int) -> Path:
-    """The bundle with a resampler behind its codec."""
+    """The bundle with a resampler after its codec."""
     stage = Resampler.describe(Bundle(bundle, verify="never").manifest.codec, sample_rate, channels)
     return changed_manifest(bundle, folder, lambda document: document.update(post_codec=vars(stage)))

@@ -1,4 +1,4 @@
-"""Random models that choose only what they have parts for."""
+"""Random models that choose only modalities for which they have parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ualm.runtime.vocabulary import CHOOSABLE
 
 @contextmanager
 def choosing_what_it_can() -> Iterator[None]:
-    """A model with random weights would choose an image now and then: the likelier of text and audio is chosen."""
+    """A model with random weights would occasionally choose an image: here the likelier of text and audio is chosen."""
     real = OnnxRuntimeSequence.modality_logits
     able = [name in ("text", "audio") for name in CHOOSABLE]
     with pytest.MonkeyPatch.context() as patch:

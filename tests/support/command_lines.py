@@ -1,4 +1,5 @@
-"""Command lines in copies of this process: the real entry point, descriptors and status, without the imports' time."""
+"""Command lines in forks of this process: the real entry point, descriptors and status, without the time for
+imports."""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ from typing import NoReturn
 
 from ualm.runtime.cli import command
 
-#: What a standard stream may be, beside a file's bytes to read or a file to capture it in.
+#: What a standard stream may be, besides a file's bytes to read or a file to capture it in.
 CLOSED, FULL, GONE = "closed", "full", "gone"
 
 
 @dataclass(frozen=True)
 class Done:
-    """``status`` as a shell shows it; ``out`` and ``err`` are None where they were not captured."""
+    """``status`` as a shell shows it; ``out`` and ``err`` are None if they were not captured."""
 
     status: int
     out: bytes | None
@@ -41,7 +42,8 @@ def run_line(
     encoding: str = "utf-8",
     limit: float = 60.0,
 ) -> Done:
-    """``ualm ARGUMENTS`` in ``folder``. The copy shares what is imported here; ``limit``: seconds until it is killed.
+    """``ualm ARGUMENTS`` in ``folder``. The fork shares the modules imported here; ``limit``: seconds until it is
+    killed.
 
     ``stdin``: bytes, or :data:`CLOSED`; the others: None (captured), :data:`CLOSED`, :data:`FULL` or :data:`GONE` (a
     pipe without a reader).
@@ -81,7 +83,7 @@ def _become(
     variables: dict[str, str],
     encoding: str,
 ) -> NoReturn:
-    """Be the command in a new process, as Python begins and ends one."""
+    """Act as the command in a new process, as Python starts and ends one."""
     status = 70
     try:
         os.chdir(folder)
@@ -89,7 +91,7 @@ def _become(
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for descriptor, kind in enumerate(kinds):
             _place(descriptor, kind, streams / str(descriptor))
-        # as Python makes them: none for a descriptor that is closed
+        # as Python makes them: None for a closed descriptor
         for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
             if kinds[descriptor] == CLOSED:
                 setattr(sys, name, None)
@@ -114,13 +116,13 @@ def _place(descriptor: int, kind: str | None, file: Path) -> None:
         opened = os.open("/dev/full", os.O_WRONLY)
     else:
         opened = os.open(file, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT)
-    if opened != descriptor:  # the lowest that is free, where one below was closed
+    if opened != descriptor:  # the lowest free one, if a lower one was closed
         os.dup2(opened, descriptor)
         os.close(opened)
 
 
 def _ended() -> int:
-    """What the interpreter makes of how the entry point ends."""
+    """The exit status that the interpreter derives from how the entry point ends."""
     status = 0
     try:
         command.main()

@@ -32,7 +32,7 @@ class Tensors(dict):
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Every parameter random and none degenerate: biases and norms too, so that a forgotten one shows."""
+    """Every parameter random and none degenerate, including biases and norms, so that a missing one shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -56,7 +56,7 @@ def adapted(tensors: Tensors, rows: np.ndarray) -> np.ndarray:
 
 
 class WrittenEncoder:
-    """A planned encoder, written into a folder and opened from there, as a bundle's is."""
+    """A planned encoder, written into a folder and opened from there, like a bundle's."""
 
     def __init__(self, part: EncoderPart, store: WeightStore, folder: Path) -> None:
         store.lay_out()

@@ -1,4 +1,4 @@
-"""The fast tier, ``pytest --fast``: the files that show most in a minute, and the minute, which is held."""
+"""The fast tier, ``pytest --fast``: the files that test most in a minute, and the enforced time limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-#: Processor time that the tier may take in all, collection and imports included: seconds.
+#: Total processor time that the tier may take, collection and imports included, in seconds.
 LIMIT = 60.0
 FILES = (
     *("bench/harness/test_blocks.py", "bench/meters/test_environment.py", "bench/report/test_statistics.py"),
@@ -26,21 +26,21 @@ FILES = (
     ),
     *("runtime/test_sampling.py", "runtime/sound/test_sound.py", "runtime/conversation/test_sound_stream.py"),
 )
-#: Files of which only tests with such a parameter are of the tier.
+#: Files of which only tests with these parameters belong to the tier.
 PARAMETERS = {
-    # whole conversations against the slow reference: a sound with guidance, one that is heard, text that plays
+    # whole conversations against the slow reference: a sound with guidance, a heard sound, text that plays
     "parity/test_parity.py": ("caption_guidance_3", "omni_44k_stereo", "text_then_audio"),
 }
 _seconds: Counter[str] = Counter()
 
 
 def holds(path: Path) -> bool:
-    """Whether a file is of the tier, or a folder may hold one that is."""
+    """Whether a file belongs to the tier, or a folder may contain one that does."""
     return path.is_dir() or path.suffix != ".py" or path.relative_to(TESTS).as_posix() in FILES
 
 
 def deselect(items: list[pytest.Item], config: pytest.Config) -> None:
-    """Leave out what :data:`PARAMETERS` leaves out."""
+    """Deselect tests that :data:`PARAMETERS` excludes."""
     left = [item for item in items if not _has_parameter(item)]
     if left:
         config.hook.pytest_deselected(items=left)
@@ -53,19 +53,19 @@ def _has_parameter(item: pytest.Item) -> bool:
 
 
 def count(report: pytest.TestReport) -> None:
-    """Remember what a file's tests take, to name the slowest."""
+    """Record the time of a file's tests, to name the slowest."""
     _seconds[report.nodeid.partition("::")[0]] += report.duration
 
 
 def finish(session: pytest.Session) -> None:
-    """A tier that takes too long fails, whatever its tests say."""
+    """A tier that takes too long fails, even if its tests pass."""
     if problem := over_limit(sum(os.times()[:4])):
         print(f"\n{problem}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def over_limit(seconds: float) -> str | None:
-    """What to do about so many seconds of this process and its children; None where they are few enough."""
+    """The message for so many seconds of this process and its children; None if they are within the limit."""
     if seconds <= LIMIT:
         return None
     slowest = ", ".join(f"{file} ({taken:.0f} s)" for file, taken in _seconds.most_common(3))

@@ -1,8 +1,8 @@
-"""Figures that the pages quote: each carries a marker that names the file of ``bench/results`` it stands in.
+"""Figures that the pages quote: each has a marker that names its file in ``bench/results``.
 
 ``python tests/support/figures.py`` says which pages disagree with the files, and ``--write`` puts the files' numbers
-into the pages. A marker is an HTML comment right behind a number and its unit, which readers do not see; the language
-is in ``bench/results/README.md``.
+into the pages. A marker is an HTML comment right after a number and its unit, invisible to readers; the language is
+described in ``bench/results/README.md``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":  # as a program, it is outside of its package
+if __name__ == "__main__":  # as a program, it is outside its package
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support.kept_values import SelectorError, evaluate, scoped
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), RESULTS / "README.md"]
 
-#: Units whose numbers must name their file. ``x`` between two sizes is a product, not a unit.
+#: Units whose figures must name their file. ``x`` between two sizes is a product, not a unit.
 _REQUIRED = r"GB/s|milliseconds|seconds?|percent|times|fold|RTF|ms|ns|s|%|x(?!\s?[\d(])"
 _UNIT = rf"(?:{_REQUIRED}|[KMG]iB|[kMG]B|B|nats?|dB)(?![\w/])|%"
 _NUMBER = r"(?<![\w.])(?:(?<![^\s(|])-)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e-?\d+)?(?![\d])"
@@ -36,7 +36,7 @@ _MARKER = re.compile(r"<!--=\s*(.*?)\s*-->", re.DOTALL)
 _SCOPE = re.compile(r"<!--in\s+(.*?)\s*-->")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _FENCE = re.compile(r"^([ ]*)```([^\n`]*)\n(.*?)^\1```[ ]*$", re.MULTILINE | re.DOTALL)
-#: Shares in words, of what the bench measures.
+#: Shares in words, of quantities that the bench measures.
 _WORDS = re.compile(
     r"\b(?:half|thirds?|quarters?|fifths?|tenths?|twentieths?)\b"
     r"(?=\s+(?:of\s+)?(?:the\s+|its\s+|that\s+)?(?:\w+'s?\s+|memory\s+)?(?:bandwidth|time|speed|rate)\b)"
@@ -45,9 +45,9 @@ _WORDS = re.compile(
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of a page. ``start``, ``end``: where its digits stand in the source; ``unit``: the one written beside
-    it, at the end of its range or in the head of its column; "" where there is none. ``marker``: what it is said to
-    equal. ``required``: it is one that must name a file."""
+    """A number on a page. ``start``, ``end``: the position of its digits in the source; ``unit``: written beside it, at
+    the end of its range or in the header of its column; "" if there is none. ``marker``: what it claims to equal.
+    ``required``: whether it must name a file."""
 
     page: str
     line: int
@@ -62,7 +62,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A marked figure whose file says otherwise, or whose marker names nothing (``right`` is None)."""
+    """A marked figure that differs from its file, or whose marker names nothing (``right`` is None)."""
 
     figure: Figure
     right: str | None
@@ -75,7 +75,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Exempt:
-    """A text that holds figures of which no result can tell. It must stand in ``page``, and hold one."""
+    """A text with figures that no result contains. It must occur in ``page``, and contain a figure."""
 
     page: str
     text: str
@@ -83,8 +83,8 @@ class Exempt:
 
 
 def figures_of(page: str, source: str) -> list[Figure]:
-    """The figures of a page: those with a unit that must be backed, and those that are marked. A marker that stands
-    behind no figure is a :class:`SelectorError`."""
+    """The figures of a page: those with a unit that must be backed, and those that are marked. Raises
+    :class:`SelectorError` for a marker that follows no figure."""
     text, places, markers = _without_comments(_without_code(source))
     units_of_columns = _Columns(text)
 
@@ -97,7 +97,7 @@ def figures_of(page: str, source: str) -> list[Figure]:
         return Figure(page, line(start), *span, text[start:end], unit, marker, required, around)
 
     found = [figure(*match.span(), "", None, True) for match in _WORDS.finditer(text)]
-    behind: tuple[int, str] | None = None  # where the number behind this one begins, and its unit
+    behind: tuple[int, str] | None = None  # where the number after this one begins, and its unit
     for match in reversed(list(_FIGURE.finditer(text))):
         start, end = match.span("number")
         unit = " ".join((match["unit"] or "").split())
@@ -117,7 +117,8 @@ def figures_of(page: str, source: str) -> list[Figure]:
 
 
 def unmarked(page: str, source: str, exempt: Sequence[Exempt]) -> tuple[list[Figure], list[Exempt]]:
-    """Figures that must name a file and neither do nor are exempt; and exemptions of the page that hold no figure."""
+    """Figures that must name a file but neither do nor are exempt; and exemptions of the page that contain no
+    figure."""
     open_figures = [figure for figure in figures_of(page, source) if figure.required and figure.marker is None]
     idle, spans = [], []
     for each in exempt:
@@ -131,7 +132,7 @@ def unmarked(page: str, source: str, exempt: Sequence[Exempt]) -> tuple[list[Fig
 
 
 def mismatches(figures: Sequence[Figure], folder: Path) -> Iterator[Mismatch]:
-    """Marked figures that are not what their file's value rounds to, at the precision quoted."""
+    """Marked figures that differ from their file's value rounded to the quoted precision."""
     for figure in figures:
         if figure.marker is None:
             continue
@@ -146,7 +147,7 @@ def mismatches(figures: Sequence[Figure], folder: Path) -> Iterator[Mismatch]:
 
 
 def rewritten(source: str, wrong: Sequence[Mismatch]) -> str:
-    """The page with the files' numbers in place of those that differ; the words around them are for a person."""
+    """The page with numbers that differ replaced by the files'; adapting the words around them is left to a person."""
     for each in sorted(wrong, key=lambda each: each.figure.start, reverse=True):
         if each.right is not None:
             source = source[: each.figure.start] + each.right + source[each.figure.end :]
@@ -154,7 +155,7 @@ def rewritten(source: str, wrong: Sequence[Mismatch]) -> str:
 
 
 def written_like(quoted: str, number: float) -> str:
-    """``number`` rounded to the decimals of ``quoted``, with thousands parted as there."""
+    """``number`` rounded to the decimals of ``quoted``, with the same thousands separators."""
     digits = quoted.replace(",", "")
     mantissa, exponent, _ = digits.partition("e")
     decimals = len(mantissa.partition(".")[2])
@@ -167,8 +168,8 @@ def written_like(quoted: str, number: float) -> str:
 
 
 def _without_code(source: str) -> str:
-    """Blanks for what is code: commands, programs, data. What a program said (``text``) stays, and so do
-    examples of markers (``markdown``)."""
+    """Replaces code (commands, programs, data) with blanks. Output of programs (``text``) is kept, and so are examples
+    of markers (``markdown``)."""
 
     def blank(match: re.Match[str]) -> str:
         kept = match.re is _FENCE and match[2].strip() in ("text", "markdown")
@@ -180,8 +181,8 @@ def _without_code(source: str) -> str:
 
 
 def _without_comments(source: str) -> tuple[str, list[int], dict[int, str]]:
-    """The text without its comments; where each character stood; and the markers, by the place in the text that they
-    stand behind."""
+    """The text without its comments; the original position of each character; and the markers, by the position in the
+    text that they follow."""
     kept: list[str] = []
     places: list[int] = []
     markers: dict[int, str] = {}
@@ -202,7 +203,7 @@ def _without_comments(source: str) -> tuple[str, list[int], dict[int, str]]:
 
 
 class _Columns:
-    """Units in the heads of tables."""
+    """Units in the headers of tables."""
 
     def __init__(self, text: str) -> None:
         self._cells: list[tuple[int, int, str]] = []
@@ -222,7 +223,7 @@ class _Columns:
             at += len(line)
 
     def at(self, place: int) -> str:
-        """The unit in the head of the column that a place of the text stands in, or ""."""
+        """The unit in the header of the column that contains a position of the text, or ""."""
         return next((unit for start, end, unit in self._cells if start <= place < end), "")
 
 
@@ -239,7 +240,7 @@ def main() -> int:
         source = page.read_text(encoding="utf-8")
         try:
             found = list(mismatches(figures_of(page.relative_to(ROOT).as_posix(), source), RESULTS))
-        except SelectorError as error:  # a marker that belongs to no figure
+        except SelectorError as error:  # a marker that follows no figure
             print(error)
             wrong += 1
             continue

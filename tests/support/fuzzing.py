@@ -1,12 +1,12 @@
-"""Thousands of hostile inputs against one door of the product, in processes of their own, with limits.
+"""Runs thousands of hostile inputs against one interface of the product, in separate processes, with limits.
 
-A case is a function of a random generator and an empty folder: it makes its input, offers it, and returns in words what
-came of it. It may raise `UalmError` with a message of one line (a refusal); anything else that it raises, in callbacks
-and threads too, more than `MOST_SECONDS`, more than `MOST_BYTES` of memory and a process that dies are violations. Case
+A case is a function of a random generator and an empty folder: it makes its input, passes it on, and returns the
+outcome in words. It may raise `UalmError` with a one-line message (a refusal); any other exception, also in callbacks
+and threads, more than `MOST_SECONDS`, more than `MOST_BYTES` of memory and a process that dies are violations. Case
 ``i`` of seed ``s`` is the same input wherever it runs: ``run_case(case, s, i, folder)`` repeats it alone.
 
-Memory is what the kernel counts as the most that a case ever held, however shortly: each process asks for it after each
-case and tells it with the outcome. What is seen from outside meanwhile only ends a case before it takes the machine.
+Memory is the kernel's count of the most that a case ever held, however briefly: each process reads it after each case
+and reports it with the outcome. Observation from outside only ends a case before it exhausts the machine.
 """
 
 from __future__ import annotations
@@ -36,22 +36,23 @@ from ualm.bench.meters.memory import memory_of, peak_rss
 from ualm.runtime.errors import UalmError
 
 MOST_SECONDS = 10.0
-"""Of the processors' time, with what a case starts and waits for: on a busy machine a clock says nothing of a case."""
+"""Processor time, including processes that a case starts and waits for: on a busy machine wall-clock time is
+meaningless."""
 MOST_SILENCE = 60.0
-"""Seconds by the clock without an answer: what waits for something that does not come takes no processor's time."""
+"""Wall-clock seconds without an answer: waiting for something that never happens takes no processor time."""
 MOST_BYTES = 1 << 30
-"""Of memory that the process of a case holds at most, libraries and mapped files included, and each that it starts."""
+"""Most memory of a case's process, libraries and mapped files included, and of each process that it starts."""
 LONGEST_MESSAGE = 600
-"""Characters of a refusal: a line that a person reads."""
+"""Most characters of a refusal: a line that a person reads."""
 
 Case = Callable[[random.Random, Path], str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of case ``number``: ``kind`` is what it returned, 'refused' or 'violation'; ``text`` says more.
+    """The outcome of case ``number``: ``kind`` is its return value, 'refused' or 'violation'; ``text`` gives details.
 
-    ``peak``: bytes of memory that its process held at most, or one that it started and waited for.
+    ``peak``: most bytes of memory held by its process, or by one that it started and waited for.
     """
 
     number: int
@@ -60,7 +61,7 @@ class Outcome:
     peak: int = 0
 
     def judged(self) -> Outcome:
-        """This, or the violation that it is by its memory."""
+        """This outcome, or a violation if it held too much memory."""
         if self.kind == "violation" or self.peak <= MOST_BYTES:
             return self
         return dataclasses.replace(self, kind="violation", text=f"held {self.peak >> 20} MiB: {self.kind} {self.text}")
@@ -73,7 +74,8 @@ class _Peak:
         self.reset()
 
     def reset(self) -> None:
-        """From here on. Where the kernel does not forget, a process counts from its start, and none outlives a peak."""
+        """Count from here on. If the kernel cannot reset its count, a process counts from its start, and none outlives
+        a peak."""
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
@@ -98,13 +100,13 @@ def run_case(case: Case, seed: int, number: int, folder: Path) -> Outcome:
         kind, text = "refused", f"{type(error).__name__}: {error}"
         if "\n" in str(error).strip() or len(str(error)) > LONGEST_MESSAGE or not str(error).strip():
             kind = "violation"
-    except BaseException:  # a case may do anything; whatever it does is an outcome
+    except BaseException:  # a case may do anything; all of it is an outcome
         kind, text = "violation", traceback.format_exc()
     finally:
         sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
     if "Traceback" in printed.getvalue():
         unheard.append(printed.getvalue())
-    if unheard:  # it was printed, and all went on
+    if unheard:  # it was only printed
         kind, text = "violation", f"{unheard[0]}; {text}"
     if kind != "violation" and (took := busy_seconds() - started) > MOST_SECONDS:
         kind, text = "violation", f"took {took:.1f} s: {text}"
@@ -112,15 +114,16 @@ def run_case(case: Case, seed: int, number: int, folder: Path) -> Outcome:
 
 
 def busy_seconds() -> float:
-    """Seconds that this process, and those that it has waited for, have kept a processor busy."""
+    """Processor seconds of this process and of those that it has waited for."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def run_cases(case: Case, count: int, seed: int, *, workers: int = 2) -> collections.Counter[str]:
-    """``count`` cases of ``seed``; how many ended in which way. Raises AssertionError that shows the first violations.
+    """Runs ``count`` cases of ``seed``; returns how many ended in which way. Raises AssertionError with the first
+    violations.
 
-    ``case`` must be a function on the top level of a module below ``tests``.
+    ``case`` must be a top-level function of a module below ``tests``.
     """
     with tempfile.TemporaryDirectory(prefix="ualm-fuzz-") as folder:
         outcomes = _Pool(case, count, seed, Path(folder)).drain(workers)
@@ -139,7 +142,7 @@ def run_cases(case: Case, count: int, seed: int, *, workers: int = 2) -> collect
 
 
 class _Pool:
-    """Child processes that take the cases ``first, first + step, ...``; one that dies or hangs is replaced."""
+    """Child processes that run the cases ``first, first + step, ...``; one that dies or hangs is replaced."""
 
     def __init__(self, case: Case, count: int, seed: int, folder: Path) -> None:
         self._file = sys.modules[case.__module__].__file__
@@ -199,14 +202,14 @@ class _Child:
         return outcome
 
     def violation(self, ended: bool) -> str | None:
-        """Why case ``number`` is one: its process died, hangs or grew; None if not (so far)."""
+        """Why case ``number`` is a violation: its process died, hangs or grew; None if it is none (so far)."""
         if ended:
             status = self.process.wait()
             return None if status == 0 else f"its process ended with {status}"
         if time.monotonic() - self.since > MOST_SILENCE:
             return f"no answer after {MOST_SILENCE:.0f} s"
         memory = memory_of(self.process.pid)
-        # the process itself tells what it held; only what may never end is ended from here
+        # the process itself reports what it held; only what may never end is ended from here
         if memory is None or memory.anonymous <= 2 * MOST_BYTES:
             return None
         return f"holds {memory.anonymous >> 20} MiB"

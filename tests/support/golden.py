@@ -1,4 +1,4 @@
-"""What the golden vector of a bundle is compared on."""
+"""The outputs on which the golden vector of a bundle is compared."""
 
 CHECKS = [
     "logits.modality",

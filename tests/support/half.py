@@ -1,8 +1,8 @@
-"""The device loop with a body that truly computes in half precision, for a machine without a GPU.
+"""The device loop with a body that really computes in half precision, for a machine without a GPU.
 
-ONNX Runtime's CPU provider has hardly any operator in float16 and no product in bfloat16: a graph in float16 it
-computes in float32, rounding only what goes through the cache and attention, and one in bfloat16 it refuses. So the
-body is rewritten: whatever it holds in half precision is computed in float32 and rounded at once, at every operator.
+ONNX Runtime's CPU provider has hardly any operators in float16 and no product in bfloat16: it computes a float16 graph
+in float32, rounding only what goes through the cache and attention, and refuses a bfloat16 graph. So the body is
+rewritten: every half-precision value is computed in float32 and rounded at once, at every operator.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ualm.runtime.engines.onnxruntime.cuda import OnnxRuntimeCudaEngine
 
 #: Bits of a fraction, the leading one included.
 _BITS = {TensorProto.FLOAT16: 11, TensorProto.BFLOAT16: 8}
-#: Operators whose outputs are numbers that their inputs were.
+#: Operators whose outputs are values of their inputs.
 _MOVES = {"Split", "Reshape", "Transpose", "Slice", "Gather"}
 
 
@@ -51,7 +51,7 @@ class _Rounding:
             narrow = node.attribute[0].i == self.half
             copy.op_type = "Identity"
             del copy.attribute[:]
-        # the mask is nothing but zeros and infinities
+        # the mask contains only zeros and infinities
         if not narrow or node.op_type in _MOVES or node.input[0] == "mask":
             self.nodes.append(copy)
             self.rounded.update(node.output if narrow else [])
@@ -63,7 +63,8 @@ class _Rounding:
         self.rounded.add(output)
 
     def _round(self, value: str, output: str) -> None:
-        """Dekker's splitting: casts there and back would be taken out. To the nearest, for what is within range."""
+        """Dekker's splitting, because casts there and back would be optimised away. Rounds to nearest, for values
+        within range."""
         large = self._add("Mul", [value, "splitting"], f"{output}/large")
         rest = self._add("Sub", [large, value], f"{output}/rest")
         self._add("Sub", [large, rest], output)
@@ -121,6 +122,6 @@ class HalfEngine(OnnxRuntimeCudaEngine):
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(self.bundle.folder)
         )
-        # matrices in a block format are widened, as on a GPU: their rows are not rounded to 8 bits
+        # matrices in a block format are widened, as on a GPU: their input rows are not rounded to 8 bits
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

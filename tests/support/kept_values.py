@@ -19,7 +19,7 @@ from ualm.bench.report.schema import Comparison, Measurement, Report
 from ualm.bench.report.statistics import Summary
 from ualm.runtime.errors import InputError
 
-#: Units, each with what it measures and how much of that one is. What a page may write with one is in any of its kind.
+#: Units, each with what it measures and its size. A page may convert a value to any unit of its kind.
 UNITS: Mapping[str, tuple[str, float]] = {
     **dict.fromkeys(("s", "second", "seconds"), ("time", 1.0)),
     **dict.fromkeys(("ms", "milliseconds"), ("time", 1e-3)),
@@ -33,10 +33,10 @@ UNITS: Mapping[str, tuple[str, float]] = {
     **{f"{prefix}B": ("bytes", 1000.0**power) for power, prefix in enumerate("kMG", 1)},
     **{f"{prefix}iB": ("bytes", 1024.0**power) for power, prefix in enumerate("KMG", 1)},
 }
-#: What only a comparison has; naming one of these selects among the comparisons.
+#: Fields that only a comparison has; naming one of these selects among the comparisons.
 COMPARED = {field.name for field in fields(Comparison)} - {field.name for field in fields(Measurement)}
 
-#: How many of the things that a selector might have meant an error names.
+#: How many alternatives an error names for a selector.
 _SHOWN = 4
 _FIGURE = r":(?P<figure>[\w.]+)(?:\[(?P<where>[^\]]*)\])?(?::(?P<value>[\w.]+))?"
 _SELECTOR = re.compile(r"(?P<file>[\w.-]+)" + _FIGURE)
@@ -51,7 +51,7 @@ _OPERATIONS: Mapping[type, Callable[[Any, Any], Any]] = {
 
 
 class SelectorError(ValueError):
-    """A marker that names nothing, or more than one thing; the message says what there is."""
+    """A marker that names nothing, or more than one value; the message says what exists."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Value:
         return UNITS[self.unit][0] if self.unit in UNITS else self.unit
 
     def to(self, unit: str) -> float:
-        """The number in another unit of the same kind."""
+        """The number converted to another unit of the same kind."""
         if unit == self.unit:
             return self.number
         if unit not in UNITS or self.kind != UNITS[unit][0]:
@@ -91,7 +91,7 @@ class Value:
 
 
 def evaluate(expression: str, folder: Path) -> Value:
-    """The value of a marker's expression over the files of ``folder``; :class:`SelectorError` if it has none."""
+    """The value of a marker's expression over the files of ``folder``; raises :class:`SelectorError` if it has none."""
     found: list[Value] = []
 
     def name(match: re.Match[str]) -> str:
@@ -104,11 +104,11 @@ def evaluate(expression: str, folder: Path) -> Value:
     try:
         return _compute(ast.parse(plain.strip(), mode="eval").body, found)
     except SyntaxError:
-        raise SelectorError("it is no selector, nor sums and ratios of selectors") from None
+        raise SelectorError("it is not a selector, nor sums and ratios of selectors") from None
 
 
 def scoped(expression: str, scope: str | None) -> str:
-    """``expression`` with the file and the filters of ``scope``, FILE[WHERE], put to each selector without a file."""
+    """``expression`` with the file and the filters of ``scope``, FILE[WHERE], added to each selector without a file."""
     if scope is None or not (outer := _SCOPE.fullmatch(scope)):
         return expression
 
@@ -127,7 +127,7 @@ def _compute(node: ast.expr, found: list[Value]) -> Value:
         return found[int(node.id[1:])]
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
         return Value(float(node.value), "")
-    raise SelectorError(f"{ast.unparse(node)} is no selector, nor a number, + - * /")
+    raise SelectorError(f"{ast.unparse(node)} is not a selector, nor a number, + - * /")
 
 
 @cache
@@ -164,7 +164,7 @@ def _filter(text: str) -> tuple[str, str]:
 
 
 def _facts(record: Any) -> dict[str, str]:
-    """What a record can be told from others by."""
+    """The facts that distinguish a record from others."""
     facts = {"scenario": record.scenario, "subject": record.subject.name, "engine": record.subject.engine}
     if isinstance(record, Comparison):
         facts["other"] = record.other.name
@@ -182,7 +182,7 @@ def _describe(record: Any) -> str:
 
 
 def _value(record: Any, path: str) -> Value:
-    """The number at a path of fields; a statistic needs no ``summary.`` before it."""
+    """The number at a path of fields; a statistic needs no ``summary.`` prefix."""
     statistic = isinstance(record, Measurement) and path in {field.name for field in fields(Summary)}
     place = record.summary if statistic else record
     for name in path.split("."):
@@ -199,7 +199,7 @@ def _names(record: Any) -> str:
 
 
 def _unit(path: str) -> str:
-    """The unit of a field that is no statistic, by its name."""
+    """The unit of a field other than a statistic, by its name."""
     name = path.split(".")[-1]
     if name.endswith("percent"):
         return "%"

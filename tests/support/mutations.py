@@ -1,11 +1,11 @@
-"""Small changes at random: of bytes, and of what JSON holds. Equal generators make equal changes."""
+"""Small random changes: of bytes, and of JSON values. Equal generators make equal changes."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-#: Numbers that stand for something else than themselves, or at the end of a type.
+#: Numbers with a special meaning, or at the limits of a type.
 ODD_NUMBERS = (
     *(0, 1, -1, 2, 3, 7, 127, 128, 255, 256, 65535),
     *(2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**64, 10**18),
@@ -23,7 +23,7 @@ def changed_bytes(rng: random.Random, content: bytes, head: int = 256) -> bytes:
             made[at] ^= 1 << rng.randrange(8)
         elif what == 1 and made:
             made[at] = rng.choice([0, 0xFF, 0x7F, 0x80, rng.randrange(256)])
-        elif what == 2:  # a size or a count, either way round
+        elif what == 2:  # a size or a count, in either byte order
             size = rng.choice([1, 2, 4, 8])
             number = rng.choice(ODD_NUMBERS) % (1 << 8 * size)
             made[at : at + size] = number.to_bytes(size, rng.choice(["little", "big"]))

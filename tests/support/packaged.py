@@ -1,3 +1,3 @@
-"""The model that comes with ualm, and what it is asked where any sound that it knows will do."""
+"""The model that comes with ualm, and its prompt where any sound that it knows will do."""
 
 PROMPT = "a trumpet plays C5 and E5"

@@ -1,4 +1,5 @@
-"""What the product and the reference are compared on: a run, what is said to it, and how it is known to answer."""
+"""The cases on which the product and the reference are compared: a run, the messages, and the known form of the
+answer."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ from support.sounds import make_sound
 
 @dataclass(frozen=True)
 class Case:
-    """A run, what is said to it, and how it is known to answer, greedily.
+    """A run, the messages, and the known form of its greedy answer.
 
     ``run``: keywords of :func:`make_run`. ``messages`` and ``options``: arguments of ``Reference.run``, to be compared
     in both modes. ``later``: messages of further turns of the same conversation, each with the same options (for
-    ``mode="fixed"``). ``fixed`` and ``reference``: what the segments of the first turn do in that mode, as (modality,
-    ended_by) pairs: the seed was chosen for it, and a test holds it to that.
+    ``mode="fixed"``). ``fixed`` and ``reference``: the segments of the first turn in that mode, as (modality, ended_by)
+    pairs: the seed was chosen for them, and a test checks them.
     """
 
     run: dict[str, Any]
@@ -292,7 +293,7 @@ CASES: dict[str, Case] = {
         fixed=[("audio", "eos")],
         reference=[("audio", "eos")],
     ),
-    # 1264 rows: prefilled in several pieces
+    # 1264 rows: prefilled in several parts
     "grouped_long_prompt": Case(
         run={"seed": 3, "lean": {"eos": 0.0}, **_GROUPED},
         messages=[("user", "A dog barks twice, and then a door slams. " * 60)],

@@ -1,4 +1,4 @@
-"""Files as recorders, browsers and pipes leave them, made with FFmpeg and by hand."""
+"""Files as written by recorders, browsers and pipes, made with FFmpeg and by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Pipe:
-    """A file that cannot go back, as FFmpeg finds standard output."""
+    """A file that cannot seek, as standard output for FFmpeg."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -21,7 +21,7 @@ class Pipe:
 
 
 def ffmpeg(samples: np.ndarray, container: str, codec: str, rate: int, *, pipe: bool = False, **options: str) -> bytes:
-    """What FFmpeg writes of float32 ``[channels, n]``; to a ``pipe``, its headers know no length."""
+    """FFmpeg's encoding of float32 ``[channels, n]``; written to a ``pipe``, its headers contain no length."""
     layout = "mono" if len(samples) == 1 else "stereo"
     out: Pipe | io.BytesIO = Pipe() if pipe else io.BytesIO()
     with av.open(out, "w", format=container, options=options) as file:
@@ -44,7 +44,7 @@ def wav(
     before: bytes = b"",
     after: bytes = b"",
 ) -> bytes:
-    """A WAV of int16 samples whose two sizes are what they are said to be; ``before`` and ``after``: further chunks."""
+    """A WAV of int16 samples with the two given sizes in its header; ``before`` and ``after``: further chunks."""
     body = steps.astype("<i2").tobytes()
     about = struct.pack("<HHIIHH", 1, channels, rate, rate * 2 * channels & 0xFFFFFFFF, 2 * channels, 16)
     head = b"WAVEfmt " + struct.pack("<I", len(about)) + about + before + b"data"
@@ -54,19 +54,19 @@ def wav(
 
 
 def rf64(steps: np.ndarray, sizes: tuple[int, int, int]) -> bytes:
-    """An RF64 whose 64-bit sizes (file, samples in bytes, frames) are what they are said to be."""
+    """An RF64 with the given 64-bit sizes (file, samples in bytes, frames) in its header."""
     plain = wav(steps, 0xFFFFFFFF, 0xFFFFFFFF)
     return b"RF64" + plain[4:12] + b"ds64" + struct.pack("<IQQQI", 28, *sizes, 0) + plain[12:]
 
 
 def flac_total(flac: bytes, total: int) -> bytes:
-    """The same FLAC with another number of samples in its header; 0: not known."""
+    """The same FLAC with another number of samples in its header; 0: unknown."""
     packed = int.from_bytes(flac[21:26], "big") >> 36 << 36 | total
     return flac[:21] + packed.to_bytes(5, "big") + flac[26:]
 
 
 def lag(found: np.ndarray, samples: np.ndarray) -> int:
-    """Samples by which ``found`` is later than ``samples``."""
+    """Delay of ``found`` relative to ``samples``, in samples."""
     size = len(found) + len(samples)
     products = np.fft.irfft(np.fft.rfft(found, size) * np.fft.rfft(samples, size).conj(), size)
     late = int(products.argmax())

@@ -1,8 +1,8 @@
 """The slow, obvious reference: the published algorithm in plain torch, for parity tests.
 
-Nothing here is clever on purpose. The whole head is multiplied for all eight streams, masks are minus infinity over
-the whole vocabulary, the null branch is a real prefill of zero rows with a cache of its own, and everything is float32
-(of the values that the checkpoint stores). It shares no line with the product.
+It deliberately contains nothing clever. The whole head is multiplied for all eight streams, masks are minus infinity
+over the whole vocabulary, the null branch is a real prefill of zero rows with its own cache, and everything is float32
+(from the values that the checkpoint stores). It shares no code with the product.
 
 ``mode="reference"`` is the algorithm as published, defects included; ``mode="fixed"`` ends sounds by draining the delay
 pattern, feeds only the assistant row between segments, and closes a turn that ran into ``max_steps``.
@@ -78,7 +78,7 @@ class RefSegment:
 
 @dataclass
 class _Drawn:
-    """What a segment's loop hands back."""
+    """The result of a segment's loop."""
 
     rows: list[list[int]] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
@@ -116,7 +116,7 @@ class Reference:
         self.codec: Any = XcodecModel(XcodecConfig(**_json(folder / "config.json")))
         self.codec.train(False)
         weights = self._part("multimodal_io_dict.discrete_audio.codec_model.")
-        for old, new in (("weight_g", "original0"), ("weight_v", "original1")):  # torch's older spelling to its newer
+        for old, new in (("weight_g", "original0"), ("weight_v", "original1")):  # torch's older names to its newer ones
             for name in [name for name in weights if name.endswith(old)]:
                 weights[f"{name.removesuffix(old)}parametrizations.weight.{new}"] = weights.pop(name)
         for name, module in self.codec.named_modules():
@@ -188,21 +188,21 @@ class Reference:
         self.banned = banned
 
     def stream_pad(self, stream: int) -> int:
-        """Id of a stream's own pad; code c of that stream is this + 1 + c."""
+        """Id of a stream's pad; code c of that stream is this + 1 + c."""
         return self.audio_start + stream * (self.codebook_size + 1)
 
-    # ---- what goes in ----
+    # ---- inputs ----
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of a text that goes in; tokenizer id 0 becomes pad, as it did in training."""
+        """Ids of an input text; tokenizer id 0 becomes pad, as in training."""
         ids = self.tokenizer.encode(text, truncation=True, add_special_tokens=True)
         return [PAD if token == 0 else token + self.text_start for token in ids]
 
     def decode_text(self, ids: Sequence[int]) -> str:
-        """Text of drawn ids of the whole vocabulary."""
+        """The text of drawn ids of the whole vocabulary."""
         text = str(self.tokenizer.decode([token - self.text_start for token in ids], skip_special_tokens=True))
-        # transformers 5 no longer honours clean_up_tokenization_spaces=True for BPE; the version the published code
-        # was written for does, with this very method
+        # transformers 5 no longer honours clean_up_tokenization_spaces=True for BPE; the version that the published
+        # code was written for does, with this method
         return str(self.tokenizer.clean_up_tokenization(text))
 
     @torch.no_grad()
@@ -270,7 +270,7 @@ class Reference:
         parts = self.prompt_parts(messages, bos)
         return np.concatenate([part if kind == "sound" else self.embed_rows(part) for kind, part in parts])
 
-    # ---- what comes out ----
+    # ---- outputs ----
 
     @torch.no_grad()
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -281,7 +281,8 @@ class Reference:
         return sound.flatten().numpy()
 
     def codes_of(self, rows: np.ndarray) -> np.ndarray:
-        """Codes int64 ``[8, T]`` of rows ``[T + 7, 8]`` without stop row: the delay undone, a pad as code 0."""
+        """Codes int64 ``[8, T]`` of rows ``[T + 7, 8]`` without stop row: with the delay undone, and a pad as code
+        0."""
         frames = max(rows.shape[0] - (STREAMS - 1), 0)
         codes = np.zeros((STREAMS, frames), np.int64)
         for stream in range(STREAMS):
@@ -307,9 +308,9 @@ class Reference:
 
 
 class Conversation:
-    """A cache that lives over turns; only the first turn gets ``bos``.
+    """A cache that lives across turns; only the first turn gets ``bos``.
 
-    ``fed`` lists what was written to the cache, in order: ``"sound"`` for a feature row, else the row's eight ids.
+    ``fed`` lists what was written to the cache, in order: ``"sound"`` for a feature row, otherwise the row's eight ids.
     """
 
     def __init__(self, reference: Reference, mode: str = "fixed") -> None:
@@ -333,8 +334,8 @@ class Conversation:
         """Listen to ``messages``, then speak until ``eos``, ``max_steps`` or ``max_segments``.
 
         A message is ``(role, content)``: content a str, or a sound as ``(samples [channels, n], rate)``,
-        ``(samples, rate, "speech")``, a Path or ``(Path, "speech")``. ``modality`` forces that of the first segment, or
-        a list of them that of each; None leaves it to the model.
+        ``(samples, rate, "speech")``, a Path or ``(Path, "speech")``. ``modality`` forces the first segment's, or as a
+        list that of each; None leaves it to the model.
         """
         options = {"audio": AUDIO_DEFAULTS | (audio or {}), "text": TEXT_DEFAULTS | (text or {})}
         forced = [modality] if isinstance(modality, str) or modality is None else list(modality)
@@ -342,7 +343,7 @@ class Conversation:
         parts = self.ref.prompt_parts(messages, bos=not self.fed)
         segments: list[RefSegment] = []
         while len(segments) < max_segments:
-            # the published loop hands the whole prompt to every segment, on top of the cache that already holds it
+            # the published loop feeds the whole prompt to every segment, on top of the cache that already contains it
             if not segments or self.mode == "reference":
                 for kind, part in parts:
                     self._feed(part, kind)
@@ -412,7 +413,7 @@ class Conversation:
                 drawn.stop = row[0]
                 drawn.ended_by = "eos" if row[0] == EOS else "eot"
                 break
-        self._feed(_rows([row[0]]))  # streams 1-7 zeroed, whether it is a stop row or not
+        self._feed(_rows([row[0]]))  # streams 1-7 are zeroed, whether or not it is a stop row
         if drawn.stop is None and self.mode == "fixed":
             self._feed(_rows([EOS]))
 
@@ -534,7 +535,7 @@ def _sound_of(content: Any) -> tuple[np.ndarray, int, str]:
 
 
 def _resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """What librosa.resample does by default: soxr HQ channel by channel, then cut or zero-pad to ceil(n * ratio)."""
+    """The default of librosa.resample: soxr HQ channel by channel, then cut or zero-pad to ceil(n * ratio)."""
     if rate == target:
         return samples
     length = math.ceil(samples.shape[-1] * (float(target) / rate))

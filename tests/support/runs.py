@@ -1,8 +1,9 @@
-"""Tiny random training runs on disk, as training leaves them, and the cases that parity tests compare on.
+"""Tiny random training runs on disk, in the form that training leaves.
 
 A run is a ``train.yaml``, a DeepSpeed ``mp_rank_00_model_states.pt`` and the folders that train.yaml names. Every
-tensor is random and none is degenerate: biases are not zero, norms are not one, the backbone folder holds other weights
-than the checkpoint and claims tied embeddings, and ``stream_emb`` row 0 is not zero although the model takes it so.
+tensor is random and none is degenerate: biases are not zero, norms are not one, the backbone folder has other weights
+than the checkpoint and claims tied embeddings, and ``stream_emb`` row 0 is not zero although the model treats it as
+zero.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NAMED_IDS = {"eos": 2, "eot": 3, "text": 7, "audio": 8, "image": 10, "video": 11
 
 @dataclass(frozen=True)
 class Run:
-    """Where the pieces of a run lie, and its layout of ids. ``folder`` is what a user would hand to the exporter."""
+    """The paths of a run's parts, and its layout of ids. ``folder`` is what a user would pass to the exporter."""
 
     folder: Path
     train_yaml: Path
@@ -118,7 +119,7 @@ def make_run(
         "pad": [audio_start],
         "padded_text": list(range(text_start + tokenizer_size, text_start + text_size)),
     }
-    # unless told otherwise a sound goes on: nothing ends it but max_steps
+    # by default a sound goes on: only max_steps ends it
     for name, logit in ({"eos": -10.0, "eot": -10.0, "pad": -10.0} | dict(lean or {})).items():
         head[ids[name], 0] += logit / STEADY
     state["lm_head.weight"] = head
@@ -158,7 +159,7 @@ def make_run(
 
 # ---- random values ----
 
-STEADY = 2.5  # what component 0 of the final hidden state is, about (see _body_state)
+STEADY = 2.5  # approximate value of component 0 of the final hidden state (see _body_state)
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float, mean: float = 0.0) -> torch.Tensor:
@@ -170,9 +171,9 @@ def _body_state(
 ) -> dict[str, torch.Tensor]:
     """``model.*`` of a Qwen2. With ``steer``, the last layer's value bias writes a constant into component 0.
 
-    Attention weights add up to one, so a bias on a value comes out of attention unchanged at every position: component
-    0 of the final hidden state hardly varies (not even when guidance mixes the branches), and column 0 of the head acts
-    as the bias that the head lacks.
+    Attention weights sum to one, so a bias on a value passes through attention unchanged at every position: component 0
+    of the final hidden state hardly varies (even when guidance mixes the branches), and column 0 of the head acts as
+    the bias that the head lacks.
     """
     hidden, ffn = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -205,13 +206,13 @@ def _body_state(
         state[f"{at}self_attn.o_proj.weight"][0] *= 0.5
         state[f"{at}self_attn.o_proj.weight"][0, 0] = 10.0
         for norm, first in ((f"{at}post_attention_layernorm.weight", 0.1), ("model.norm.weight", 0.5)):
-            state[norm] *= 2.3  # component 0 is most of the norm now, so the others come out small
+            state[norm] *= 2.3  # component 0 now dominates the norm, so the others are small
             state[norm][0] = first
     return state
 
 
 def _fill(rng: np.random.Generator, shapes: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Random values for a codec or encoder, by the kind of tensor that the name tells."""
+    """Random values for a codec or encoder, by the kind of tensor that the name indicates."""
     filled: dict[str, torch.Tensor] = {}
     for name, like in shapes.items():
         shape = tuple(like.shape)
@@ -254,7 +255,7 @@ def _backbone_config(
         "rms_norm_eps": 1e-06,
         "rope_theta": 1000000.0,
         "sliding_window": 131072,
-        "tie_word_embeddings": True,  # as in the public 1.5B; the checkpoint's two tables are what counts
+        "tie_word_embeddings": True,  # as in the public 1.5B; only the checkpoint's two tables matter
         "torch_dtype": "bfloat16",
         "use_cache": True,
         "use_sliding_window": False,
@@ -274,7 +275,7 @@ def _codec_part(
 ) -> dict[str, torch.Tensor]:
     hop = math.prod(ratios)
     bits = math.ceil(math.log2(codebook_size))
-    # half a quantizer more than wanted: the count is a floored quotient
+    # half a quantizer more than needed: the count is a floored quotient
     bandwidth = (quantizers + 0.5) * math.ceil(16000 / hop) * bits / 1000
     dac = {
         "model_type": "dac",
@@ -391,7 +392,7 @@ def _extractor_config(mel_bins: int, seconds: int, mask: bool) -> dict[str, Any]
 def _train_config(
     root: Path, backbone: Path, codec: Path, encoder_folder: Path, encoder: str, io_order: tuple[str, ...]
 ) -> dict[str, Any]:
-    """What the recipe's conf/train.yaml says, with the tiny folders' names."""
+    """The contents of the recipe's conf/train.yaml, with the tiny folders' names."""
     name = str(backbone.relative_to(root))
     continuous: dict[str, Any] = {"encoder_choice": "huggingface", "encoder_hf_model_tag": OMNI_TAG}
     if encoder == "afwhisper":
@@ -474,7 +475,7 @@ _QWEN_WORDS = (
 
 @functools.cache
 def _tokenizer_json() -> tuple[str, int]:
-    """A byte-level BPE built as Qwen2.5's is: bytes first (id 0 is "!"), merges, special tokens last."""
+    """A byte-level BPE built like Qwen2.5's: bytes first (id 0 is "!"), then merges, special tokens last."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(_QWEN_WORDS), behavior="isolated")

@@ -1,4 +1,4 @@
-"""What a terminal shows: a pseudo-terminal for a command, and the lines that are left of what it was sent."""
+"""What a terminal shows: a pseudo-terminal for a command, and the lines that remain visible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PIECE = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])|([\r\n])|([^\x00-\x1f\x7f])")
 def on_terminal(
     command: Sequence[str], columns: int = 80, *, cwd: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> str:
-    """All that a command sends to a terminal of its own, both streams; it must end well, within ten minutes."""
+    """Everything that a command sends to its own terminal, both streams; it must succeed within ten minutes."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     known = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
@@ -31,7 +31,7 @@ def on_terminal(
         try:
             while piece := os.read(ours, 65536):
                 sent += piece
-        except OSError:  # Linux's way to say that the other end is closed
+        except OSError:  # how Linux reports that the other end is closed
             pass
         finally:
             os.close(ours)
@@ -41,7 +41,7 @@ def on_terminal(
 
 
 def screen(sent: str, columns: int = 80) -> list[str]:
-    """The lines that are left of what was sent to a terminal, which is as high as it takes."""
+    """The lines that remain visible on a terminal of sufficient height."""
     lines, row, column, at = [""], 0, 0, 0
     while at < len(sent):
         found = _PIECE.match(sent, at)

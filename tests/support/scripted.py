@@ -1,6 +1,6 @@
-"""A random model that says what a script tells it.
+"""A random model that answers according to a script.
 
-Its rows really pass through body, cache and codec; only what is drawn is decided here.
+Its rows really pass through body, cache and codec; only the draws are decided here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Says:
 
 @dataclass(frozen=True)
 class Plays:
-    """An audio segment of so many frames, all of the codes ``code``."""
+    """An audio segment with so many frames, in which every code is ``code``."""
 
     frames: int = 300
     finish: Literal["eos", "eot"] = "eos"
@@ -38,7 +38,7 @@ class Plays:
 
 @dataclass
 class Script:
-    """What was played: the segments drawn so far (modality, seed), and the turns' inputs as texts and "[sound]"."""
+    """The record: the segments drawn so far (modality, seed), and the turns' inputs as texts and "[sound]"."""
 
     segments: list[Says | Plays]
     drawn: list[tuple[str, int]] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Script:
 
 @contextmanager
 def scripted(model: Model, *segments: Says | Plays) -> Iterator[Script]:
-    """The model plays the segments, one after the other, whatever it is asked; all of them, or the test fails."""
+    """The model produces the segments, one after the other, for any request; the test fails unless all are used."""
     script, vocabulary, text = Script(list(segments)), model.resources.vocabulary, model.resources.tokenizer
     prefill, state = OnnxRuntimeSequence.prefill, {}
 

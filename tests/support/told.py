@@ -1,8 +1,8 @@
-"""What the command tells on standard error besides what a test is about."""
+"""Removes notices of the command that a test is not about from standard error."""
 
 from __future__ import annotations
 
 
 def but_cut(err: str) -> str:
-    """Standard error without the line that says that a limit cut the result: a random model seldom ends by itself."""
+    """Standard error without the line that says that a limit cut the result: a random model rarely ends by itself."""
     return "".join(line for line in err.splitlines(keepends=True) if not line.startswith("ualm: cut by its limit"))

@@ -1,1 +1,1 @@
-"""The codec as graphs: whole sounds, and piece by piece."""
+"""The codec as graphs: for whole sounds, and for sounds piece by piece."""

@@ -2,7 +2,7 @@
 
 Decoding a frame is: sum the eight code vectors, apply ``fc2``, run the DAC decoder without its tanh. The first two
 steps are linear, so they fold into one small table per codebook (``codec.rvq_table``); the graphs are the third.
-HuBERT and the semantic branches serve encoding only; their tensors are recognised and left behind.
+HuBERT and the semantic branches serve encoding only; their tensors are recognised and skipped.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .graphs import draw_stream, draw_whole
 from .layers import Convolution, decoder_convolutions, frame_context, lookahead_samples
 
 PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
-#: Modules that only encoding uses.
+#: Modules used by encoding only.
 ENCODER_SIDE = ("acoustic_encoder.", "encoder_semantic.", "decoder_semantic.", "semantic_model.", "fc.", "fc1.")
-#: The most that a configuration may ask for: Hz, and samples that a frame is upsampled to in one block, and blocks.
+#: Upper limits for a configuration: Hz, upsampling ratio of one block, and number of blocks.
 MOST_RATE = 768_000
 MOST_RATIO = 1024
 MOST_BLOCKS = 16
@@ -41,10 +41,10 @@ class CodecPart:
     """The planned decoder.
 
     ``graph``: ``latents`` float32 [1, latent_size, frames] -> ``pcm`` float32 [1, frames * hop_length]. ``stream``: the
-    same piece by piece, see :func:`codec_graphs.draw_stream`; after n frames n * hop_length - ``lookahead`` samples are
-    out.
+    same piece by piece, see :func:`graphs.draw_stream`; after n frames it has returned n * hop_length - ``lookahead``
+    samples.
     ``context``: how many frames before and after a frame its samples depend on.
-    ``tensors``: names in the checkpoint that are used here, or known not to be needed for decoding.
+    ``tensors``: names in the checkpoint that are used here, or are known to be unnecessary for decoding.
     """
 
     graph: Graph
@@ -64,7 +64,7 @@ def plan_codec(
     """Check the codec's tensors, plan the decoder's weights and tables in ``store``, and draw its graph.
 
     ``config`` is the parsed ``config.json`` of an ``XcodecModel``; fields left out take transformers' defaults.
-    ``dtype``: what the table and the convolutions' weights are stored in; they are computed with in float32.
+    ``dtype``: how the table and the convolutions' weights are stored; arithmetic is float32.
     Plans, besides the graph's weights, ``codec.rvq_table`` float32 [8, K, D] with
     ``table[n] = C_n @ fc2.weight.T`` and ``codec.rvq_bias`` float32 [D], so that a frame's latent is
     ``sum_n table[n, code_n] + bias``. Raises ExportError naming the field or tensor that does not fit.
@@ -102,7 +102,7 @@ def _read_config(config: Mapping[str, Any]) -> tuple[Any, list[int]]:
     try:
         full: Any = XcodecConfig.from_dict(dict(config))
         acoustic, hop, _ = full.acoustic_model_config, full.hop_length, full.num_quantizers
-    except Exception as error:  # what transformers computes with the fields may end in any of Python's own
+    except Exception as error:  # transformers' computations on the fields may raise any built-in exception
         reason = first_line(error)
         raise ExportError(f"codec config: not a configuration that XcodecModel takes ({reason})") from error
     sizes = {
@@ -119,7 +119,7 @@ def _read_config(config: Mapping[str, Any]) -> tuple[Any, list[int]]:
             raise ExportError(f"codec config: {field} is {shown(value)}; at most {most} is supported")
     ratios = acoustic.upsampling_ratios
     field = f"codec config: acoustic_model_config.upsampling_ratios is {shown(ratios)}"
-    # a ratio of 1 would need an output padding as large as the stride, which no framework takes
+    # a ratio of 1 would need an output padding as large as the stride, which no framework accepts
     if not isinstance(ratios, (list, tuple)) or not ratios or any(type(r) is not int or r < 2 for r in ratios):
         raise ExportError(f"{field}; a list of whole numbers from 2 up is expected")
     if len(ratios) > MOST_BLOCKS or max(ratios) > MOST_RATIO:
@@ -210,7 +210,7 @@ class _Planner:
         for magnitude, direction in weight_norm_names(prefix):
             if direction in self.source and f"{prefix}.weight" not in self.source:
                 self._check(direction, expected)
-                # any other magnitude might broadcast without a word
+                # any other magnitude might broadcast silently
                 return self._check(magnitude, (expected[0], 1, 1))
         return self._check(f"{prefix}.weight", expected)
 

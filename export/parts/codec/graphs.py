@@ -1,14 +1,14 @@
 """The X-Codec decoder as ONNX graphs: one for whole sounds, one that carries state from piece to piece.
 
-The second takes latent frames and gives the samples that they make certain. Every layer keeps the inputs that its next
+The second takes latent frames and returns the samples that they determine. Every layer keeps the inputs that its next
 outputs still need, so nothing is computed twice and nothing is approximated. With a convolution's span
 s = (kernel - 1) x dilation and its padding p = s / 2 on each side: after a inputs the outputs before position a - p are
-certain, and the next ones need the last s inputs, which are the layer's state. At the start of a sound the convolution
+final, and the next ones need the last s inputs, which are the layer's state. At the start of a sound the convolution
 pads with p zeros, so of the state, all zeros then, only the last p positions count; at the end p zeros follow. Both
-happen at the input of each layer, as in offline decoding; latents of zeros would not do, since layers have biases. A
-transposed convolution with kernel 2r and stride r keeps one input: two neighbours make each output. The direct path of
-a residual unit is a slice of what the unit's dilated convolution reads, so it needs no state of its own. Snake maps
-zero to zero: states hold what comes before it.
+happen at the input of each layer, as in offline decoding; zero latents would not be equivalent, because layers have
+biases. A transposed convolution with kernel 2r and stride r keeps one input, since two neighbours make each output. The
+skip connection of a residual unit is a slice of what the unit's dilated convolution reads, so it needs no state of its
+own. Snake maps zero to zero, so states hold its inputs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...formats.store import WeightStore
 from ..graph import Graph
 from .layers import Convolution
 
-#: An end that no tensor reaches, as a number that engines with 32-bit indices take.
+#: A slice end beyond any tensor that engines with 32-bit indices still accept.
 _FAR = 2**31 - 1
 _TIME = 2
 
@@ -50,7 +50,7 @@ def draw_stream(layers: Sequence[Convolution], store: WeightStore) -> Graph:
     a sound and 0 otherwise; ``left.LAYER`` float32 [1, C, n], the state of each layer that has one, zeros for the first
     call. Outputs: ``pcm`` float32 [1, samples] and ``next.LAYER``, the states for the following call (of the last call
     they mean nothing). ``frames`` is at least 1; in a last call that is not the first it may be 0; in a first call that
-    is not the last it must make a sample certain: lookahead_samples // hop + 1 frames.
+    is not the last it must suffice for one sample: lookahead_samples // hop + 1 frames.
     """
     return _Stream(layers, store).draw()
 
@@ -83,7 +83,8 @@ class _Stream:
         return g
 
     def _convolve(self, x: str, layer: Convolution) -> tuple[str, str]:
-        """The layer's outputs that ``x`` makes certain; and what it read, from its padding before the first of them."""
+        """The layer's outputs that ``x`` determines; and the inputs they read, starting with the padding before the
+        first."""
         held = self._with_context(x, layer, span=(layer.kernel - 1) * layer.dilation, padding=layer.padding)
         read = _snake(self.g, held, layer.snake) if layer.snake else held
         return _convolve(self.g, read, layer, [0, 0]), held
@@ -99,14 +100,15 @@ class _Stream:
     def _upsample(self, x: str, layer: Convolution) -> str:
         g, stride, padding = self.g, layer.stride, layer.padding
         held = self._with_context(x, layer, span=1, padding=1)
-        # cut to the outputs that have both their inputs
+        # cut to the outputs for which both inputs are known
         y = _convolve(g, _snake(g, held, layer.snake), layer, [stride, stride])
-        # at the start of a sound the padding's outputs, at its end what the zero behind it made beyond the sound
+        # dropped: at the start of a sound the outputs of the padding, at its end those beyond the sound, made by the
+        # final zero
         end = g.op("Sub", g.ints(_FAR), self._scale("last", _FAR + stride - padding))
         return g.op("Slice", y, self._scale("first", padding), end, g.ints(_TIME), name=f"codec.{layer.name}.cut")
 
     def _with_context(self, x: str, layer: Convolution, *, span: int, padding: int) -> str:
-        """State, ``x``, and at the end of a sound its zeros, in one; plans the state of ``span`` positions."""
+        """State, ``x``, and at the end of a sound its zeros, concatenated; plans the state of ``span`` positions."""
         g, channels = self.g, layer.inputs
         left = g.input(f"left.{layer.name}", [1, channels, span])
         if span > padding:

@@ -1,4 +1,4 @@
-"""The convolutions of the DAC decoder: their sizes, and how far each sample looks."""
+"""The convolutions of the DAC decoder: their sizes and receptive fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DILATIONS = (1, 3, 9)
 
 @dataclass(frozen=True)
 class Convolution:
-    """One convolution of the decoder; ``snake`` names the activation in front of it, where there is one."""
+    """One convolution of the decoder; ``snake`` names the activation before it, if there is one."""
 
     name: str
     inputs: int
@@ -27,7 +27,7 @@ class Convolution:
 
     @property
     def weight_shape(self) -> tuple[int, int, int]:
-        """Torch's order, which is ONNX's too: [out, in, kernel], and [in, out, kernel] when transposed."""
+        """Torch's order, which is also ONNX's: [out, in, kernel], and [in, out, kernel] when transposed."""
         return (self.inputs, self.outputs, self.kernel) if self.transposed else (self.outputs, self.inputs, self.kernel)
 
     def reach(self, first: int, last: int) -> tuple[int, int]:
@@ -39,7 +39,7 @@ class Convolution:
 
 
 def decoder_convolutions(latent_size: int, width: int, ratios: Sequence[int]) -> list[Convolution]:
-    """The decoder's convolutions in the order in which they run."""
+    """The decoder's convolutions in execution order."""
     layers = [Convolution("conv1", latent_size, width, kernel=7, padding=3)]
     for index, ratio in enumerate(ratios):
         block = f"block.{index}"
@@ -73,7 +73,7 @@ def decoder_convolutions(latent_size: int, width: int, ratios: Sequence[int]) ->
 def frame_reach(layers: Sequence[Convolution]) -> tuple[int, int]:
     """First and last sample, counted from a frame's own first sample, that change when the frame changes.
 
-    A residual unit's direct path lies inside its convolutions' reach, so the chain of convolutions decides.
+    A residual unit's skip connection lies within the receptive field of its convolutions, so their chain decides.
     """
     first = last = 0
     for layer in layers:
@@ -89,5 +89,5 @@ def frame_context(layers: Sequence[Convolution]) -> tuple[int, int]:
 
 
 def lookahead_samples(layers: Sequence[Convolution]) -> int:
-    """Samples that wait for what follows: after n frames, the first n * hop - lookahead samples are certain."""
+    """Samples that depend on later frames: after n frames, the first n * hop - lookahead samples are final."""
     return -frame_reach(layers)[0]

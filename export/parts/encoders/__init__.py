@@ -1,1 +1,1 @@
-"""The sound encoders as graphs."""
+"""The audio encoders as graphs."""

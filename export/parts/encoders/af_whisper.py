@@ -1,7 +1,6 @@
-"""AF-Whisper, the encoder of Audio Flamingo 3, with the adaptor behind it, as one graph over a sound of fixed length.
+"""AF-Whisper, the encoder of Audio Flamingo 3, followed by the adaptor, as one graph over a sound of fixed length.
 
-The sound is padded with silence to 30 s and every position attends to every other, silence too: that is what the
-weights were trained with.
+The sound is padded with silence to 30 s and every position attends to every other, silence included, as in training.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ def plan_encoder(
 ) -> EncoderPart:
     """Plan the encoder's graph and weights.
 
-    ``config``: ``config.json`` of the encoder or of a model around it. ``features``: ``preprocessor_config.json``, or
-    ``{}`` for Whisper's defaults with the encoder's number of mel bins. ``hidden_size``: width of the language model.
-    ``dtype``: what matrices are stored in.
+    ``config``: ``config.json`` of the encoder or of a model that contains it. ``features``:
+    ``preprocessor_config.json``, or ``{}`` for Whisper's defaults with the encoder's number of mel bins.
+    ``hidden_size``: width of the language model. ``dtype``: how matrices are stored.
 
     Graph input, float32: ``mel`` [1, n_mels, 2 * max_source_positions]. Output: ``features``
-    [max_source_positions // 2, hidden_size], of which the first ``hearing.feature_rows(mel frames)`` belong to the
-    sound.
+    [max_source_positions // 2, hidden_size], of which the first ``LogMelFrontend.feature_rows(mel frames)`` belong to
+    the sound.
     """
     config = audio_config(config)
     check_model_type(config, _MODEL_TYPES)

@@ -1,7 +1,7 @@
-"""The audio tower of Qwen2.5-Omni with the adaptor behind it, as one graph over windows of mel frames.
+"""The audio tower of Qwen2.5-Omni, followed by the adaptor, as one graph over windows of mel frames.
 
-The tower cuts the sound into windows that do not see each other, so a window is a row of the batch. Masks come in as
-plain inputs: the graph holds no arithmetic on lengths, and padding has no influence on any row that counts.
+The tower cuts the sound into windows that do not attend to each other, so each window is a batch element. Masks are
+plain inputs: the graph does no arithmetic on lengths, and padding does not influence any valid row.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def plan_encoder(
 
     ``config``: ``config.json`` of the tower, of the thinker or of the whole model. ``features``:
     ``preprocessor_config.json``, or ``{}`` for Qwen2.5-Omni's own. ``hidden_size``: width of the language model.
-    ``dtype``: what matrices are stored in.
+    ``dtype``: how matrices are stored.
 
-    Graph inputs, float32: ``mel`` [windows, n_mels, 2 * n_window], zeros behind the last frame; ``frame_mask``
-    [windows, 1, 2 * n_window], 1 for a frame and 0 for padding; ``attention_bias`` [windows, 1, 1, n_window], 0 for a
-    position and very negative for padding. Output: ``features`` [windows * n_window // 2, hidden_size], of which the
-    first ``hearing.feature_rows(mel frames)`` belong to the sound. Pairs are averaged over the windows as one sequence:
-    where n_window is odd they straddle the windows.
+    Graph inputs, float32: ``mel`` [windows, n_mels, 2 * n_window], zeros after the last frame; ``frame_mask`` [windows,
+    1, 2 * n_window], 1 for a frame and 0 for padding; ``attention_bias`` [windows, 1, 1, n_window], 0 for a position
+    and very negative for padding. Output: ``features`` [windows * n_window // 2, hidden_size], of which the first
+    ``LogMelFrontend.feature_rows(mel frames)`` belong to the sound. Pairs are averaged over all windows as one
+    sequence: if n_window is odd, some pairs straddle two windows.
     """
     config = audio_config(config)
     check_model_type(config, ("qwen2_5_omni_audio_encoder",))
@@ -91,7 +91,7 @@ def plan_encoder(
 def sinusoidal_positions(length: int, width: int) -> np.ndarray:
     """Positions ``[length, width]``: sines, then cosines, wavelengths from 2 pi to 2 pi * 10000 (Vaswani et al. 2017).
 
-    In float32 and with torch's ``exp``, as the model was trained; they are in no checkpoint.
+    In float32 and with torch's ``exp``, as in training; no checkpoint contains them.
     """
     half = width // 2
     rates = torch.exp(torch.arange(half, dtype=torch.float32) * -(np.log(10000.0) / (half - 1)))

@@ -1,7 +1,7 @@
-"""What the two sound encoders share: reading their configurations, and writing a Whisper-shaped transformer.
+"""Shared by the two audio encoders: reading their configurations, and writing a Whisper-shaped transformer.
 
-Both are the encoder of Whisper (Radford et al. 2022, section 2.2: two convolutions, positions, pre-norm layers) with an
-average over pairs at the end. They differ in what attends to what, and in the order of the last steps.
+Both are the Whisper encoder (Radford et al. 2022, section 2.2: two convolutions, positions, pre-norm layers) followed
+by an average over pairs. They differ in the attention mask and in the order of the last steps.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from ..graph import Graph
 #: Where a UALM checkpoint keeps the encoder, and the linear layer from its width to the language model's.
 CHECKPOINT_PREFIX = "multimodal_io_dict.continuous_audio.model."
 ADAPTOR_PREFIX = "adaptor.continuous_audio"
-#: Tensors of this part of the bundle start like this; the filters of the log-mel spectrogram are one of them.
+#: Prefix of this part's tensors in the bundle, which include the filters of the log-mel spectrogram.
 STORE_PREFIX = "encoder."
 MEL_FILTERS = "encoder.mel_filters"
 
-#: The most that ``preprocessor_config.json`` may ask for: Hz, samples of a Fourier transform, seconds of a sound.
+#: Upper limits for ``preprocessor_config.json``: Hz, samples of a Fourier transform, seconds of a sound.
 MOST_FEATURES = {"sampling_rate": 768_000, "n_fft": 65_536, "chunk_length": 3600}
-#: Positions of a window, a minute of sound: every one may attend to every other, whatever the checkpoint holds.
+#: Limit on the positions of a window, a minute of sound: all of them attend to each other, whatever the checkpoint
+#: holds.
 MOST_POSITIONS = 3000
 
-#: ``torch.nn.LayerNorm``'s own; no configuration of these encoders names another.
+#: ``torch.nn.LayerNorm``'s default; no configuration of these encoders sets another.
 _LAYER_NORM_EPS = 1e-5
-#: Whisper's filter bank ends here, whatever the sample rate.
+#: Upper edge of Whisper's filter bank, for any sample rate.
 _MEL_MAX_HZ = 8000
-#: What transformers' WhisperFeatureExtractor takes for a field that preprocessor_config.json leaves out.
+#: Defaults of transformers' WhisperFeatureExtractor for fields missing from preprocessor_config.json.
 _EXTRACTOR_DEFAULTS = {
     "feature_size": 80, "sampling_rate": 16000, "hop_length": 160, "chunk_length": 30, "n_fft": 400, "dither": 0.0,
     "padding_value": 0.0,
@@ -48,8 +49,8 @@ _EXTRACTOR_DEFAULTS = {
 class EncoderPart:
     """A planned encoder.
 
-    ``tensors``: every tensor of the checkpoint that belongs to this part: those that the graph holds, and those known
-    to take no part in inference.
+    ``tensors``: every tensor of the checkpoint that belongs to this part: those in the graph, and those known to be
+    unused in inference.
     """
 
     graph: Graph
@@ -59,7 +60,7 @@ class EncoderPart:
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """Sizes of an encoder. ``max_positions``: positions after the second convolution, one for two mel frames."""
+    """Sizes of an encoder. ``max_positions``: positions after the second convolution, one per two mel frames."""
 
     width: int
     layers: int
@@ -70,7 +71,7 @@ class EncoderShape:
 
 
 def audio_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The encoder's own configuration, dug out of a ``config.json`` that may be that of a whole model."""
+    """The encoder's own configuration, extracted from a ``config.json`` that may be that of a whole model."""
     for name in ("thinker_config", "audio_config"):
         inner = config.get(name)
         if isinstance(inner, Mapping):
@@ -79,13 +80,13 @@ def audio_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_model_type(config: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Refuse the configuration of another encoder; one that names no type is believed."""
+    """Refuse the configuration of another encoder; one without a type is accepted."""
     if config.get("model_type") not in (None, *known):
         raise ExportError(f"encoder config: model_type = {shown(config['model_type'])}, expected {' or '.join(known)}")
 
 
 def positive_int(config: Mapping[str, Any], names: tuple[str, ...], default: int) -> int:
-    """A size, under the names that configurations spell it with; all that are present must agree."""
+    """A size, under the names that configurations use for it; all that are present must agree."""
     found = {name: config[name] for name in names if config.get(name) is not None}
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -99,7 +100,7 @@ def positive_int(config: Mapping[str, Any], names: tuple[str, ...], default: int
 
 
 def encoder_shape(config: Mapping[str, Any]) -> EncoderShape:
-    """Sizes that both encoders spell alike. Absent fields have transformers' defaults (Whisper large v3)."""
+    """Sizes that both encoders spell the same way. Absent fields take transformers' defaults (Whisper large v3)."""
     shape = EncoderShape(
         width=positive_int(config, ("d_model", "hidden_size"), 1280),
         layers=positive_int(config, ("encoder_layers", "num_hidden_layers"), 32),
@@ -114,7 +115,7 @@ def encoder_shape(config: Mapping[str, Any]) -> EncoderShape:
         )
     if shape.width % shape.heads:
         raise ExportError(f"encoder config: d_model = {shape.width} is not a multiple of {shape.heads} heads")
-    # scale_embedding is not looked at: the reference computes a factor from it and never applies it
+    # scale_embedding is ignored: the reference computes a factor from it and never applies it
     activation = config.get("activation_function", "gelu")
     if activation != "gelu":
         found = shown(activation)
@@ -148,17 +149,17 @@ class FeatureSettings:
             raise _feature_error("n_fft", given["n_fft"], "an even number: frames are centred on a sample")
         if given["hop_length"] > given["n_fft"]:
             raise _feature_error("hop_length", given["hop_length"], f"at most n_fft = {given['n_fft']}")
-        #: A field of ours: see ``FeatureSpec.silence_db``, which checks it.
+        #: A field that ualm added: see ``FeatureSpec.silence_db``, which checks it.
         self.silence_db: Any = given.get("silence_db", 0)
         self.n_mels: int = given["feature_size"]
         self.sample_rate: int = given["sampling_rate"]
         self.hop_length: int = given["hop_length"]
         self.n_fft: int = given["n_fft"]
-        #: Samples of the longest sound. A file may also spell it ``n_samples``; transformers overwrites that, too.
+        #: Samples of the longest sound. A file may also call it ``n_samples``; transformers overwrites that as well.
         self.max_samples: int = given["chunk_length"] * given["sampling_rate"]
 
     def spec(self, kind: str, **more: Any) -> FeatureSpec:
-        """The settings as the runtime reads them; ``more`` are the fields of that kind."""
+        """The settings as the runtime reads them; ``more`` are the fields of this kind of encoder."""
         try:
             return FeatureSpec(
                 kind=kind,
@@ -188,8 +189,8 @@ def plan_mel_filters(spec: FeatureSpec, store: WeightStore) -> None:
 
 
 class EncoderWriter:
-    """Writes layers into a graph and plans their weights; what the checkpoint calls a tensor, the bundle calls
-    ``encoder.`` and the same name, with linear weights stored [in, out]."""
+    """Writes layers into a graph and plans their weights. The bundle names a tensor ``encoder.`` followed by its name
+    in the checkpoint; linear weights are stored [in, out]."""
 
     def __init__(self, graph: Graph, source: TensorSource, store: WeightStore, prefix: str, dtype: str) -> None:
         self.graph = graph
@@ -198,7 +199,7 @@ class EncoderWriter:
         self._source, self._store, self._prefix = source, store, prefix
 
     def weight(self, name: str, shape: tuple[int, ...]) -> str:
-        """Plan a tensor of the encoder as it is."""
+        """Plan a tensor of the encoder unchanged."""
         return self._plan(self._prefix + name, STORE_PREFIX + name, shape)
 
     def linear(self, x: str, name: str, inputs: int, outputs: int, *, bias: bool = True) -> str:
@@ -210,7 +211,7 @@ class EncoderWriter:
         return self._linear(x, ADAPTOR_PREFIX, f"{STORE_PREFIX}adaptor", inputs, outputs, True)
 
     def convolution(self, x: str, name: str, inputs: int, outputs: int, stride: int) -> str:
-        """A convolution of kernel 3 with zeros at both ends, then GELU; ``x`` is [batch, channels, time]."""
+        """A convolution with kernel 3 and zero padding at both ends, then GELU; ``x`` is [batch, channels, time]."""
         weight = self.graph.weight(self.weight(f"{name}.weight", (outputs, inputs, 3)))
         bias = self.graph.weight(self.weight(f"{name}.bias", (outputs,)))
         y = self.graph.op("Conv", x, weight, bias, name=name, kernel_shape=[3], pads=[1, 1], strides=[stride])
@@ -248,7 +249,7 @@ class EncoderWriter:
     def _attention(self, query: str, key: str, value: str, name: str, shape: EncoderShape, bias: str) -> str:
         """Attention of every position to every other, over [batch, time, width].
 
-        Spelled out, because TensorRT-RTX 1.7 builds the ``Attention`` operator with a mask in float16 only.
+        Written in primitives, because TensorRT-RTX 1.7 builds the ``Attention`` operator with a mask in float16 only.
         """
         op, ints = self.graph.op, self.graph.ints
         head_dim = shape.width // shape.heads

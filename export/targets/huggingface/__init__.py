@@ -1,1 +1,1 @@
-"""The text side as a model of Hugging Face transformers."""
+"""Exports the text side as a model for Hugging Face transformers."""

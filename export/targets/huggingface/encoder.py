@@ -1,6 +1,6 @@
-"""The ear of a run in transformers' own form: encoder, its feature extractor's settings, and the adaptor.
+"""Exports the audio encoder, its feature-extractor config and the adaptor as a Transformers folder.
 
-A Qwen2ForCausalLM has no place for it. Whoever serves sounds computes their feature rows with this and puts them into
+A Qwen2ForCausalLM has no place for them. To serve sounds, compute their feature rows with this folder and put them into
 the prompt as embeddings: docs/huggingface.md shows how.
 """
 
@@ -19,7 +19,7 @@ from ...parts.encoders.omni import plan_encoder as plan_omni
 from ...parts.encoders.whisper import ADAPTOR_PREFIX, CHECKPOINT_PREFIX, audio_config
 from ..text_side import TextSide
 
-#: Where a checkpoint has the tensors of each encoder, and what transformers calls its class and its configuration.
+#: Where a checkpoint has the tensors of each encoder, and transformers' names for its class and its configuration.
 _KINDS = {
     "qwen2.5-omni": (f"{CHECKPOINT_PREFIX}audio_tower.", "Qwen2_5OmniAudioEncoder", "qwen2_5_omni_audio_encoder"),
     "af-whisper": (CHECKPOINT_PREFIX, "Qwen2AudioEncoder", "qwen2_audio_encoder"),
@@ -27,11 +27,11 @@ _KINDS = {
 
 
 def write_listening(side: TextSide, folder: Path) -> Iterator[int]:
-    """Write encoder and adaptor into ``folder``, which is made; yields the bytes written after each block.
+    """Write encoder and adaptor into ``folder``, which is created; yields the bytes written after each block.
 
-    ``config.json`` and ``model.safetensors`` are what the encoder's class in transformers loads,
-    ``preprocessor_config.json`` what WhisperFeatureExtractor does; ``adaptor.safetensors`` holds ``weight`` [H, output
-    of the encoder] and ``bias`` [H]. Raises :class:`ExportError`, naming the field or tensor.
+    The encoder's class in transformers loads ``config.json`` and ``model.safetensors``, WhisperFeatureExtractor loads
+    ``preprocessor_config.json``; ``adaptor.safetensors`` holds ``weight`` [H, output of the encoder] and ``bias`` [H].
+    Raises :class:`ExportError`, naming the field or tensor.
     """
     recipe = side.recipe
     prefix, name, model_type = _KINDS[recipe.encoder_kind]
@@ -67,7 +67,7 @@ def _extractor(spec: FeatureSpec) -> dict[str, Any]:
         "padding_value": 0.0,
         "return_attention_mask": True,
         "sampling_rate": spec.sample_rate,
-        **({"silence_db": spec.silence_db} if spec.silence_db else {}),  # transformers passes over it
+        **({"silence_db": spec.silence_db} if spec.silence_db else {}),  # transformers ignores it
     }
 
 

@@ -1,8 +1,9 @@
-"""The target ``huggingface``: a Qwen2ForCausalLM folder that speaks text, for transformers and what reads its folders.
+"""The target ``huggingface``: a Qwen2ForCausalLM folder that generates text, for transformers and other readers of its
+folders.
 
-Carried: the body, the whole embedding table and the whole head, untied, with the model's own ids, and in a folder
-beside them what hears. What makes sound stays behind: the architecture has no place for eight streams, guidance or a
-codec. See docs/huggingface.md. Greedy text is that of the runtime with ``modality="text"``, token by token, where
+Exported: the body, the whole embedding table and the whole head, untied, with the model's own ids, and in a folder
+beside them the audio encoder. Sound generation is left out: the architecture has no place for eight streams, guidance
+or a codec. See docs/huggingface.md. Greedy text equals the runtime's with ``modality="text"``, token by token, if
 weights and arithmetic are float32.
 """
 
@@ -25,17 +26,17 @@ from ..text_side import TextSide, read_text_side
 from .encoder import write_listening
 from .tokenizer import PADDING, rebuilt_otherwise, write_hf_tokenizer
 
-#: Bytes that a file of weights may have.
+#: Most bytes of a file of weights.
 SHARD = 4 * 10**9
 #: Folder of the encoder and the adaptor.
 LISTENING = "listening"
-#: What other engines must be told, for which no Hugging Face file has a field: see :func:`vocabulary_facts`.
+#: Facts that other engines need, for which no Hugging Face file has a field: see :func:`vocabulary_facts`.
 FACTS = "ualm_text.json"
 
 
 def target(order: ExportRequest, progress: Progress) -> ExportResult:
-    """Write the folder ``order.output``, whole or not at all. ``order.precision``: fp32, bf16 or fp16, what the
-    checkpoint has by default. Raises :class:`ExportError`, naming the field or tensor."""
+    """Write the folder ``order.output``, complete or not at all. ``order.precision``: fp32, bf16 or fp16; the
+    checkpoint's own by default. Raises :class:`ExportError`, naming the field or tensor."""
     began = time.perf_counter()
     refuse_others(order, "huggingface")
     side = read_text_side(order)
@@ -73,8 +74,8 @@ def made(
     began: float,
     following: str,
 ) -> ExportResult:
-    """The report on a folder for another engine. ``began``: ``time.perf_counter()`` when the work did; ``following``:
-    the command to go on with."""
+    """The report on a folder for another engine. ``began``: ``time.perf_counter()`` at the start of the work;
+    ``following``: the command to run next."""
     size, seconds = sum(sizes.values()), time.perf_counter() - began
     result = {
         "folder": str(order.output),
@@ -98,7 +99,7 @@ def made(
 
 
 def model_config(side: TextSide) -> dict[str, Any]:
-    """``config.json``, in the spelling that transformers 4 and 5 read."""
+    """``config.json``, in a form that both transformers 4 and 5 read."""
     s = side.shape
     return {
         "architectures": ["Qwen2ForCausalLM"],
@@ -126,7 +127,7 @@ def model_config(side: TextSide) -> dict[str, Any]:
 
 
 def generation_config(side: TextSide) -> dict[str, Any]:
-    """``generation_config.json``: greedy, as UALM's texts are, and only over the ids that a text may hold."""
+    """``generation_config.json``: greedy, as UALM generates text, and restricted to the ids that a text may hold."""
     return {
         "bos_token_id": BOS,
         "eos_token_id": [EOS, EOT],
@@ -138,8 +139,8 @@ def generation_config(side: TextSide) -> dict[str, Any]:
 
 
 def vocabulary_facts(side: TextSide) -> dict[str, Any]:
-    """Which ids mean what. ``suppress``: first and last + 1 of each span that must not be drawn; an engine that reads
-    no ``suppress_tokens`` must be given them in its own way."""
+    """The meanings of ids. ``suppress``: first and last + 1 of each span that must not be drawn; an engine that does
+    not read ``suppress_tokens`` must be given them in its own way."""
     v = side.vocabulary
     return {
         "special": [0, SPECIALS],
@@ -147,7 +148,7 @@ def vocabulary_facts(side: TextSide) -> dict[str, Any]:
         "audio": [v.audio_base, v.audio_base + v.audio_size],
         "stop": [EOS, EOT],
         "suppress": [[span.start, span.stop] for span in side.suppressed],
-        # what the feature extractor is called with, for which preprocessor_config.json has no field
+        # arguments of the feature extractor for which preprocessor_config.json has no field
         "normalize_sound": side.recipe.encoder_kind == "qwen2.5-omni",
         "step": side.files.step,
         "weights": side.files.weights.name,
@@ -155,7 +156,7 @@ def vocabulary_facts(side: TextSide) -> dict[str, Any]:
 
 
 def write_weights(side: TextSide, folder: Path, progress: Progress, shard: int = SHARD) -> None:
-    """Stream the weights into files of at most ``shard`` bytes, with an index where there are several."""
+    """Stream the weights into files of at most ``shard`` bytes, with an index if there are several."""
     tensors = [Stacked(name, shape, (name,)) for name, shape in side.tensors.items()]
     files = in_files(tensors, side.dtype, shard)
     total = sum(tensor.nbytes(side.dtype) for tensor in tensors)

@@ -1,11 +1,13 @@
 """A run's tokenizer in the model's own ids, with UALM's special tokens and its chat layout, for transformers.
 
-A bundle keeps the tokenizer as it is and adds the ids of the table where rows are made. Other engines know one id space
-only, so here every id is moved by ``text_base`` and the special tokens get names. Two of UALM's rules need care:
+A bundle keeps the tokenizer unchanged and shifts ids into the table's numbering where rows are made. Other engines have
+only one id space, so here every id is shifted by ``text_base`` and the special tokens get names. Two of UALM's rules
+need care:
 
 - Tokenizer id 0 goes in as pad (id 0 of the table) and comes out as ``text_base``: see ``Vocabulary.text_rows``. The
-  token of id 0 therefore keeps id 0, and ``text_base`` gets a name that no text can produce and that decodes to it.
-- Id 0 is thus a real token of prompts, so padding has an id that training never uses.
+  token with id 0 therefore keeps id 0, and ``text_base`` gets a name that no text can produce and that decodes to that
+  token.
+- Id 0 is thus a real token in prompts, so padding has an id that training never uses.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ....runtime.vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, SPECIALS, V
 from ...run.recipe import Recipe
 from ...run.tokenizer import write_tokenizer
 
-#: Padding of batches; attention never sees it. The last special id, which UALM leaves unused.
+#: Padding of batches, masked in attention. The last special id, which UALM leaves unused.
 PADDING = SPECIALS - 1
 #: Names of the special tokens in chat templates and decoded prompts.
 SPECIAL_TOKENS: Mapping[str, int] = {
@@ -37,8 +39,9 @@ SPECIAL_TOKENS: Mapping[str, int] = {
         "pad": PADDING,
     }.items()
 }
-#: Name of the id ``text_base``. No text can produce it, for byte-level tokens have other letters; a reader that takes
-#: its decoder from elsewhere than this file shows it as it is: a wide exclamation mark for Qwen's first token, "!".
+#: Name of the id ``text_base``. No text can produce it, because byte-level tokens use other letters; a reader that
+#: takes its decoder from elsewhere than this file shows it unchanged: a wide exclamation mark for Qwen's first token,
+#: "!".
 _FIRST_TEXT = "\uff01"
 
 #: The layout of ``runtime.conversation.prompt`` for texts. The answer is a text: its modality is part of the prompt,
@@ -76,7 +79,7 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-#: Texts that must come out alike in the bundle's tokenizer and in this one, before anything is handed over.
+#: Texts that the bundle's tokenizer and this one must encode alike; checked before the folder is handed over.
 _PROBES = (
     "A dog barks twice, then a door slams!",
     "!", " ! !!", "\n\n!?  two  spaces\t",
@@ -86,12 +89,12 @@ _PROBES = (
 
 
 def write_hf_tokenizer(recipe: Recipe, vocabulary: Vocabulary, folder: Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``, the chat template in it, into ``folder``.
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``, with the chat template in the latter, into ``folder``.
 
-    AutoTokenizer of transformers 5 reads vocabulary and merges from there and takes all else from its Qwen2Tokenizer
-    (see :func:`rebuilt_otherwise`); PreTrainedTokenizerFast takes the file as it is.
+    AutoTokenizer of transformers 5 reads vocabulary and merges from there and takes everything else from its
+    Qwen2Tokenizer (see :func:`rebuilt_otherwise`); PreTrainedTokenizerFast uses the file unchanged.
 
-    Raises :class:`ExportError` for a tokenizer whose ids cannot be moved exactly.
+    Raises :class:`ExportError` for a tokenizer whose ids cannot be shifted exactly.
     """
     file = folder / "tokenizer.json"
     write_tokenizer(recipe, file)
@@ -108,8 +111,8 @@ def write_hf_tokenizer(recipe: Recipe, vocabulary: Vocabulary, folder: Path) -> 
         "padding_side": "left",
         "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token types, which Qwen2 lacks
         "model_max_length": recipe.backbone.max_positions,
-        "clean_up_tokenization_spaces": True,  # as the published code asks for
-        # transformers 5 would ignore the line before for this kind of tokenizer
+        "clean_up_tokenization_spaces": True,  # as in the published code
+        # transformers 5 would ignore the previous line for this kind of tokenizer
         "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True,
         "chat_template": CHAT_TEMPLATE,
     }
@@ -117,9 +120,9 @@ def write_hf_tokenizer(recipe: Recipe, vocabulary: Vocabulary, folder: Path) -> 
 
 
 def rebuilt_otherwise(folder: Path) -> list[str]:
-    """Steps of ``tokenizer.json`` that AutoTokenizer of the installed transformers replaces by Qwen's own.
+    """Steps of ``tokenizer.json`` that AutoTokenizer of the installed transformers replaces with Qwen's own.
 
-    ``folder`` holds the model's ``config.json``, too. None are replaced for a run that has Qwen's tokenizer.
+    ``folder`` also holds the model's ``config.json``. Nothing is replaced for a run with Qwen's tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -142,7 +145,7 @@ def _moved(tokenizer: dict[str, Any], vocabulary: Vocabulary, where: Path) -> di
     first = next((token for token, index in words.items() if index == 0), None)
     if any(token["id"] == 0 for token in added) or first is None:
         raise ExportError(f"{where}: id 0 is {first!r}, not a token of the vocabulary's own; it cannot become padding")
-    # a token that is found in the vocabulary keeps the id that it has there
+    # a token found in the vocabulary keeps its id there
     ids = {token: index + base for token, index in words.items()} | {first: 0, _FIRST_TEXT: base}
     model["vocab"] = dict(sorted((dict(SPECIAL_TOKENS) | ids).items(), key=lambda item: item[1]))
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -158,7 +161,7 @@ def _moved(tokenizer: dict[str, Any], vocabulary: Vocabulary, where: Path) -> di
 
 
 def _check(plain: TextCodec, moved: Tokenizer, vocabulary: Vocabulary, where: Path) -> None:
-    """What goes in gives the rows that the runtime makes, also beside special tokens, and all ids decode alike."""
+    """Check that encoding gives the runtime's rows, also next to special tokens, and that all ids decode alike."""
     for probe in _PROBES:
         expected = plain.encode(probe)
         rows = vocabulary.text_rows(expected)[:, 0].tolist()
@@ -167,4 +170,4 @@ def _check(plain: TextCodec, moved: Tokenizer, vocabulary: Vocabulary, where: Pa
             raise ExportError(f"{where}: cannot be joined with UALM's tokens: {probe!r} becomes {found}, not {rows}")
         drawn = [index + vocabulary.text_base for index in expected]
         if moved.decode(drawn, skip_special_tokens=True) != plain.decode_raw(expected):
-            raise ExportError(f"{where}: cannot take UALM's ids: {probe!r} is decoded otherwise from {drawn}")
+            raise ExportError(f"{where}: cannot take UALM's ids: {probe!r} is decoded differently from {drawn}")

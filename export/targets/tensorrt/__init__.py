@@ -1,1 +1,1 @@
-"""A bundle's parts as engines of TensorRT and TensorRT-RTX."""
+"""Compiles a bundle's parts into engines for TensorRT and TensorRT-RTX."""

@@ -1,7 +1,7 @@
-"""The body for libraries that cannot write a cache in place, TensorRT before 10.15: the rows fed leave it apart.
+"""The body for libraries that cannot write a cache in place (TensorRT before 10.15): new rows are separate outputs.
 
-The bundle's graph is told the cache and gives it back, written. Without a layer that does so in place, every step would
-copy the whole of it.
+The bundle's graph takes the cache as input and returns it updated. Without a layer that does so in place, every step
+would copy all of it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from ....runtime.engines.tensorrt.names import COLUMNS, OFFSETS, POSITION
 from ....runtime.errors import ExportError
 from .rewrite import Rewrite
 
-#: What hides a column. Finite, so that nowhere infinity is taken from infinity; no sum of a score with it rounds to
-#: anything else, and its exponential beside any score is 0.
+#: Mask value for a column. Finite, so that infinity is never subtracted from infinity; adding any score to it rounds
+#: back to it, and its exponential relative to any score is 0.
 _HIDDEN = np.float32(-1e30)
 
 
 def with_appended_cache(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the body that counts its positions (``with_own_positions``) whose cache is an input alone.
+    """A copy of the body that counts its positions (``with_own_positions``), with the cache only as an input.
 
     The keys and values of the rows fed are outputs, ``new_key.i``, ``new_value.i`` [batch, kv_heads, rows, head_dim],
-    which the engine's owner appends. A row looks at what is held, columns 0 .. position of the cache, and at the rows
-    fed with it: two sets of scores under one softmax, so that neither the cache nor its keys are copied together with
-    the new ones. ``columns`` says by its length how many rows of the cache are looked at, at least the position.
+    which the engine's owner appends. A row attends to columns 0 .. position of the cache and to the rows fed with it:
+    two sets of scores under one softmax, so that old and new keys are never copied into one tensor. The length of
+    ``columns``, at least the position, is how many rows of the cache are read.
 
-    Scores and sums are float32 whatever the cache is: Qwen's keys have biases of hundreds, which half precision's
-    scores do not survive. Half operands reach a product behind a cast, so that a library may read halves and sum in
-    float32.
+    Scores and sums are float32 for any cache type: Qwen's keys have biases of hundreds, with which half-precision
+    scores overflow. Half-precision operands are cast to float32 right before each MatMul, so that a library may fuse
+    the cast and read halves while accumulating in float32.
     """
     rewrite = Rewrite(model)
     made_by = {out: node for node in model.graph.node for out in node.output}
@@ -42,7 +42,7 @@ def with_appended_cache(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Attention":
             writes = [write for name in node.input[1:3] if (write := _write_behind(name, made_by)) is not None]
             if node.attribute or len(writes) != 2:
-                raise ExportError(f"graph {model.graph.name}: {node.name!r} is no attention of the standard dialect")
+                raise ExportError(f"graph {model.graph.name}: {node.name!r} is not attention of the standard dialect")
             for write in writes:
                 renamed[write.input[1]] = write.output[0].replace("present_", "new_")
             pasts, new = ([write.input[index] for write in writes] for index in (0, 1))
@@ -59,20 +59,20 @@ def with_appended_cache(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _write_behind(held: str, made_by: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
-    """The write of the cache whose slice is ``held``, if it is one."""
+    """The node that writes the cache whose slice is ``held``, if there is one."""
     cut = made_by.get(held)
     write = made_by.get(cut.input[0]) if cut is not None and cut.op_type == "Slice" else None
     return write if write is not None and write.op_type == "TensorScatter" else None
 
 
 class _Columns:
-    """What all layers share: how many rows of the cache are looked at, and what hides columns of the scores."""
+    """Shared by all layers: how many rows of the cache are read, and the masks of the scores' columns."""
 
     def __init__(self, rewrite: Rewrite) -> None:
         self._rewrite, op, constant = rewrite, rewrite.op, rewrite.constant
         seen, hidden = constant("seen", np.float32(0)), constant("hidden", _HIDDEN)
         self.looked_at = op("Shape", COLUMNS, name="appended.looked_at")
-        # what is held lies before every row that is fed
+        # cached rows precede every row that is fed
         held = op("Less", COLUMNS, POSITION, name="appended.is_held")
         self.held = op("Where", held, seen, hidden, name="appended.held")
         across = op("Unsqueeze", OFFSETS, constant("first", np.array([0])), name="appended.across")
@@ -82,7 +82,7 @@ class _Columns:
         self._by_group: dict[int, str] = {1: self._fed}
 
     def fed(self, group: int) -> str:
-        """For ``group`` heads with the same keys, one below the other: [group x rows, rows]."""
+        """For ``group`` heads with the same keys, stacked: [group x rows, rows]."""
         if group not in self._by_group:
             repeats = self._rewrite.constant(f"repeats.{group}", np.array([group, 1]))
             self._by_group[group] = self._rewrite.op("Tile", self._fed, repeats, name=f"appended.fed.{group}")
@@ -92,10 +92,9 @@ class _Columns:
 def _attend(
     rewrite: Rewrite, columns: _Columns, node: onnx.NodeProto, q: str, pasts: Sequence[str], new: Sequence[str]
 ) -> None:
-    """Attention of ``q`` [batch, heads, rows, head_dim] over held and new keys and values.
+    """Attention of ``q`` [batch, heads, rows, head_dim] over cached and new keys and values.
 
-    Heads that share keys lie one below the other, [batch, kv_heads, group x rows, head_dim], so that keys are not
-    repeated.
+    Heads that share keys are stacked, [batch, kv_heads, group x rows, head_dim], so that keys are not repeated.
     """
     kind = rewrite.types[q]
     heads, head_dim = rewrite.size(q, 1), rewrite.size(q, 3)

@@ -1,8 +1,8 @@
-"""An ONNX graph in, a compiled engine out: one way for TensorRT and TensorRT-RTX.
+"""Compiles an ONNX graph into an engine, in the same way for TensorRT and TensorRT-RTX.
 
 Networks are strongly typed, so that every value has the type that the graph gives it, and TF32 is off, so that float32
-means float32. What the parser made of the graph is compared with it first (``tensorrt_compare``): an engine that would
-compute something else is not built.
+means float32. The parsed network is first compared with the graph (``compare``): an engine that would compute something
+else is not built.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .compare import differences, layers_of
 
 @dataclass(frozen=True)
 class BuildReport:
-    """An engine that was built. ``layers``: layers by type; ``seconds``: of parsing and building together."""
+    """A built engine. ``layers``: layers by type; ``seconds``: time for parsing and building."""
 
     onnx_path: Path
     compute_capability: tuple[str, ...]
@@ -38,7 +38,7 @@ class BuildReport:
 
 
 def find_library(name: LibraryName) -> Library:
-    """The library to build with; :class:`ExportError` where it cannot be used."""
+    """The library to build with; raises :class:`ExportError` if it cannot be used."""
     try:
         return load_library(name)
     except EngineError as error:
@@ -54,12 +54,12 @@ def build(
     sms: Sequence[int] = (),
     timing_cache: Path | None = None,
 ) -> BuildReport:
-    """Parse and build ``model``, whose weights lie where those of ``onnx_path`` do.
+    """Parse and build ``model``, whose weights are beside ``onnx_path``.
 
-    ``sms``: compute capabilities to build for (86), for a library that can; the other builds for the GPU that is here.
-    ``timing_cache``: a file in which TensorRT keeps what it measured, for the next build.
-    Raises :class:`ExportError` with the library's own messages when parsing or building fails, and with the names when
-    the network is not the graph.
+    ``sms``: compute capabilities to build for (86), with TensorRT-RTX; TensorRT builds for this machine's GPU.
+    ``timing_cache``: a file in which TensorRT keeps its measurements for the next build.
+    Raises :class:`ExportError` with the library's own messages if parsing or building fails, and with names if the
+    network differs from the graph.
     """
     trt = library.module
     targets = [_capability(library, sm) for sm in sms] if library.compiles_for_others else []
@@ -68,7 +68,7 @@ def build(
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    # the path tells the parser where the weights lie
+    # the parser finds the weights by the path
     if not parser.parse(model.SerializeToString(), str(onnx_path)):
         errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
         raise ExportError(f"{onnx_path}: {library.title} cannot parse it: {joined(errors)}")
@@ -94,7 +94,7 @@ def build(
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         where = f"compute capability {', '.join(map(_spelled, sms))}" if sms else "this GPU"
-        # whether an older library takes blocks of 32 is not known: what to do if it does not
+        # it is unknown whether an older library accepts blocks of 32, so the message says what to do if not
         narrow = library.cache == "appended" and any(t.data_type == TensorProto.INT4 for t in model.graph.initializer)
         mend = (
             "; if it is the int4 weights that it cannot build, export with --precision int8 or fp16" if narrow else ""
@@ -112,7 +112,7 @@ def build(
 
 
 def known_sms(library: Library) -> tuple[int, ...]:
-    """Compute capabilities that a library can build for on any machine; none for one that builds for what it sees."""
+    """Compute capabilities that a library can build for on any machine; none if it builds only for the GPU it sees."""
     return library.builds_for
 
 
@@ -131,9 +131,9 @@ def _spelled(sm: int) -> str:
 
 
 def _allow_decomposed_attention(trt: Any, network: Any) -> None:
-    """Let attention that has no fused kernel (float32, heads under 16) be built from its parts.
+    """Let attention that has no fused kernel (float32, heads under 16) be decomposed.
 
-    Attention that has one keeps it. A library that knows no attention was given its parts.
+    Attention with a fused kernel keeps it. A library without attention was given primitives already.
     """
     if not hasattr(trt.LayerType, "ATTENTION_INPUT"):
         return
@@ -150,7 +150,7 @@ def _profile(builder: Any, network: Any, profile: EngineProfile, onnx_path: Path
     inputs = {(tensor := network.get_input(index)).name: tuple(tensor.shape) for index in range(network.num_inputs)}
     for name in (*profile.shapes, *profile.values):
         if name not in inputs:
-            raise ExportError(f"{onnx_path}: profile for {name!r}, which is no input; it has {', '.join(inputs)}")
+            raise ExportError(f"{onnx_path}: profile for {name!r}, which is not an input; it has {', '.join(inputs)}")
     for name, shape in inputs.items():
         if name in profile.shapes:
             try:

@@ -1,9 +1,9 @@
-"""A network parsed by TensorRT compared with the ONNX graph that it was parsed from.
+"""Compares a network parsed by TensorRT with the ONNX graph that it was parsed from.
 
-The parser passes over what it does not know of some operators without a word (``Attention``'s ``nonpad_kv_seqlen``),
-and narrows what it has no type for (double) with a warning. An engine made of such a network runs, and computes
-something else. The network is therefore walked, and every difference is named. The names of values help: the parser
-keeps them for what a node makes and for constants.
+The parser silently ignores inputs of some operators that it does not know (``Attention``'s ``nonpad_kv_seqlen``), and
+narrows types that it lacks (double) with a warning. An engine made of such a network runs, but computes something else.
+The network is therefore walked, and every difference is named. The names of values help: the parser keeps them for what
+a node makes and for constants.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-#: ONNX type -> TensorRT's. A type that is missing here cannot be kept.
+#: ONNX type -> TensorRT's. A type that is missing here cannot be preserved.
 _TYPES: dict[int, str] = {
     TensorProto.FLOAT: "FLOAT",
     TensorProto.FLOAT16: "HALF",
@@ -29,10 +29,10 @@ _TYPES: dict[int, str] = {
     TensorProto.INT64: "INT64",
     TensorProto.BOOL: "BOOL",
 }
-#: Types whose width decides about what is computed.
+#: Types whose width affects the result.
 _NUMBERS = ("FLOAT", "HALF", "BF16", "FP8", "INT8", "INT4", "FP4")
 _FLOATS = ("FLOAT", "HALF", "BF16")
-#: Operators that must stay what they are: operator -> the layer that is at work.
+#: Operators that must be preserved: operator -> the layer that must implement it.
 _LAYERS = {
     "Attention": "ATTENTION_OUTPUT",
     "Conv": "CONVOLUTION",
@@ -43,16 +43,16 @@ _LAYERS = {
     "RotaryEmbedding": "ROTARY_EMBEDDING",
     "TensorScatter": "KV_CACHE_UPDATE",
 }
-#: Operators that may leave no layer: they change nothing.
+#: Operators that may leave no layer, because they change nothing.
 _IDLE = ("Identity", "Dropout")
 
 
 def differences(model: onnx.ModelProto, network: Any, trt: Any) -> list[str]:
-    """What ``network`` does otherwise than ``model``, each a clause that names it; empty if it is the same.
+    """What ``network`` does differently from ``model``, one clause per difference; empty if they agree.
 
-    Compared: each input of the graph and of each node is read; each node has left a layer, and the kind that it must
-    where that matters; every value has its type, and so has what a node computes on the way; quantised weights are
-    there as they are stored, with their scales. ``trt``: the library's module.
+    Compared: each input of the graph and of each node is read; each node has left a layer, of the required kind where
+    that matters; every value and every intermediate of a node has its type; quantised weights are present as they are
+    stored, with their scales. ``trt``: the library's module.
     """
     walk = _Network(network)
     dropped = dropped_inputs(model, network)
@@ -73,14 +73,14 @@ class _Network:
         self.constants = {layer.name: layer for layer in self.layers if layer.type.name == "CONSTANT"}
 
     def layers_behind(self, outputs: Iterable[str], borders: set[str]) -> list[Any]:
-        """The layers that make ``outputs`` out of ``borders``."""
+        """The layers that compute ``outputs`` from ``borders``."""
         names = _behind(list(outputs), self.producers, borders)
         inner = [name for name in names if name in self.producers and name not in borders]
         return list({self.producers[name].name: self.producers[name] for name in inner}.values())
 
 
 def _lost_nodes(model: onnx.ModelProto, walk: _Network) -> Iterator[str]:
-    """Nodes that left nothing, and nodes that became something that cannot be the same."""
+    """Nodes that left no layer, and nodes that became layers that cannot be equivalent."""
     values = _values(model)
     for node in model.graph.node:
         lost = [out for out in node.output if out and out not in walk.types]
@@ -96,7 +96,7 @@ def _lost_nodes(model: onnx.ModelProto, walk: _Network) -> Iterator[str]:
 
 
 def _changed_types(model: onnx.ModelProto, walk: _Network) -> Iterator[str]:
-    """Values of another type than the graph's, and nodes that compute in a type that nothing of theirs has."""
+    """Values of another type than in the graph, and nodes that compute in a type that none of their values has."""
     declared = _types(model)
     for name, kind in declared.items():
         wanted = _TYPES.get(kind)
@@ -116,7 +116,7 @@ def _changed_types(model: onnx.ModelProto, walk: _Network) -> Iterator[str]:
 
 
 def _changed_weights(model: onnx.ModelProto, walk: _Network, trt: Any) -> Iterator[str]:
-    """Weights that are not in the network as they are stored."""
+    """Weights that the network does not hold as they are stored."""
     values = _values(model)
     readers = {name: node for node in model.graph.node for name in node.input}
     stored = {each.name: each for each in model.graph.initializer}
@@ -154,7 +154,7 @@ def _changed_weights(model: onnx.ModelProto, walk: _Network, trt: Any) -> Iterat
 
 
 def _within(layers: Iterable[Any], index: int, trt: Any) -> tuple[str, int] | None:
-    """Type and count of the kernel (``index`` 1) or bias (2) that a convolution keeps in itself."""
+    """Type and count of the kernel (``index`` 1) or bias (2) that a convolution holds itself."""
     classes = {"CONVOLUTION": trt.IConvolutionLayer, "DECONVOLUTION": trt.IDeconvolutionLayer}
     for layer in layers:
         if layer.type.name in classes and index in (1, 2):
@@ -166,7 +166,7 @@ def _within(layers: Iterable[Any], index: int, trt: Any) -> tuple[str, int] | No
 
 
 def dropped_inputs(model: onnx.ModelProto, network: Any) -> list[str]:
-    """What an ONNX graph reads and the network parsed from it does not: inputs of the graph, and inputs of nodes.
+    """Inputs, of the graph and of nodes, that the ONNX graph reads and the network parsed from it does not.
 
     Only inputs whose values depend on the graph's inputs count; constants are folded, and so are shapes.
     """
@@ -185,7 +185,7 @@ def dropped_inputs(model: onnx.ModelProto, network: Any) -> list[str]:
         sources = {name for read in reads for name in stands_for[read]}
         for out in node.output:
             varying.add(out)
-            # the parser leaves out operators that do nothing; what they read then stands for what they made
+            # the parser omits operators that do nothing; their input then stands for their output
             stands_for[out] = {out} if out in present else sources
         made = [out for out in node.output if out in producers]
         if not made:
@@ -205,7 +205,7 @@ def layers_of(network: Any) -> Iterator[Any]:
 
 
 def _behind(starts: Sequence[str], producers: Mapping[str, Any], borders: set[str]) -> set[str]:
-    """Names of the tensors that ``starts`` are made from, found without walking past ``borders``."""
+    """Names of the tensors that ``starts`` are computed from, found without walking past ``borders``."""
     found: set[str] = set()
     waiting = list(starts)
     while waiting:

@@ -1,4 +1,4 @@
-"""What is compiled of a bundle: the parts, their graphs as TensorRT gets them, and the sizes they are optimised for."""
+"""What is compiled of a bundle: the parts, their graphs for TensorRT, and the sizes they are optimised for."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from .appended import with_appended_cache
 from .positions import dimensions, fix_dimensions, load_graph, with_own_positions
 from .primitives import in_primitives
 
-#: Rows of the cache by default: the context that a model is opened with when none is asked for.
+#: Rows of the cache by default: the context that a model is opened with if none is given.
 DEFAULT_CONTEXT = 16384
 #: Most rows of a prompt in one call, by how the cache is written. Without an attention layer the scores of all heads
-#: lie in memory, and an engine's scratch is made for the most: 12 heads x 128 rows x 16384 columns are 96 MiB.
+#: are held in memory, and an engine's scratch is sized for the maximum: 12 heads x 128 rows x 16384 columns are 96 MiB.
 PREFILL_ROWS: dict[CacheKind, int] = {"in_place": 512, "appended": 128}
 #: Frames of a piece of sound: what the balanced profile of ``runtime.audio.pacing`` begins with, and the most in one
 # call.
 LIKELY_FRAMES, MOST_FRAMES = 10, 64
-#: Seconds of sound up to which the encoder's first profile goes.
+#: Seconds of sound covered by the encoder's first profile.
 SHORT_SECONDS = 30
 
-#: What a named dimension, or a number that sizes depend on, is in an engine: one number, or its smallest, most likely
-#: and largest value.
+#: The range of a named dimension, or of a number that sizes depend on: one number, or smallest, most likely and
+#: largest.
 Size = int | tuple[int, int, int]
-#: Of every profile, sizes of the named dimensions; and of inputs that sizes depend on, their numbers.
+#: For every profile, sizes of the named dimensions and values of the inputs that sizes depend on.
 _Sizes = Mapping[str, Size]
 
 
 @dataclass(frozen=True)
 class PartPlan:
-    """A part to compile: its graph, whose weights lie beside ``path``, and profiles in the engine's order."""
+    """A part to compile: its graph, whose weights are beside ``path``, and profiles in the engine's order."""
 
     role: str
     path: Path
     model: onnx.ModelProto
     profiles: tuple[EngineProfile, ...]
-    #: Rows of the cache, 0 where there is none, and how it is written.
+    #: Rows of the cache (0: no cache), and how it is written.
     capacity: int = 0
     cache: CacheKind = "in_place"
 
@@ -51,11 +51,11 @@ class PartPlan:
 def plan_parts(
     bundle: Bundle, max_context: int | None = None, *, cache: CacheKind = "in_place", roles: tuple[str, ...] = ()
 ) -> list[PartPlan]:
-    """The parts of ``bundle`` that an engine runs with, or only ``roles``.
+    """The parts of ``bundle`` that an engine runs, or only ``roles``.
 
-    ``max_context``: rows that the cache is made for, fixed in the engine; the smaller of 16384 and the model's limit by
-    default. :class:`InputError` for one that the model cannot have. ``cache``: "appended" for a library that cannot
-    write it in place, whose graphs are in primitives.
+    ``max_context``: rows of the cache, fixed in the engine; by default the smaller of 16384 and the model's limit.
+    Raises :class:`InputError` if the model does not allow it. ``cache``: "appended" for a library that cannot write it
+    in place, whose graphs are in primitives.
     """
     limit = bundle.manifest.model.max_positions
     capacity = min(DEFAULT_CONTEXT, limit) if max_context is None else max_context
@@ -72,7 +72,7 @@ def plan_parts(
 def plan_body(path: Path, capacity: int, cache: CacheKind = "in_place") -> PartPlan:
     """The body in ``path``: one engine for prompts and for steps of one and two branches, which share its weights.
 
-    How many rows are looked at is the length of an input, so that attention costs what is held.
+    The number of rows read is the length of an input, so that the cost of attention follows the rows in the cache.
     """
     model = with_own_positions(load_graph(path))
     if cache == "appended":
@@ -91,7 +91,7 @@ def _head(bundle: Bundle, head: str) -> PartPlan:
     role = f"head.{head}"
     path = bundle.part(role)
     model = load_graph(path)
-    batch: Size = 1 if head == "modality" else (1, 2, 2)  # what to say is chosen without guidance
+    batch: Size = 1 if head == "modality" else (1, 2, 2)  # the modality is chosen without guidance
     profiles: dict[str, _Sizes] = {names.HEAD: {"batch": batch}}
     return PartPlan(role, path, model, _profiles(model, path, profiles))
 
@@ -112,7 +112,7 @@ def _encoder(bundle: Bundle) -> PartPlan:
 
 
 def _codec(bundle: Bundle) -> PartPlan:
-    """The streaming decoder; whole sounds go through it piece by piece, which gives the same samples."""
+    """The streaming decoder; whole sounds are decoded with it piece by piece, which gives the same samples."""
     path = bundle.part("codec.stream")
     model = load_graph(path)
     profiles: dict[str, _Sizes] = {
@@ -148,7 +148,7 @@ def _spread(size: Size) -> tuple[int, int, int]:
 
 
 def shape_range(shape: Sequence[int | str], sizes: Mapping[str, Size]) -> Range | None:
-    """Smallest, most likely and largest shape of an input; None where nothing of it varies."""
+    """Smallest, most likely and largest shape of an input; None if its shape is fixed."""
     known = [d if isinstance(d, int) else sizes[d] for d in shape]
     if all(isinstance(size, int) for size in known):
         return None

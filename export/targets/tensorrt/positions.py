@@ -1,8 +1,9 @@
-"""The body's graph as TensorRT gets it: it counts its positions itself.
+"""The body's graph for TensorRT, which counts its positions itself.
 
-The bundle's graph is told the mask, the angles and where to write. Within a captured CUDA graph nothing can be told:
-here all of it is computed from one number in device memory, and the number for the next call is an output, which the
-engine's owner copies to where the first lies. A prompt's mask, rows x rows held, need not be sent to the device either.
+The bundle's graph takes the mask, the angles and the write position as inputs. A captured CUDA graph cannot be given
+new ones: here all of them are computed from one number in device memory, and the number for the next call is an output,
+which the engine's owner copies over the first. A prompt's mask, rows x cached rows, need not be sent to the device
+either.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from onnx import TensorProto, helper, numpy_helper
 from ....runtime.engines.tensorrt.names import COLUMNS, COS, NEXT_POSITION, OFFSETS, POSITION, SIN
 from ....runtime.errors import ExportError
 
-#: Inputs of the bundle's graph that become values of this one.
+#: Inputs of the bundle's graph that are computed within this one.
 _TOLD = ("write_index", "mask", "cos", "sin")
 
 
 def with_own_positions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the standard body (see ``backbone``) with other inputs in the place of ``write_index``, ``mask``,
+    """A copy of the standard body (see ``backbone``) with other inputs in place of ``write_index``, ``mask``,
     ``cos`` and ``sin``.
 
     ``position`` int64 [1]: of the first row fed. ``row_offsets`` int64 [rows] and ``columns`` int64 [total], both
-    0, 1, 2, ...: the second says by its length how many rows of the cache are looked at, at least the position + rows.
+    0, 1, 2, ...: the length of the second, at least the position + rows, is how many rows of the cache are read.
     ``cos_table``, ``sin_table`` float32 [capacity, head_dim / 2]. Further output: ``next_position`` int64 [1].
     """
     own = onnx.ModelProto()
@@ -35,7 +36,7 @@ def with_own_positions(model: onnx.ModelProto) -> onnx.ModelProto:
     told = {value.name: value for value in graph.input if value.name in _TOLD}
     if len(told) != len(_TOLD):
         missing = next(name for name in _TOLD if name not in told)
-        raise ExportError(f"graph {graph.name}: has no input {missing!r}; it is no body in the standard dialect")
+        raise ExportError(f"graph {graph.name}: has no input {missing!r}; it is not a body in the standard dialect")
     half = told["cos"].type.tensor_type.shape.dim[2].dim_value
     for value in told.values():
         graph.input.remove(value)
@@ -84,7 +85,7 @@ def with_own_positions(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def load_graph(onnx_path: Path) -> onnx.ModelProto:
-    """A part's graph without its weights; :class:`ExportError` where there is no such file."""
+    """A part's graph without its weights; raises :class:`ExportError` if there is no such file."""
     try:
         return onnx.load(onnx_path, load_external_data=False)
     except FileNotFoundError as error:
@@ -92,12 +93,12 @@ def load_graph(onnx_path: Path) -> onnx.ModelProto:
 
 
 def dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
-    """Sizes of an input or output; names where they vary."""
+    """Sizes of an input or output; names for those that vary."""
     return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
 
 
 def fix_dimensions(model: onnx.ModelProto, fixed: Mapping[str, int], onnx_path: Path) -> None:
-    """Give named dimensions a number; :class:`ExportError` for a name that no input or output has."""
+    """Fix named dimensions to a number; raises :class:`ExportError` for a name that no input or output has."""
     unknown = set(fixed)
     for value in (*model.graph.input, *model.graph.output):
         for dimension in value.type.tensor_type.shape.dim:

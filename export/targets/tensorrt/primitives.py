@@ -1,8 +1,8 @@
 """Graphs for TensorRT 10.3 to 10.14: JetPack 6 brings 10.3.
 
-Their parser reads opset 20 and block formats of 21, and has no Attention, RotaryEmbedding, RMSNormalization or
-TensorScatter; their library lets a block of weights share a scale in int4 alone. The bundle stays as it is: what is
-compiled of it is written in primitives here, node by node, and ``onnx`` is all that this needs.
+Their parser reads opset 20 and the block formats of 21, and has no Attention, RotaryEmbedding, RMSNormalization or
+TensorScatter; their library supports block scales for int4 only. The bundle is not changed: the graphs to compile are
+rewritten in primitives here, node by node, with no library but ``onnx``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from onnx import TensorProto, helper
 from ....runtime.errors import ExportError
 from .rewrite import Rewrite
 
-#: Operator set of the graphs: blocks of int4 came with it.
+#: Operator set of the graphs: it brought int4 blocks.
 OPSET = 21
 
 
 def in_primitives(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of any part's graph in operators of opset 21 that the parser of TensorRT 10.3 reads.
 
-    :class:`ExportError` for an operator that has none.
+    Raises :class:`ExportError` for an operator that has no such form.
     """
     rewrite = Rewrite(model)
     for node in model.graph.node:
@@ -44,12 +44,12 @@ def in_primitives(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _normalise(rewrite: Rewrite, node: onnx.NodeProto) -> bool:
-    """RMSNormalization over the last axis, in the float32 that the residual stream is kept in."""
+    """RMSNormalization over the last axis, in float32, the type of the residual stream."""
     (x, weight), (out,) = node.input, node.output
     attributes = _attributes(node)
     epsilon = float(attributes.get("epsilon", 1e-5))
     if attributes.get("axis", -1) != -1 or rewrite.types[x] != TensorProto.FLOAT:
-        raise ExportError(f"graph {rewrite.graph.name}: {node.name!r} is no norm of a float32 row")
+        raise ExportError(f"graph {rewrite.graph.name}: {node.name!r} is not a norm of a float32 row")
 
     def op(kind: str, *inputs: str, at: str, **more: Any) -> str:
         return rewrite.op(kind, *inputs, name=f"{node.name}.{at}", **more)
@@ -63,10 +63,10 @@ def _normalise(rewrite: Rewrite, node: onnx.NodeProto) -> bool:
 
 
 def _rotate(rewrite: Rewrite, node: onnx.NodeProto) -> bool:
-    """RotaryEmbedding of [batch, heads, rows, head_dim], halves turned against each other."""
+    """RotaryEmbedding of [batch, heads, rows, head_dim], rotating the two halves of a head against each other."""
     x, *angles = node.input
     if node.attribute or len(angles) != 2:
-        raise ExportError(f"graph {rewrite.graph.name}: {node.name!r} is no rotary embedding of the standard dialect")
+        raise ExportError(f"graph {rewrite.graph.name}: {node.name!r} is not a standard rotary embedding")
     one = rewrite.constant("second", np.array([1]))
     cos, sin = (rewrite.once("Unsqueeze", angle, one, name=f"{angle}.by_head") for angle in angles)
 
@@ -84,9 +84,9 @@ def _rotate(rewrite: Rewrite, node: onnx.NodeProto) -> bool:
 
 
 def _widen_blocks(rewrite: Rewrite, node: onnx.NodeProto) -> bool:
-    """int8 blocks: the numbers as they are, by a scale of one, times the scales of their blocks.
+    """int8 blocks: dequantised with a scale of one, then multiplied by the scales of their blocks.
 
-    The same numbers come out, rounded once. Whether the library keeps eight bits until then is its choice.
+    The results are the same, rounded once. Whether the weights stay in eight bits until then is the library's choice.
     """
     (whole, scale), (out,) = node.input, node.output
     block = int(_attributes(node).get("block_size", 0))
@@ -107,7 +107,7 @@ def _widen_blocks(rewrite: Rewrite, node: onnx.NodeProto) -> bool:
     return True
 
 
-#: Operator -> what writes it in primitives; false where it can stay.
+#: Operator -> the function that rewrites it in primitives, which returns false if the node can stay.
 _WRITERS: dict[str, Callable[[Rewrite, onnx.NodeProto], bool]] = {
     "RMSNormalization": _normalise,
     "RotaryEmbedding": _rotate,

@@ -1,4 +1,4 @@
-"""A graph written anew, node by node: what the forms for older TensorRT are made with."""
+"""Rewrites a graph node by node; the forms for older TensorRT are made with it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Rewrite:
         self.graph.node.append(node)
 
     def constant(self, name: str, values: np.ndarray | np.generic) -> str:
-        """A small constant, kept once under its name."""
+        """A small constant, stored once under its name."""
         full = f"primitives.{name}"
         if full not in self._constants:
             self._constants.add(full)
@@ -48,20 +48,20 @@ class Rewrite:
         return full
 
     def op(self, kind: str, *inputs: str, name: str, output: str | None = None, **attributes: Any) -> str:
-        """A node, and the value that it makes, which has its name."""
+        """Add a node; its output has the node's name."""
         out = output or name
         self.graph.node.append(helper.make_node(kind, inputs, [out], name=name, **attributes))
         return out
 
     def once(self, kind: str, *inputs: str, name: str) -> str:
-        """As :meth:`op`, for what several nodes share."""
+        """As :meth:`op`, for values that several nodes share."""
         if name not in self._made:
             self._made.add(name)
             self.op(kind, *inputs, name=name)
         return name
 
     def finish(self, renamed: dict[str, str]) -> onnx.ModelProto:
-        """The graph with values renamed, without nodes and constants that nothing reads any longer."""
+        """The graph with values renamed, without nodes and constants that are no longer read."""
         live = {value.name for value in self.graph.output}
         kept = []
         for node in reversed(self.graph.node):

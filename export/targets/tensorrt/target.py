@@ -1,7 +1,7 @@
-"""The targets ``tensorrt-rtx`` and ``tensorrt``: a bundle with its parts compiled.
+"""The targets ``tensorrt-rtx`` and ``tensorrt``: a bundle with compiled parts.
 
-What is given may be a training run, which is exported first, or a bundle, whose engines are added or made anew: on a
-Jetson there is the bundle alone, and neither torch nor the run.
+The input may be a training run, which is exported first, or a bundle, whose engines are added or rebuilt: a Jetson has
+only the bundle, and neither torch nor the run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .parts import PartPlan, plan_parts
 
 
 def tensorrt_rtx(order: ExportRequest, progress: Progress) -> ExportResult:
-    """Engines for the GPUs of ``--target``; needs none here."""
+    """Engines for the GPUs of ``--target``; this machine needs none."""
     refuse_others(order, "tensorrt-rtx")
     library = find_library("tensorrt-rtx")
     return _make(order, progress, library, _target_sms(order.target, library))
@@ -105,7 +105,7 @@ def _make(order: ExportRequest, progress: Progress, library: Library, sms: tuple
 
 
 def _refuse_fp8(order: ExportRequest, sms: tuple[int, ...]) -> None:
-    """:class:`InputError` for an fp8 body on GPUs that multiply none, before anything is written."""
+    """Raise :class:`InputError` for an fp8 body on GPUs that cannot multiply fp8, before anything is written."""
     older = ", ".join(sm_name(sm) for sm in sms if sm < FP8_SM)
     if not older:
         return
@@ -125,7 +125,7 @@ def _refuse_fp8(order: ExportRequest, sms: tuple[int, ...]) -> None:
 
 @contextmanager
 def _bundle(order: ExportRequest, progress: Progress, lines: list[str]) -> Iterator[Bundle]:
-    """The bundle to add engines to: the one that was given, a copy of it, or one that is exported now."""
+    """The bundle to add engines to: the given one, a copy of it, or one that is exported now."""
     if order.run is None or not (order.run / MANIFEST).is_file():
         with replacing_folder(order.output) as folder:
             made = importlib.import_module("..bundle", __package__).export_bundle(
@@ -157,7 +157,7 @@ def add_engines(
 ) -> dict[str, BuildReport]:
     """Compile the parts of ``bundle`` into its folder; engines of the same library that it had are replaced.
 
-    The manifest is written last: whatever happens before leaves the bundle as it was. Reports by role.
+    The manifest is written last: a failure before that leaves the bundle unchanged. Returns reports by role.
     """
     plans = plan_parts(bundle, max_context, cache=library.cache)
     made: dict[str, BuildReport] = {}
@@ -209,14 +209,14 @@ def _entry(manifest: Manifest, plan: PartPlan, name: str, library: Library, sms:
 
 
 def _free_name(bundle: Bundle, role: str, library: Library, sms: tuple[int, ...]) -> str:
-    """A file name that the bundle does not have yet: a file that is replaced stays until the manifest is new."""
+    """A file name that the bundle does not use yet: a file to be replaced stays until the manifest is rewritten."""
     stem = f"{role}.{library.name}.{'-'.join(map(sm_name, sms))}"
     names = (f"{stem}{'' if count == 1 else f'.{count}'}.engine" for count in range(1, 1000))
     return next(name for name in names if not (bundle.folder / name).exists())
 
 
 def timing_cache(library: Library, sm: int) -> Path | None:
-    """Where TensorRT keeps what it measured on a GPU, for the next build; None without a home directory."""
+    """Where TensorRT keeps its measurements on a GPU for the next build; None without a home directory."""
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         folder = Path(base) if base else Path.home() / ".cache"

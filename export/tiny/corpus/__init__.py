@@ -1,1 +1,1 @@
-"""What ualm-tiny learns: its sounds, its words, and the conversations that they make."""
+"""What ualm-tiny learns: its sounds, its words, and conversations made of them."""

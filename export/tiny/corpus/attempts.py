@@ -1,4 +1,5 @@
-"""First tries that self-reflection hears: right ones, other clips, and sounds that strayed as bad sampling does."""
+"""First attempts for self-reflection to hear: correct ones, other clips, and sounds that strayed as under bad
+sampling."""
 
 from __future__ import annotations
 
@@ -24,14 +25,15 @@ from .domain import (
 )
 from .writer import Studio
 
-#: Percent of the single notes and drums that no reflection of the training wants or hears.
+#: Percent of the single notes and drums that no reflection in training requests or hears.
 REFLECTION_HELD_OUT_PERCENT = 20
 
 
 def reflection_held_out(clip: Clip) -> bool:
-    """Whether reflection never meets a clip in training, as what is wanted or as what was played.
+    """Whether reflection never sees a clip in training, neither as the request nor as what was played.
 
-    Sequences of notes are those kept from all training; of single notes and drums, which other tasks must teach, some.
+    For sequences of notes, those held out of all training; for single notes and drums, which other tasks must teach, a
+    share.
     """
     if not clip.is_drum and len(clip.notes) > 1:
         return held_out(clip)
@@ -39,7 +41,8 @@ def reflection_held_out(clip: Clip) -> bool:
 
 
 def attempt(studio: Studio, wanted: Clip, rng: random.Random) -> tuple[Clip | None, np.ndarray]:
-    """A first try and what it is: right, another clip, or one that strayed from its sound, as bad sampling does."""
+    """A first attempt and its kind: correct, another clip, or one that strayed from its sound, as under bad
+    sampling."""
     ids = studio.bank.ids(wanted)
     draw = rng.random()
     if draw < 0.44:
@@ -54,7 +57,7 @@ def attempt(studio: Studio, wanted: Clip, rng: random.Random) -> tuple[Clip | No
 
 
 def _mistaken(wanted: Clip, rng: random.Random) -> Clip:
-    """Another clip, most often one that differs in one thing."""
+    """Another clip, most often one that differs in a single respect."""
     kinds = ["count", "sound", "any"]
     kinds += ["note"] * 4 if not wanted.is_drum else ["sound", "count"]
     kinds += ["tempo"] if len(wanted.notes) > 1 else []
@@ -82,11 +85,11 @@ def _mistaken(wanted: Clip, rng: random.Random) -> Clip:
 
 
 def strayed(bank: FrameBank, ids: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Frames int64 [T] of a sound that leaves its path one to four times, as bad sampling makes it do.
+    """Frames int64 [T] of a sound that leaves its path one to four times, as happens under bad sampling.
 
-    From there on it follows another sound from the same place in the event or from its beginning, starts an event
-    again, falls silent, or takes a few frames from anywhere; now and then it ends early. Every frame is one of the
-    domain: what bad sampling draws is as well, nearly always.
+    From there on it follows another sound from the same position in the event or from its beginning, restarts an event,
+    falls silent, or takes a few frames from anywhere; occasionally it ends early. Every frame is in the domain, as
+    nearly all frames drawn by bad sampling are.
     """
     path = [bank.labels[number] for number in ids]
     leaves = sorted(rng.randrange(len(path) - 2) for _ in range(rng.choice((1, 1, 2, 3, 4))))
@@ -109,7 +112,7 @@ def strayed(bank: FrameBank, ids: np.ndarray, rng: random.Random) -> np.ndarray:
 def _other_path(
     label: tuple[str, int, int, bool] | None, kind: str, length: int, rng: random.Random
 ) -> list[tuple[str, int, int, bool] | None]:
-    """Frames of the event that a stray leads into; it ends with the event."""
+    """Frames of the event that a stray moves into; it ends with the event."""
     sound, note, position, _ = label or (*rng.choice(sounds()), 0, False)
     if kind == "note" and note != HIT:
         note = rng.choice(list(NOTES))

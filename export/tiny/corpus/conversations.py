@@ -1,4 +1,4 @@
-"""The tasks that the tiny model learns, each as whole conversations."""
+"""The tasks that the tiny model learns, each as complete conversations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .language import (
 )
 from .writer import Example, Studio, Writer
 
-#: Percent of the changes in a dialogue, and of the pairs of an opening and an instrument, that training never sees.
+#: Percent of the changes in dialogues, and of the pairs of an opening and an instrument, that training never sees.
 CHANGES_HELD_OUT_PERCENT = 20
 
 
@@ -38,7 +38,7 @@ def make_example(studio: Studio, task: str, rng: random.Random) -> Example:
 
 
 def _request(rng: random.Random, *, loose: float) -> tuple[str, Clip, bool]:
-    """A prompt, a clip that obeys it, and whether the prompt left anything open."""
+    """A prompt, a clip that satisfies it, and whether the prompt left anything unspecified."""
     if rng.random() < loose:
         prompt, wish = loose_prompt(rng)
         return worded(prompt, rng), trained(lambda: wish.sample(rng)), True
@@ -47,7 +47,8 @@ def _request(rng: random.Random, *, loose: float) -> tuple[str, Clip, bool]:
 
 
 def _direct(w: Writer) -> None:
-    """Text to sound. What a loose prompt leaves open is better settled by a caption: the choice is not learnt here."""
+    """Text to sound. What a loose prompt leaves unspecified is better decided by a caption: that choice is not learnt
+    here."""
     prompt, clip, loose = _request(w.rng, loose=0.12)
     w.user(prompt)
     w.plays(w.studio.bank.ids(clip), choice=0.0 if loose else 1.0)
@@ -62,7 +63,7 @@ def _enriched(w: Writer) -> None:
 
 def _hearing(w: Writer) -> None:
     topic = random_topic(w.rng)
-    # of one event there is no tempo to tell
+    # a single event has no tempo
     counts = (0.06, 0.34, 0.60) if topic == "tempo" else (0.28, 0.32, 0.40)
     clip = random_clip(w.rng, counts=counts, drums=0.15)
     question, answer = question_and_answer(clip, w.rng, topic)
@@ -130,9 +131,9 @@ def _asked(w: Writer) -> Clip:
 
 
 def opening_and_sound(rng: random.Random, *, held: bool = False) -> tuple[str, str]:
-    """A request that leaves everything open, and the instrument that will be chosen for it.
+    """A request that specifies nothing, and the instrument that will be chosen for it.
 
-    ``held``: one of the pairs kept from training, otherwise none of them.
+    ``held``: one of the pairs held out of training; otherwise none of them.
     """
     while True:
         opening, sound = rng.choice(PHRASES["open"]), rng.choice(list(INSTRUMENTS))
@@ -141,7 +142,7 @@ def opening_and_sound(rng: random.Random, *, held: bool = False) -> tuple[str, s
 
 
 def changes(clip: Clip) -> list[str]:
-    """The changes that make sense for a clip, by their names in phrases.json; the harder ones more than once."""
+    """The changes that make sense for a clip, by their names in phrases.json; harder ones appear more than once."""
     found = ["sound", "sound", "again"]
     if len(clip.notes) > 1:
         found += ["slower"] * 2 * (clip.tempo != "slow") + ["faster"] * 2 * (clip.tempo != "quick")
@@ -150,21 +151,21 @@ def changes(clip: Clip) -> list[str]:
 
 
 def change_held_out(clip: Clip, change: str, sound: str = "") -> bool:
-    """Whether this change of this clip (at any tempo) is kept from training. ``sound``: the new one."""
+    """Whether this change of this clip (at any tempo) is held out of training. ``sound``: the new one."""
     return in_share(f"change: {clip.sound}:{clip.notes}:{change}:{sound}", CHANGES_HELD_OUT_PERCENT)
 
 
 def random_change(clip: Clip, rng: random.Random, *, held: bool = False) -> tuple[str, Clip] | None:
-    """Words that ask for a change of a clip, and the clip that is wanted then.
+    """A request to change a clip, and the clip wanted after it.
 
-    ``held``: one of the changes kept from training, and None where there is none; otherwise one that training may see.
+    ``held``: one of the changes held out of training, or None if there is none; otherwise one that training may see.
     """
     others = [name for name in (DRUMS if clip.is_drum else INSTRUMENTS) if name != clip.sound]
     options = [(change, sound) for change in changes(clip) for sound in (others if change == "sound" else [""])]
     options = [option for option in options if change_held_out(clip, *option) == held]
     if not held:
         options = [option for option in options if not held_out(apply_change(clip, *option))]
-    # every kind as often as :func:`changes` has it, however many sounds there are to change to
+    # every kind as often as in :func:`changes`, however many sounds there are to change to
     kinds = [kind for kind in changes(clip) if any(kind == change for change, _ in options)]
     if not kinds:
         return None
@@ -183,7 +184,7 @@ def apply_change(clip: Clip, change: str, sound: str = "") -> Clip:
 
 
 def _request_to_reflect(rng: random.Random) -> tuple[str, Clip, bool]:
-    """As :func:`_request`, with a clip that reflection may meet; drums hit more than once are hard, and come often."""
+    """As :func:`_request`, with a clip that reflection may see; drums hit more than once are hard, and come often."""
     while True:
         if loose := rng.random() < 0.25:
             prompt, wish = loose_prompt(rng)
@@ -204,7 +205,7 @@ def _reflection(w: Writer) -> None:
     intended = w.studio.bank.ids(wanted)
     for _ in range(2):
         found, frames = attempt(w.studio, wanted, rng)
-        # a try that strayed may pass as right, and is still not how the sound is made
+        # an attempt that strayed may pass as correct, but is still not how the sound is made
         w.plays(frames, learn=np.array_equal(frames, intended))
         w.user_sound(frames)
         w.user(PHRASES["reflection"]["check"])

@@ -1,8 +1,8 @@
-"""What was played, judged from samples alone: onsets, pitch, timbre and tempo. NumPy only; knows nothing of codes.
+"""Judges what was played from samples alone: onsets, pitch, timbre and tempo. NumPy only; independent of codes.
 
-A judge of the tiny model's gates: it hears decoded sound as anybody would. Timbre is the nearest of 74 stored log-mel
-templates (``templates.npz``, made from the MIT soundfont by :func:`make_templates`); pitch comes from the difference
-function (YIN, de Cheveigné and Kawahara 2002); an onset is a jump of the log-mel spectrum.
+A judge of the tiny model's gates: it hears decoded sound as a listener would. Timbre is the nearest of 74 stored
+log-mel templates (``templates.npz``, made from the MIT soundfont by :func:`make_templates`); pitch comes from the
+difference function (YIN, de Cheveigné and Kawahara 2002); an onset is a jump of the log-mel spectrum.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from .domain import DRUMS, HIT, HOP, MAX_EVENTS, NOTES, SAMPLE_RATE, SLOTS, Clip
 
 TEMPLATES = Path(__file__).with_name("templates.npz")
 _BANDS = 40
-#: Onsets: window and hop in samples, how far back a jump is measured in hops, the smallest gap of two onsets in hops.
+#: Onsets: window and hop in samples, hops over which a jump is measured, smallest gap between two onsets in hops.
 _WINDOW, _STEP, _LAG, _GAP = 256, 80, 3, 20
-#: A jump counts from this share of the largest one, and from this many decibels on average over the bands.
+#: A jump counts above this share of the largest one, and above this many decibels on average over the bands.
 _SHARE, _LEAST_JUMP = 0.16, 1.8
 _FLOOR_DB = -60.0
-#: Timbre looks so far below the loudest band: what lies deeper is the codec's noise.
+#: Timbre considers levels down to so far below the loudest band: anything lower is the codec's noise.
 _RANGE_DB = 45.0
 #: Templates: window and hop in samples, and frames (an event lasts at least 8 codec frames, 160 ms).
 _TIMBRE_WINDOW, _TIMBRE_STEP, _TIMBRE_FRAMES = 512, 160, 14
-#: A template farther away than this, in decibels on average, is no match: the sound is none of the domain's.
+#: A template farther away than this, in decibels on average, is no match: the sound is not in the domain.
 FARTHEST = 6.5
-#: A note is at most so far from the key it is taken for, in semitones; a slot so far from its length, in seconds.
+#: Tolerance of a note's pitch, in semitones, and of a slot's length, in seconds.
 _TUNING, _TIMING = 0.4, 0.03
-#: A period twice as long is the true one where it fits so many times better.
+#: A period twice as long is the true one if it fits so many times better.
 _OCTAVE = 0.25
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event heard. ``note``: MIDI number of the nearest key, ``HIT`` for drums, None where no key is near."""
+    """One event heard. ``note``: MIDI number of the nearest key, ``HIT`` for drums, None if no key is near."""
 
     onset: float
     sound: str
@@ -46,7 +46,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Heard:
-    """``clip``: what was played, or None where the events make no clip of the domain; ``why`` says what is off."""
+    """``clip``: what was played, or None if the events form no clip of the domain; ``why`` gives the reason."""
 
     events: tuple[Event, ...]
     clip: Clip | None
@@ -60,7 +60,7 @@ class Judge:
         """``templates``: float32 [74, frames, bands] in the order of ``domain.sounds``; None for the stored ones."""
         if templates is None:
             with np.load(TEMPLATES) as stored:
-                templates = stored["levels"].astype(np.float32) / 2  # kept as half decibels
+                templates = stored["levels"].astype(np.float32) / 2  # stored as half decibels
         self._templates = templates
 
     def __call__(self, samples: np.ndarray) -> Heard:
@@ -108,7 +108,7 @@ def _clip(events: tuple[Event, ...]) -> tuple[Clip | None, str]:
 
 
 def onsets(samples: np.ndarray) -> list[float]:
-    """Seconds at which events begin, to about 10 ms."""
+    """Seconds at which events begin, accurate to about 10 ms."""
     padded = np.concatenate([np.zeros(_WINDOW, np.float32), samples, np.zeros(_WINDOW, np.float32)])
     levels = _levels(padded, _WINDOW, _STEP)
     jump = np.zeros(len(levels))
@@ -123,7 +123,7 @@ def onsets(samples: np.ndarray) -> list[float]:
             rise = i
             while rise and jump[rise - 1] > 0.5 * jump[i]:
                 rise -= 1
-            # the window reaches the onset with its end first
+            # the end of the window reaches the onset first
             found.append(max(0.0, (rise * _STEP - _WINDOW // 4) / SAMPLE_RATE))
             i += _GAP
         else:
@@ -132,7 +132,7 @@ def onsets(samples: np.ndarray) -> list[float]:
 
 
 def pitch(samples: np.ndarray) -> float | None:
-    """MIDI number, with fractions, of a steady tone between about 400 and 1300 Hz; None where there is none."""
+    """Fractional MIDI number of a steady tone between about 400 and 1300 Hz; None if there is none."""
     size, longest = 1024, 48
     found = []
     for start in range(0, max(len(samples) - size - longest, 1), 160):
@@ -162,7 +162,7 @@ def timbre(samples: np.ndarray) -> np.ndarray:
     """Log-mel levels of an event's first 150 ms, float32 [frames, bands], in decibels below the loudest."""
     needed = _TIMBRE_WINDOW + (_TIMBRE_FRAMES - 1) * _TIMBRE_STEP
     padded = np.zeros(needed, np.float32)
-    # half a window in front: the first frame sees the attack in its middle
+    # half a window of padding, so that the attack is in the middle of the first frame
     part = samples[: needed - _TIMBRE_WINDOW // 2]
     padded[_TIMBRE_WINDOW // 2 : _TIMBRE_WINDOW // 2 + len(part)] = part
     levels = _levels(padded, _TIMBRE_WINDOW, _TIMBRE_STEP)
@@ -176,7 +176,7 @@ def make_templates(rendered: np.ndarray) -> np.ndarray:
 
 
 def _levels(samples: np.ndarray, window: int, step: int) -> np.ndarray:
-    """Mel levels in decibels, float64 [frames, bands], not lower than ``_FLOOR_DB``."""
+    """Mel levels in decibels, float64 [frames, bands], at least ``_FLOOR_DB``."""
     frames = np.lib.stride_tricks.sliding_window_view(samples, window)[::step]
     spectrum = np.abs(np.fft.rfft(frames * np.hanning(window + 2)[1:-1], axis=1)) ** 2 / window
     return 10 * np.log10(spectrum @ _mel_bands(window).T + 10 ** (_FLOOR_DB / 10))
@@ -190,7 +190,7 @@ def _mel_bands(window: int) -> np.ndarray:
     rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
     bands = np.clip(np.minimum(rising, falling), 0, None)
-    # a narrow band may fall between two bins: it takes the nearest
+    # a narrow band may fall between two bins, and takes the nearest
     for band in np.flatnonzero(bands.sum(1) == 0):
         bands[band, np.abs(frequencies - edges[band + 1]).argmin()] = 1.0
     return bands / bands.sum(1, keepdims=True)

@@ -1,7 +1,7 @@
-"""The sounds that the tiny model knows: what can be played, when, and the frames that it is made of.
+"""The sounds that the tiny model knows: what can be played, when, and the frames that make it up.
 
-Everything is monophonic and every onset lies on the codec's 20 ms grid, so one sound gives the same 320-sample frames
-wherever it is played, and the whole domain is a few thousand distinct frames.
+Everything is monophonic and every onset lies on the codec's 20 ms grid, so a sound gives the same 320-sample frames
+wherever it is played, and the whole domain has a few thousand distinct frames.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ DRUMS = {
 #: White keys from C5 to C6, as MIDI note numbers.
 NOTES = {72: "C5", 74: "D5", 76: "E5", 77: "F5", 79: "G5", 81: "A5", 83: "B5", 84: "C6"}
 NOTE_NUMBERS = {name: number for number, name in NOTES.items()}
-#: What stands for a note where a drum is hit.
+#: Stands for the note of a drum hit.
 HIT = -1
 #: Frames from one onset to the next.
 SLOTS = {"quick": 8, "moderate": 14, "slow": 22}
-#: Frames of the last event, which nothing cuts short.
+#: Frames of the last event, which no other event cuts short.
 LAST = 24
-#: Silent frames behind it: the codec's residual paths hold a sample back for up to two frames.
+#: Silent frames after it: the codec's residual paths delay a sample by up to two frames.
 TAIL = 2
 MAX_EVENTS = 3
 #: Percent of the sequences of two and three notes that training never sees.
@@ -80,7 +80,7 @@ class Clip:
 
     @property
     def direction(self) -> str:
-        """How the notes move: "rising", "falling", "level" or "turning"; "single" for one event or a drum."""
+        """The contour of the notes: "rising", "falling", "level" or "turning"; "single" for one event or a drum."""
         pairs = list(zip(self.notes, self.notes[1:], strict=False))
         if self.is_drum or not pairs:
             return "single"
@@ -110,9 +110,9 @@ class Clip:
 
 
 def held_out(clip: Clip) -> bool:
-    """Whether a sequence (of an instrument, at any tempo) is kept from training, in every task.
+    """Whether a sequence (of an instrument, at any tempo) is held out of training, in every task.
 
-    Single notes and drums are no sequences: a sound never heard cannot be known.
+    Single notes and drums do not count as sequences: a sound never heard cannot be known.
     """
     if clip.is_drum or len(clip.notes) < 2:
         return False
@@ -120,18 +120,18 @@ def held_out(clip: Clip) -> bool:
 
 
 def in_share(name: str, percent: int) -> bool:
-    """Whether a thing of this name is among the ``percent`` that are set aside: the same on every machine."""
+    """Whether an item of this name is among the ``percent`` that are held out: the same on every machine."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:4], "big") % 100 < percent
 
 
 def trained(make: Callable[[], Clip]) -> Clip:
-    """The first clip that ``make`` gives which training may see."""
+    """The first clip from ``make`` that training may see."""
     return drawn_until(lambda clip: not held_out(clip), make)
 
 
 def drawn_until(wanted: Callable[[Clip], bool], make: Callable[[], Clip]) -> Clip:
-    """The first clip that ``make`` gives which is wanted."""
+    """The first clip from ``make`` that is wanted."""
     while not wanted(clip := make()):
         pass
     return clip
@@ -144,7 +144,8 @@ def random_clip(
     drums: float = 0.15,
     held: bool = False,
 ) -> Clip:
-    """A clip with so many events by weight; ``held`` picks among the held-out sequences, otherwise none of them."""
+    """A clip whose number of events is drawn by weight; ``held``: one of the held-out sequences, otherwise none of
+    them."""
     while True:
         count = rng.choices((1, 2, 3), counts)[0]
         tempo = rng.choice(list(SLOTS)) if count > 1 else "moderate"
@@ -165,8 +166,8 @@ def sounds() -> list[tuple[str, int]]:
 class FrameIndex:
     """Numbers of the distinct frames of the domain; frame 0 is silence.
 
-    An event of d frames plays the first d frames of its sound, the last with a 10 ms fade, so that every frame is known
-    by (sound, note, position, whether it is the faded one).
+    An event of d frames plays the first d frames of its sound, the last with a 10 ms fade, so that every frame is
+    identified by (sound, note, position, whether it is the faded one).
     """
 
     def __init__(self) -> None:

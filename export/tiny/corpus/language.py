@@ -16,12 +16,12 @@ COUNTS = {1: "one", 2: "two", 3: "three"}
 TIMES = {1: "once", 2: "twice", 3: "three times"}
 ADVERBS = {"quick": "quickly", "moderate": "", "slow": "slowly"}
 _HIGH, _LOW = NOTE_NUMBERS["A5"], NOTE_NUMBERS["E5"]
-#: Percent of the prompts and questions that are put together from words, and that training never sees.
+#: Percent of the prompts and questions composed of words that training never sees.
 WORDS_HELD_OUT_PERCENT = 20
 
 
 def words_held_out(text: str) -> bool:
-    """Whether a prompt or question is kept from training, however it is typed."""
+    """Whether a prompt or question is held out of training, however it is typed."""
     words = re.sub(r"[^a-z0-9 ]", "", text.lower()).removesuffix(" please")
     return in_share(f"words: {words}", WORDS_HELD_OUT_PERCENT)
 
@@ -66,7 +66,7 @@ def exact_prompt(clip: Clip, rng: random.Random) -> str:
     while True:
         template = rng.randrange(count)
         prompt = _exact(clip, template)
-        # the first is how clips are described everywhere, in answers and captions as well
+        # the first is the form in which clips are described everywhere, also in answers and captions
         if prompt == describe(clip) or not words_held_out(prompt):
             return prompt
 
@@ -121,18 +121,19 @@ def parse_caption(text: str) -> Clip | None:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a prompt asks for; None or "" leaves it open. ``sound``: a name, "drum" for any drum, "" for any at all."""
+    """What a prompt asks for; None or "" leaves it unspecified. ``sound``: a name, "drum" for any drum, "" for any
+    sound."""
 
     sound: str = ""
     count: int | None = None
     tempo: str = ""
     direction: str = ""
     register: str = ""
-    #: Not fewer events than this (a melody has two).
+    #: At least this many events (a melody has two).
     least: int = 1
 
     def met_by(self, clip: Clip) -> bool:
-        """Whether the clip obeys everything that is asked for."""
+        """Whether the clip satisfies everything that is asked for."""
         notes = clip.notes
         return (
             (clip.is_drum if self.sound == "drum" else self.sound in ("", clip.sound))
@@ -145,7 +146,7 @@ class Wish:
         )
 
     def sample(self, rng: random.Random) -> Clip:
-        """A clip that obeys; what is open is drawn."""
+        """A clip that satisfies it; what is unspecified is drawn."""
         count = self.count or rng.choice(
             range(max(self.least, 2 if self.tempo or self.direction else 1), MAX_EVENTS + 1)
         )
@@ -178,8 +179,8 @@ class Wish:
 def loose_prompt(rng: random.Random, *, held: bool = False) -> tuple[str, Wish]:
     """A short or vague prompt that names a sound (or a drum), and what it asks for.
 
-    ``held``: one of those kept from training, otherwise none of them. The few for any drum are no combinations of
-    words that are known from others: training sees them all.
+    ``held``: one of those held out of training; otherwise none of them. The few for any drum are not combinations of
+    words known from other prompts: training sees them all.
     """
     while True:
         kind = rng.choices(tuple(_LOOSE), tuple(_LOOSE.values()))[0]
@@ -237,7 +238,7 @@ def random_mood(rng: random.Random, sound: str = "") -> tuple[str, Wish]:
 
 
 def difference(found: Clip | None, wanted: Clip) -> str:
-    """Why a sound is not what was wanted, in words, the coarsest reason first; "" where it is. None: unclear."""
+    """Why a sound is not what was wanted, in words, the coarsest reason first; "" if it is. None: unclear."""
     reasons = PHRASES["reasons"]
     if found is None:
         return reasons["unclear"]
@@ -255,7 +256,7 @@ def difference(found: Clip | None, wanted: Clip) -> str:
 
 
 def review(found: Clip | None, wanted: Clip) -> tuple[str, bool]:
-    """What self-reflection says of a sound, and whether it matches."""
+    """What self-reflection says about a sound, and whether it matches."""
     heard = PHRASES["unclear"] if found is None else describe(found)
     reason = difference(found, wanted)
     kind = "differ" if reason else "match"
@@ -267,12 +268,12 @@ _TOPICS = {"what": 9, "sound": 2, "count": 5, "tempo": 9, "first": 2, "last": 2,
 
 
 def random_topic(rng: random.Random) -> str:
-    """What a question about a heard clip may ask."""
+    """What a question about a heard clip may ask for."""
     return rng.choices(list(_TOPICS), list(_TOPICS.values()))[0]
 
 
 def question_and_answer(clip: Clip, rng: random.Random, topic: str = "") -> tuple[str, str]:
-    """A question about a heard clip, and the right answer."""
+    """A question about a heard clip, and the correct answer."""
     topic = topic or random_topic(rng)
     question = rng.choice(PHRASES["questions"][topic])
     named = f"{article(clip.sound)} {clip.sound}"
@@ -301,8 +302,8 @@ _CHORDS = {
 def text_only(rng: random.Random, *, held: bool = False) -> tuple[str, str]:
     """A question that needs no sound, and its answer.
 
-    ``held``: one of those kept from training, otherwise none of them. Only what follows from other questions can be:
-    which of two notes is higher, and how many notes are listed.
+    ``held``: one of those held out of training; otherwise none of them. Only questions whose answers follow from other
+    questions can be held out: which of two notes is higher, and how many notes are listed.
     """
     while True:
         kind = rng.choices(tuple(_TEXTS), tuple(_TEXTS.values()))[0]

@@ -1,4 +1,4 @@
-"""Rendering every sound of the domain once, with fluidsynth and the FluidR3 mono soundfont (MIT)."""
+"""Renders every sound of the domain once, with fluidsynth and the FluidR3 mono soundfont (MIT)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ....runtime.errors import ExportError
 from .domain import DRUMS, HIT, HOP, INSTRUMENTS, LAST, SAMPLE_RATE, sounds
 
 SOUNDFONT = Path("/usr/share/sounds/sf3/FluidR3Mono_GM.sf3")
-#: Seconds between two renders, until a note is released, and before the first.
+#: Seconds between two renders, until a note is released, and before the first render.
 _GAP, _HOLD, _START = 2.0, 1.2, 0.5
 _TICKS_A_BEAT = 480
 #: At MIDI's default tempo of 120 beats a minute.
 _TICKS_A_SECOND = 2 * _TICKS_A_BEAT
 _RENDER_RATE = 48000
-#: An onset lies so many samples (2 ms) into its frame.
+#: An onset is so many samples (2 ms) into its frame.
 _ONSET = 32
 _PEAK = 0.5
 

@@ -23,14 +23,14 @@ from .language import (
 
 #: Text ids of the model; the tokenizer has no more.
 TEXT_SIZE = 896
-#: A note ("C5") and a time ("0.28") are words of their own.
+#: A note ("C5") and a time ("0.28") are separate words.
 _WORDS = r" ?[A-G][0-9]| ?\p{L}+| ?[0-9]+(?:\.[0-9]+)?| ?[^\s\p{L}\p{N}]+|\s+"
 
 
 def normalizer() -> normalizers.Normalizer:
-    """What is typed, as the model reads it: small letters but for notes, single spaces, no exclamation marks.
+    """Normalises typed text for the model: lower case except for notes, single spaces, no exclamation marks.
 
-    So a prompt means the same in capitals, and nothing need be learnt twice. The model's own texts stay as they are.
+    So a prompt means the same in capitals, and nothing has to be learnt twice. The model's own texts are not changed.
     """
     steps = [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex("!+"), "")]
     steps += [normalizers.Replace(Regex(rf"\b{name.lower()}\b"), name) for name in NOTES.values()]
@@ -40,7 +40,7 @@ def normalizer() -> normalizers.Normalizer:
 
 
 def train_tokenizer(seed: int = 0) -> Tokenizer:
-    """Train on examples of everything that is said."""
+    """Train on examples of all texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizer()
     split = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
@@ -55,11 +55,11 @@ def train_tokenizer(seed: int = 0) -> Tokenizer:
 
 
 def content_tokens(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids of the tokens that say something about a sound: notes, names, numbers, tempo, and whether it matches."""
+    """Ids of the tokens that carry information about a sound: notes, names, numbers, tempo, and whether it matches."""
     words = {*NOTES.values(), *SLOTS, *filter(None, ADVERBS.values()), *COUNTS.values(), "once", "twice"}
     words |= {"matches", "differs", "unclear", "rising", "falling", "level", "turning", "yes", "no"}
     words |= {word for name in (*INSTRUMENTS, *DRUMS) for word in re.findall(r"[a-z]+", name)}
-    words -= {"drum"}  # of a snare drum and a kick drum alike
+    words -= {"drum"}  # part of both "snare drum" and "kick drum"
     return frozenset(i for i in range(tokenizer.get_vocab_size()) if tokenizer.decode([i]).strip() in words)
 
 

@@ -1,7 +1,7 @@
-"""A conversation as rows, with what is to be learnt at each row.
+"""Writes a conversation as rows, with the training target of each row.
 
-The layout is that of the runtime (``chat.prompt_parts``, ``generate.turn``): ``bos``, then per message role, modality,
-content, and ``eot`` if the next message has the same role, else ``eos``.
+The layout is that of the runtime (``runtime.conversation.prompt`` and ``loop``): ``bos``, then per message role,
+modality, content, and ``eot`` if the next message has the same role, else ``eos``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ....runtime.vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, STREAMS, Vo
 from .detect import Judge
 from .domain import SLOTS, FrameBank, sounds
 
-#: What a row is, as a target: nothing to learn, a choice of modality, a text token, an audio row.
+#: Kinds of targets: nothing to learn, a choice of modality, a text token, an audio row.
 NOTHING, MODALITY, TEXT, AUDIO = 0, 1, 2, 3
-#: Weights of the cells where something is decided; all that follows from what was drawn before weighs 1.
+#: Weights of the cells where something is decided; cells that follow from earlier draws have weight 1.
 _FIRST_FRAME, _FIRST_FRAME_REST, _END, _GOES_ON, _CONTENT = 8.0, 2.0, 4.0, 3.0, 3.0
 _SHORT_ANSWER = 6.0
-#: Silence before or behind a heard sound is shorter than this, in frames: 2.2 s.
+#: Silence before or after a heard sound is shorter than this, in frames: 2.2 s.
 _LONG_SILENCE = 111
-#: Of a review the word that says whether anything was heard at all, and the one that says whether it is right.
+#: Weights of the words of a review that say whether anything was heard at all, and whether it is right.
 _VERDICT = 15.0
 
 
@@ -41,9 +41,10 @@ class HeardSound:
 
 @dataclass(frozen=True)
 class Example:
-    """``rows`` int32 [R, 8]; ``kinds`` int8 [R] and ``weights`` float32 [R, 8]: what is learnt at each row.
+    """``rows`` int32 [R, 8]; ``kinds`` int8 [R] and ``weights`` float32 [R, 8]: the targets of each row.
 
-    ``sounds``: (first, stop) rows of each sound the model makes and learns, from the modality row to the stop row.
+    ``sounds``: (first, stop) rows of each sound that the model generates and learns, from the modality row to the stop
+    row.
     """
 
     task: str
@@ -56,7 +57,8 @@ class Example:
 
 @dataclass
 class Studio:
-    """What examples are made from. ``encode``: text to tokenizer ids; ``content_ids``: those that say something."""
+    """The material of examples. ``encode``: text to tokenizer ids; ``content_ids``: ids of tokens that carry
+    information."""
 
     bank: FrameBank
     codes: np.ndarray
@@ -73,7 +75,7 @@ class Studio:
         self._position = np.array([-1 if label is None else label[2] for label in labels])
 
     def decisive(self, review: list[int]) -> frozenset[int]:
-        """Where in the ids of a review it is said what was heard, from its first word, and whether that is right."""
+        """Where the ids of a review say what was heard, starting at its first word, and whether that is right."""
         heard = len(self.encode("heard:"))
         words = [self.encode(f"it {word}") for word in ("matches", "differs")]
         ends = {at + 1 for word in words for at in range(len(review)) if review[at : at + 2] == word[:2]}
@@ -98,7 +100,7 @@ class Writer:
         self._heard: list[HeardSound] = []
         self._sounds: list[tuple[int, int]] = []
         self._role = ""
-        #: The row that closes the last message is written when the next one's role is known.
+        #: The row that closes the last message is written once the next one's role is known.
         self._open: tuple[int, float] | None = None
 
     def _row(self, row: np.ndarray, kind: int = NOTHING, weights: np.ndarray | float = 0.0) -> None:
@@ -131,14 +133,14 @@ class Writer:
         self._open = (NOTHING, 0.0)
 
     def user_sound(self, frames: np.ndarray, *, padded: bool = False) -> None:
-        """A heard sound of the frames given; ``padded``: with some silence around it."""
+        """A heard sound with the given frames; ``padded``: with some silence around it."""
         rng = self.rng
         if padded:
             before = rng.choice([0, 0, rng.randrange(10), rng.randrange(_LONG_SILENCE)])
             after = rng.choice([0, 0, rng.randrange(16), rng.randrange(_LONG_SILENCE)])
             frames = np.concatenate([np.zeros(before, np.int64), frames, np.zeros(after, np.int64)])
         samples = self.studio.bank.frames[frames].reshape(-1)
-        if rng.random() < 0.8:  # what a codec of any precision adds
+        if rng.random() < 0.8:  # noise that a codec adds in any precision
             scale = float(np.sqrt(np.mean(samples**2))) * 10 ** (-rng.uniform(25, 70) / 20)
             noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(samples))
             samples = samples + (scale * noise).astype(np.float32)
@@ -153,13 +155,13 @@ class Writer:
         self._open = (NOTHING, 0.0)
 
     def says(self, text: str, *, choice: float = 1.0, verdict: bool = False) -> None:
-        """The model's text; ``choice``: how much it is to learn that it answers with text here.
+        """A text by the model; ``choice``: weight of the choice to answer with text here.
 
-        ``verdict``: it is a review, where two words decide what follows.
+        ``verdict``: it is a review, in which two words decide what follows.
         """
         self._begin("assistant", "text", choice)
         ids = self.studio.encode(text)
-        least = _SHORT_ANSWER / len(ids)  # a short answer counts for something beside the long ones
+        least = _SHORT_ANSWER / len(ids)  # a short answer must not vanish beside long ones
         decisive = self.studio.decisive(ids) if verdict else frozenset()
         for at, (row, token) in enumerate(zip(self.studio.vocabulary.text_rows(ids), ids, strict=True)):
             weight = _VERDICT if at in decisive else _CONTENT if token in self.studio.content_ids else 1.0
@@ -167,7 +169,7 @@ class Writer:
         self._open = (TEXT, 1.0)
 
     def plays(self, frames: np.ndarray, *, choice: float = 1.0, learn: bool = True) -> None:
-        """A sound of the model's; ``learn=False``: it only happened."""
+        """A sound by the model; ``learn=False``: context only, not a target."""
         self._begin("assistant", "audio", choice if learn else 0.0)
         start = len(self._rows) - 1
         rows = self.studio.vocabulary.delayed_rows(self.studio.codes[frames])

@@ -1,1 +1,1 @@
-"""How ualm-tiny is judged, and what that gave."""
+"""How ualm-tiny is judged, and the results."""

@@ -1,4 +1,4 @@
-"""The model card: what the tiny model is, with figures from the JSON of its training and its gates, and no others.
+"""Writes the model card of the tiny model, with figures only from the JSON of its training and its gates.
 
 ``python -m ualm.export.tiny.judging.card RUN GATES.json ... -o MODEL_CARD.md``, the gates as ``ualm bench gates`` wrote
 them.
@@ -24,17 +24,17 @@ from .gates import ALLOWED_LOSS, losses, lost_too_much
 _HEAD = """# ualm-tiny
 
 A small UALM that makes and hears short instrument sounds. It has UALM's structure (its vocabulary and rows, a Qwen2
-body, X-Codec codes with delay, a Qwen2.5-Omni-style encoder) and none of NVIDIA's weights or data. It is there so
-that the runtime can be heard and its output judged by a program; it is no general sound model.
+body, X-Codec codes with delay, a Qwen2.5-Omni-style encoder) and none of NVIDIA's weights or data. It exists so
+that the runtime can be heard and its output judged by a program; it is not a general sound model.
 
 ## Domain
 
 {instruments}: notes {notes}. {drums}. One to {most} events, one at a time, {tempos} from onset to onset. Anything
-else is outside of what it knows: it will answer with some sound of the domain.
+else is outside what it knows: it will answer with some sound of the domain.
 
 It was trained to make a sound from a text, directly or through a rich caption; to answer questions about a sound it
-hears; to answer questions of its own small music theory; to ask back and to change what it played; and to listen to
-what it played, say what it heard, and play again where that is not what was asked for.
+hears; to answer questions about its own small music theory; to ask back and to change what it played; and to listen to
+what it played, say what it heard, and play again if that is not what was asked for.
 
 ## Training
 
@@ -42,7 +42,7 @@ what it played, say what it heard, and play again where that is not what was ask
 The sounds of single notes and drums cannot be held out, and are all trained. The codec is built in closed form: no
 training, sounds of the domain come back at more than 50 dB with the weights rounded to bf16 (the tests hold it).
 `training.json` beside the run has the recipe and the curves. The recipe is one command:
-`python -m ualm.export.tiny all WORK -o RUN`; with `--device cuda` it trains on a GPU, which nobody has run yet.
+`python -m ualm.export.tiny all WORK -o RUN`; with `--device cuda` it trains on a GPU, which has not been run yet.
 
 ## Gates
 
@@ -69,7 +69,7 @@ rendered them and is no part of the model.
 def model_card(training: Mapping[str, Any], examined: Sequence[tuple[str, Mapping[str, Any]]], note: str) -> str:
     """Markdown. ``training``: training.json; ``examined``: (name of a bundle, its gates' JSON), the main one first.
 
-    ``note``: what else to know about this very run.
+    ``note``: anything else to know about this particular run.
     """
     main = examined[0][1]
     head = _HEAD.format(
@@ -102,7 +102,7 @@ _THINGS = {
 
 
 def _held_out(percent: Mapping[str, int]) -> str:
-    """What the training of this very run held out, and which of the gates ask for what it did not."""
+    """What the training of this particular run held out, and which gates ask for things that it did not."""
     held = "; ".join(f"{percent[name]} % {what}" for name, what in _THINGS.items() if name in percent)
     met = [what for name, what in _THINGS.items() if name not in percent]
     told = f"Held out of training, by construction: {held}."
@@ -110,7 +110,7 @@ def _held_out(percent: Mapping[str, int]) -> str:
 
 
 def _missed(examined: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Every gate that any of the bundles misses, and every loss to fp32 that is more than allowed."""
+    """Every gate that any of the bundles misses, and every loss against fp32 beyond the allowance."""
     wide = next((result for name, result in examined if name == "fp32"), None)
     told = []
     for name, result in examined:
@@ -138,9 +138,9 @@ def _cell(values: Mapping[str, Any] | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="ualm.export.tiny.judging.card", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of the training run")
-    parser.add_argument("gates", type=Path, nargs="+", help="what ualm bench gates wrote, the main bundle's first")
+    parser.add_argument("gates", type=Path, nargs="+", help="files that ualm bench gates wrote, the main one first")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
-    parser.add_argument("--note", default="Trained in one go.", help="what else to know about this very run")
+    parser.add_argument("--note", default="Trained in one go.", help="anything else to know about this run")
     arguments = parser.parse_args()
     training = json.loads((arguments.run / "training.json").read_text(encoding="utf-8"))
     examined = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.gates]

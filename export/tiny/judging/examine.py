@@ -1,4 +1,4 @@
-"""The gates of a tiny bundle as one JSON value: which bundle, how it was asked, and every tally."""
+"""The gates of a tiny bundle as one JSON value: the bundle, the settings, and every tally."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from ....runtime.errors import InputError
 from ..corpus.domain import FrameIndex
 from .gates import ALLOWED_LOSS, WORSE, Examiner, losses, lost_too_much
 
-#: Codes int16 [frames of the domain, 8], in the order of ``domain.FrameIndex``, of a run's codec, beside its weights.
+#: Codes int16 [frames of the domain, 8], in the order of ``domain.FrameIndex``, of a run's codec; the file is beside
+#: its weights.
 FRAMES = "frames.npy"
-#: The same of the codec of the model that comes with ualm.
+#: The same for the codec of the model that comes with ualm.
 CODES = Path(__file__).with_name("codes.npz")
 
 
 def codes_of(run: Path | None) -> np.ndarray:
-    """Codes int64 [frames of the domain, 8] of the codec of a training run; of the shipped model's without one."""
+    """Codes int64 [frames of the domain, 8] of a training run's codec, or of the shipped model's if no run is given."""
     if run is None:
         with np.load(CODES) as stored:
             return stored["codes"].astype(np.int64)
@@ -49,7 +50,7 @@ def examine(
     engine: str | None = None,
     progress: Callable[[str], None] = lambda part: None,
 ) -> dict[str, Any]:
-    """Ask ``bundle`` (None: the one that comes with ualm) ``share`` of the prompts; judge what it makes and says."""
+    """Give ``bundle`` (None: the one that comes with ualm) ``share`` of the prompts; judge its sounds and texts."""
     if not 0 < share <= 1:
         raise InputError(f"--share {share:g}: give a number above 0, at most 1")
     started = time.perf_counter()
@@ -70,19 +71,19 @@ def examine(
 
 
 def against(result: Mapping[str, Any], wide: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``result`` loses to ``wide``, both of :func:`examine`; see ``gates.losses``.
+    """What ``result`` loses against ``wide``, both from :func:`examine`; see ``gates.losses``.
 
-    Raises :class:`InputError` where the two were not asked alike. That both are of one run is the caller's word.
+    Raises :class:`InputError` if their settings differ. The caller guarantees that both belong to one run.
     """
     for name in ("seed", "share"):
         if wide[name] != result[name]:
-            raise InputError(f"--against: was asked with {name} {wide[name]}, not {result[name]}; ask both alike")
+            raise InputError(f"--against: was asked with {name} {wide[name]}, not {result[name]}; both must match")
     lost = losses(wide["gates"], result["gates"])
     return {"bundle": wide["bundle"], "allowed": ALLOWED_LOSS, "lost": lost, "too_much": lost_too_much(lost)}
 
 
 def read_gates(path: Path) -> dict[str, Any]:
-    """What ``ualm bench gates --output`` wrote; :class:`InputError` for any other file."""
+    """Read a file that ``ualm bench gates --output`` wrote; raises :class:`InputError` for any other file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -96,7 +97,7 @@ def read_gates(path: Path) -> dict[str, Any]:
 
 
 def table(gates: dict[str, Any]) -> str:
-    """The tallies, a line each."""
+    """The tallies, one line each."""
     lines = []
     for name, gate in gates.items():
         share = "-" if gate["share"] is None else f"{100 * gate['share']:.1f} %"

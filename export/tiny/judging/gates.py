@@ -1,12 +1,12 @@
-"""The gates of the tiny model: what it makes and says through the product's own runtime, judged by content.
+"""The gates of the tiny model: what it generates through the product's own runtime, judged by content.
 
 Sounds are judged from decoded samples by :mod:`detect`; answers are compared as texts. Prompts and seeds are fixed.
-What can be kept from training is: every sequence of two or three notes, every prompt and every question that is put
-together from words, every change in a dialogue and every clip that reflection is about is one that its task never met
-(``tests/export/tiny/corpus/test_held_out.py`` draws the training to see it). The sounds of single notes and drums
-cannot be. A second judge, which shares nothing with the first, hears every sound too: how often the two agree in count,
-tempo and notes says how far the first one's word goes. A case counts where its answer can be wrong: a single event has
-no tempo to be told.
+Whatever can be held out of training is held out: every sequence of two or three notes, every prompt and question
+composed of words, every change in a dialogue and every clip of a reflection is one that its task never saw
+(``tests/export/tiny/corpus/test_held_out.py`` draws the training data to check it). The sounds of single notes and
+drums cannot be held out. A second judge, which shares nothing with the first, hears every sound too: how often the two
+agree in count, tempo and notes says how far the first can be trusted. A case counts only if its answer can be wrong: a
+single event, for example, has no tempo.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from ..corpus.language import (
 )
 from .second_judge import SecondJudge, agreement
 
-#: Sampling under which a first try often fails: no guidance, everything drawn, hot.
+#: Sampling under which a first attempt often fails: no guidance, no truncation, high temperature.
 WORSE: dict[str, Any] = {"guidance": 1.0, "temperature": 1.7, "top_k": None, "max_steps": 130}
-#: The share that each gate asks for; None: reported only.
+#: The share that each gate requires; None: reported only.
 WANTED: dict[str, float | None] = {
     "drums": 0.95,
     "one note": 0.95,
@@ -63,16 +63,16 @@ WANTED: dict[str, float | None] = {
     "reflection: failures repaired": 0.5,
     "reflection: right ones broken": 0.03,
 }
-#: How much a narrower format may lose to fp32 in a gate that is wanted, as a share of the cases.
+#: How much a narrower format may lose against fp32 in a required gate, as a share of the cases.
 ALLOWED_LOSS = 0.02
-#: Silence before and behind a sound that is still to be heard right, in seconds.
+#: Silence before and after a sound with which it must still be heard correctly, in seconds.
 SILENCE = 2.0
 
 
 def losses(wide: Mapping[str, Any], narrow: Mapping[str, Any]) -> dict[str, float]:
-    """What each wanted gate loses from ``wide`` (the gates of fp32) to ``narrow``, as a share of the cases.
+    """What each required gate loses from ``wide`` (the gates of fp32) to ``narrow``, as a share of the cases.
 
-    Negative where the narrower format does better. A gate that either lacks is left out.
+    Negative if the narrower format does better. A gate missing from either is left out.
     """
     found = {}
     for name, wanted in WANTED.items():
@@ -84,20 +84,20 @@ def losses(wide: Mapping[str, Any], narrow: Mapping[str, Any]) -> dict[str, floa
 
 
 def lost_too_much(lost: Mapping[str, float]) -> list[str]:
-    """The gates in which more than :data:`ALLOWED_LOSS` is lost."""
+    """The gates that lose more than :data:`ALLOWED_LOSS`."""
     return [name for name, share in lost.items() if share > ALLOWED_LOSS + 1e-9]
 
 
 @dataclass
 class Tally:
-    """What was counted of how many for one gate, and the cases told of: those that went wrong."""
+    """The tally of one gate, and the cases to report: those that went wrong."""
 
     right: int = 0
     total: int = 0
     wrong: list[str] = field(default_factory=list)
 
     def add(self, right: bool, told: str, *, wrong: bool | None = None) -> None:
-        """``wrong``: whether the case is to be told; where it is not right, unless given."""
+        """``wrong``: whether the case is reported; by default if it is not right."""
         self.total += 1
         self.right += right
         if (not right if wrong is None else wrong) and len(self.wrong) < 12:
@@ -123,7 +123,7 @@ class Examiner:
     """Runs the gates on one open model. ``codes``: int64 [frames of the domain, 8] of the model's codec."""
 
     def __init__(self, model: Model, codes: np.ndarray, *, seed: int = 0, share: float = 1.0) -> None:
-        """``share``: of the full number of prompts, for a quick look."""
+        """``share``: of the full number of prompts, for a quick check."""
         self._model, self._codes, self._index = model, codes, FrameIndex()
         self._judge, self._second, self._seed, self._share = Judge(), SecondJudge(), seed, share
         self.tallies: dict[str, Tally] = {}
@@ -147,7 +147,7 @@ class Examiner:
         return {name: tally.to_json(name) for name, tally in self.tallies.items()}
 
     def sound_of(self, clip: Clip) -> Sound:
-        """A clip as the model's codec sounds it."""
+        """A clip as the model's codec decodes it."""
         return self._model.decode(self._codes[self._index.ids(clip)])
 
     def speaking(self) -> None:
@@ -177,7 +177,7 @@ class Examiner:
                 self._answer("hearing: sequences", clip, sound, "what", rng)
 
     def hearing_in_silence(self) -> None:
-        """The same sounds with silence around them are the same sounds."""
+        """The same sounds with silence around them must be heard the same way."""
         rng = self._rng("silence")
         clips = [*_singles(), *_beats(), *(random_clip(rng, counts=(0, 1, 1), drums=0, held=True) for _ in range(60))]
         frames = round(SILENCE * SAMPLE_RATE / HOP)
@@ -188,7 +188,7 @@ class Examiner:
             self._answer("hearing: two seconds of silence around", clip, Sound(around, sound.sample_rate), "what", rng)
 
     def enriching(self) -> None:
-        """Loose prompts: the caption and the sound obey, and the sound is what the caption says."""
+        """Loose prompts: the caption and the sound satisfy them, and the sound is what the caption says."""
         rng = self._rng("enriching")
         for number in range(self._count(150)):
             prompt, wish = loose_prompt(rng, held=True)
@@ -203,7 +203,7 @@ class Examiner:
             )
 
     def typing(self) -> None:
-        """Capitals and exclamation marks change neither what is made nor what is answered."""
+        """Capitals and exclamation marks change neither the sound nor the answer."""
         rng = self._rng("typing")
         for number in range(self._count(20)):
             prompt = exact_prompt(random_clip(rng), rng) if number % 2 else loose_prompt(rng)[0]
@@ -218,7 +218,7 @@ class Examiner:
             self._tally("typed otherwise").add(said[0] == said[1], f"{describe(clip)}, {question!r}: {said}")
 
     def talking(self) -> None:
-        """A question asked back, an answer, a sound; or a plain request. Then two changes of it."""
+        """A question by the model, an answer, a sound; or a plain request. Then two changes of it."""
         rng = self._rng("talking")
         for number in range(self._count(100)):
             session = self._model.session()
@@ -251,7 +251,7 @@ class Examiner:
             self._tally("text").add(said == answer, f"{question!r}: {said!r}, not {answer!r}")
 
     def reflecting(self) -> None:
-        """Bad sampling at first; then heard again, reviewed, and repaired if need be."""
+        """A first attempt under bad sampling, then heard, reviewed, and repaired if necessary."""
         rng = self._rng("reflecting")
         clips = [clip for clip in [*_singles(), *_beats()] if reflection_held_out(clip)] * 6
         clips += [random_clip(rng, counts=(0, 1, 1), drums=0, held=True) for _ in range(120)]
@@ -267,7 +267,7 @@ class Examiner:
                 review = session.ask(
                     [("user", sound), ("user", PHRASES["reflection"]["check"])], audio=AudioSampling(seed=number)
                 )
-            except InputError as error:  # of one frame: too short to be heard, and so not repaired
+            except InputError as error:  # a sound of one frame is too short to be heard, and so is not repaired
                 self._tally("reflection: failures repaired").add(False, f"{describe(clip)}: {error}")
                 continue
             mended = _last_sound(review)

@@ -1,13 +1,13 @@
-"""A second judge of what was played, of another make: librosa's onset and pitch detection, and no templates.
+"""A second, independent judge of what was played: librosa's onset and pitch detection, without templates.
 
 :mod:`detect` labelled some of what the tiny model was trained on, and its templates are the training renders. A judge
-that shares neither its code nor its templates says how far its word can be trusted. An onset is a peak of SuperFlux
-strength (Böck and Widmer 2013), pitch and whether there is one come from probabilistic YIN (Mauch and Dixon 2014).
-The thresholds were set on synthetic tones and on renders of two soundfonts, TimGM6mb and that of the training; never on
-what a model made.
+that shares neither its code nor its templates shows how far it can be trusted. An onset is a peak of SuperFlux strength
+(Böck and Widmer 2013), pitch and whether there is one come from probabilistic YIN (Mauch and Dixon 2014). The
+thresholds were set on synthetic tones and on renders of two soundfonts, TimGM6mb and the training one; never on a
+model's output.
 
-It hears the count, the tempo and the notes. It leaves timbre out: templates made from TimGM6mb name the instrument or
-drum of 45 of the 74 training renders only, which confirms nothing.
+It judges the count, the tempo and the notes. It leaves timbre out: templates made from TimGM6mb identify the instrument
+or drum of only 45 of the 74 training renders, which confirms nothing.
 """
 
 from __future__ import annotations
@@ -26,30 +26,32 @@ from ..corpus.domain import HIT, HOP, MAX_EVENTS, NOTES, SAMPLE_RATE, SLOTS, Cli
 
 #: Onsets: window and hop in samples, mel bands and their range in hertz.
 _WINDOW, _STEP, _BANDS, _LOWEST, _HIGHEST = 320, 80, 30, 60.0, 7900.0
-#: What lies so many decibels below the loudest is silence.
+#: Anything so many decibels below the loudest is silence.
 _RANGE_DB = 40.0
 #: SuperFlux: hops between the frames compared, and bands over which the earlier one takes its maximum (vibrato is no
 #: onset).
 _LAG, _WIDTH = 4, 3
-#: A peak of the strength stands out from its mean over 80 ms each side by this share of the highest peak.
+#: A peak of the strength exceeds its mean over 80 ms on each side by this share of the highest peak.
 _DELTA = 0.11
-#: In hops: the least distance of two onsets, how far a peak is the highest, and half the span of that mean.
+#: In hops: the smallest distance between onsets, the range in which a peak is the highest, and half the span of that
+#: mean.
 _WAIT, _PEAK, _MEAN = 16, 6, 16
-#: Silence in front and behind, in samples: the first onset is a rise, too.
+#: Silence before and after, in samples, so that the first onset is a rise too.
 _FRONT, _BEHIND = 1600, 800
 #: No sample above this: silence.
 _SILENT = 0.003
-#: Pitch is looked for at twice the rate: at 16 kHz the period of C6 is 15.3 samples, which YIN, whose periods are whole
-#: samples, may take for half of 31.
+#: Pitch is detected at twice the rate: at 16 kHz the period of C6 is 15.3 samples, which YIN, whose periods are whole
+#: samples, may mistake for half of 31.
 _PITCH_RATE = 2 * SAMPLE_RATE
 #: Its window and hop in samples of that rate, the range in hertz (about F#4 to C#6), steps in semitones.
 _PITCH_WINDOW, _PITCH_STEP, _DEEPEST, _SHRILLEST, _RESOLUTION = 2048, 320, 370.0, 1120.0, 0.2
-#: Seconds: the attack, which pitch leaves out, what it leaves before the next onset, how far into an event it looks.
+#: Seconds: the attack, which pitch detection skips, its margin before the next onset, and how far into an event it
+#: looks.
 _ATTACK, _GUARD, _LOOK = 0.02, 0.02, 0.2
-#: A sound is pitched where half of its windows have a pitch with this probability. Of the renders, notes have 0.5 and
-#: more, drums less than 0.04, but for the cowbell, which lies under C5.
+#: A sound is pitched if half of its windows have a pitch with this probability. Among the renders, notes have 0.5 or
+#: more, drums less than 0.04, except the cowbell, whose pitch is below C5.
 _VOICED = 0.2
-#: A note is at most so far from its key, in semitones; an onset so far from where its tempo puts it, in seconds.
+#: Tolerance of a note's pitch, in semitones, and of an onset's time at its tempo, in seconds.
 _TUNING, _TIMING = 0.5, 0.05
 
 
@@ -57,9 +59,9 @@ _TUNING, _TIMING = 0.5, 0.05
 class SecondHeard:
     """What the second judge heard.
 
-    ``notes``: of each event the MIDI number of its key, None where it is unpitched or on none of the keys. ``onsets``:
-    seconds. ``tempo``: a name of ``domain.SLOTS``, "moderate" for one event as in ``domain.Clip``, None where no tempo
-    fits the onsets. ``why``: what keeps the events from being a clip of one sound; "" where nothing does.
+    ``notes``: MIDI number of the key of each event, None if it is unpitched or on no key. ``onsets``: seconds.
+    ``tempo``: a name of ``domain.SLOTS``, "moderate" for one event as in ``domain.Clip``, None if no tempo fits the
+    onsets. ``why``: what keeps the events from being a clip of one sound; "" if nothing does.
     """
 
     notes: tuple[int | None, ...]
@@ -70,7 +72,7 @@ class SecondHeard:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether two judges heard the same; None where there was nothing to compare."""
+    """Whether two judges heard the same; None if there was nothing to compare."""
 
     count: bool
     tempo: bool | None
@@ -78,7 +80,7 @@ class Agreement:
 
     @property
     def whole(self) -> bool:
-        """In everything that both can tell."""
+        """Whether they agree in everything that both can judge."""
         return self.count and self.tempo is not False and self.notes is not False
 
 
@@ -137,7 +139,7 @@ class SecondJudge:
         return tuple(max(0.0, (int(at) + _WINDOW // 2 - _FRONT) / SAMPLE_RATE) for at in found)
 
     def _pitches(self, samples: np.ndarray, onsets: tuple[float, ...]) -> list[float | None]:
-        """MIDI number, with fractions, of each event; None where it is unpitched or too short to tell."""
+        """Fractional MIDI number of each event; None if it is unpitched or too short to judge."""
         finer = self._librosa.resample(samples, orig_sr=SAMPLE_RATE, target_sr=_PITCH_RATE)
         ends = [*(onset - _GUARD for onset in onsets[1:]), len(samples) / SAMPLE_RATE]
         parts = [
@@ -148,7 +150,7 @@ class SecondJudge:
         found: list[float | None] = [None] * len(parts)
         if not told:
             return found
-        # as channels of one call, which prepares its model of pitches moving once
+        # as channels of one call, which prepares its model of pitch transitions only once
         shortest = min(len(parts[number]) for number in told)
         hertz, _, probabilities = self._librosa.pyin(
             np.stack([parts[number][:shortest] for number in told]),
@@ -168,7 +170,7 @@ class SecondJudge:
 
 
 def agreement(first: Heard, second: SecondHeard) -> Agreement:
-    """What of count, tempo and notes both judges heard alike, whether or not the first heard a clip."""
+    """Whether both judges heard the same count, tempo and notes, even if the first heard no clip."""
     if not first.events:  # silence, or more onsets than a clip has: the first judge stops there
         many = first.why != "silence"
         return Agreement(len(second.onsets) > MAX_EVENTS if many else not second.onsets, None, None)
@@ -180,9 +182,9 @@ def agreement(first: Heard, second: SecondHeard) -> Agreement:
 
 
 def agrees(clip: Clip | None, second: SecondHeard) -> bool:
-    """Whether what the second judge heard is ``clip``, but for the timbre; for None, whether it heard no clip either.
+    """Whether the second judge heard ``clip``, timbre aside; for None, whether it heard no clip either.
 
-    The second judge takes events of several instruments for a clip: False for None is then no contradiction.
+    The second judge accepts events of several instruments as a clip, so False for None is no contradiction then.
     """
     if clip is None:
         return second.why != ""

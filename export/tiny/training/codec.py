@@ -1,12 +1,13 @@
-"""An X-Codec for a few thousand known frames, in closed form: no gradient step, exact to the rounding of bf16.
+"""An X-Codec for a few thousand known frames, in closed form: no gradient steps, exact up to bf16 rounding.
 
 A frame is ``V z``, with V the eigenvectors of the frames' covariance; a greedy residual k-means gives every frame its
 eight codes, and one least squares over all codewords makes their sum the frame's z. The DAC decoder is filled so that
 it is V, spread over its four upsampling blocks as shuffles of samples.
 
-Everything in the decoder carries signal, so that any mistake in one is heard: half of each sample passes through the
-three residual units of a block (shifted by +3, +2 and -1 taps at dilations 1, 3 and 9, which add up to no shift), and
-in the blocks after the first a value is held by two channels, (v + b, b - v), whose Snakes supply part of the gain.
+Every layer of the decoder carries signal, so that an error in any of them is audible: half of each sample passes
+through the three residual units of a block (shifted by +3, +2 and -1 taps at dilations 1, 3 and 9, which add up to no
+shift), and in the blocks after the first a value is represented by two channels, (v + b, b - v), whose Snakes supply
+part of the gain.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from ..corpus.domain import HOP
 
 CODEBOOK = 1024
 LATENT = HOP
-#: Width of the semantic half of a codeword, which only encoding would use: zero here.
+#: Width of the semantic half of a codeword, which only encoding would use; it is zero here.
 SEMANTIC = 16
 RATIOS = (8, 5, 4, 2)
-#: Channels that hold samples behind each block: 40 samples are left to interleave after the first, and so on.
+#: Channels that hold samples after each block: 40 samples remain to be interleaved after the first, and so on.
 _WIRES = (40, 8, 2, 1)
 #: Tap offset of the residual units of a block.
 _SHIFTS = (3, 2, -1)
@@ -35,7 +36,7 @@ _SHIFTS = (3, 2, -1)
 _ALPHA, _OFFSET = 0.2, 0.25
 #: A Snake that does nothing: x + a x^2 for small a.
 _STILL = 1e-6
-#: Codes that k-means may use at each level; the rest keeps collisions apart.
+#: Codes that k-means may use at each level; the rest resolve collisions.
 _LEVELS = (1024, 768, 640, 512, 512, 512, 512, 512)
 _REFINEMENTS = 4
 
@@ -49,7 +50,7 @@ class TinyCodec:
 
 
 def build_codec(frames: np.ndarray, seed: int = 0) -> TinyCodec:
-    """``frames``: float32 [N, 320], the first silent; N at most what 8 codebooks can tell apart exactly."""
+    """``frames``: float32 [N, 320], the first silent; N at most the number that 8 codebooks can distinguish exactly."""
     x = torch.tensor(frames)
     _, vectors = torch.linalg.eigh(x.double().T @ x.double())
     basis = vectors.flip(1)[:, :LATENT].to(torch.bfloat16).float()
@@ -63,7 +64,7 @@ def build_codec(frames: np.ndarray, seed: int = 0) -> TinyCodec:
 
 
 def codec_config() -> XcodecConfig:
-    """The smallest XcodecModel that holds the construction; its encoder half is never used."""
+    """The smallest XcodecModel that can hold the construction; its encoder half is never used."""
     acoustic = {
         "model_type": "dac",
         "codebook_size": CODEBOOK,
@@ -105,7 +106,7 @@ def make_model() -> XcodecModel:
 
 
 def _pair_gain() -> float:
-    """What the difference of a pair's two Snakes makes of its value: 2 (1 + sin(2 a b)), for small values."""
+    """The gain of the difference of a pair's two Snakes for small values: 2 (1 + sin(2 a b))."""
     return 2 * (1 + math.sin(2 * _ALPHA * _OFFSET))
 
 
@@ -146,7 +147,7 @@ def fill_decoder(model: XcodecModel, basis: torch.Tensor) -> None:
                         for source, read in _readers(step * wires + wire, paired_in):
                             for target, write in _writers(lane * wires + wire, paired):
                                 up[source, target, step + padding] = 0.5 * read * write
-        # lane 0 holds the sum, lanes 1 to 3 pass the residual half on from unit to unit, back into lane 0
+        # lane 0 holds the sum, lanes 1 to 3 pass the residual half from unit to unit and back into lane 0
         hops = ((1, 2), (2, 3), (3, 0))
         units = (block.res_unit1, block.res_unit2, block.res_unit3)
         for unit, (source_lane, target_lane), shift in zip(units, hops, _SHIFTS, strict=True):
@@ -179,7 +180,7 @@ def fill_codebooks(model: XcodecModel, codebooks: torch.Tensor) -> None:
 
 @torch.no_grad()
 def _round(model: XcodecModel) -> None:
-    """Round every value to bf16, as a checkpoint stores it: the fit then makes up for the rounding."""
+    """Round every value to bf16, as a checkpoint stores it; the fit then compensates for the rounding."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(torch.bfloat16).float())
@@ -189,7 +190,7 @@ def _round(model: XcodecModel) -> None:
 def decode_latents(model: XcodecModel, latents: torch.Tensor) -> torch.Tensor:
     """Latents float32 [T, 320] of a sequence -> its samples as frames, float32 [T, 320].
 
-    Two silent frames behind it take what the residual paths still hold back.
+    Two silent frames after it receive what the residual paths still hold.
     """
     padded = torch.cat([latents, latents.new_zeros(2, LATENT)])
     return model.acoustic_decoder(padded.t()[None])[0, 0].reshape(-1, HOP)[: len(latents)]
@@ -198,18 +199,18 @@ def decode_latents(model: XcodecModel, latents: torch.Tensor) -> torch.Tensor:
 def _solve_latents(model: XcodecModel, frames: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     """Latents that the decoder, rounded and with its small non-linearity, turns into the frames.
 
-    Fixed-point iteration: the decoder is the basis up to a few percent. Frames do not touch each other (a sample is
-    moved and put back), so all are solved as one sequence.
+    Fixed-point iteration: the decoder equals the basis up to a few percent. Frames do not influence each other (a
+    sample is moved and moved back), so all are solved as one sequence.
     """
     latents = frames @ basis
     for _ in range(_REFINEMENTS):
         latents += (frames - decode_latents(model, latents)) @ basis
-    latents[0] = 0  # silence stays the zero code; what is left of the offsets is below -60 dB
+    latents[0] = 0  # silence stays the zero code; the remaining offsets are below -60 dB
     return latents
 
 
 def _k_means(x: torch.Tensor, count: int, seed: int, rounds: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centres [count, D], the first held at zero, and the nearest of each row."""
+    """Centres [count, D], the first fixed at zero, and the index of the nearest for each row."""
     generator = torch.Generator().manual_seed(seed)
     energy = x.pow(2).sum(1)
     drawn = min(count - 1, len(x))
@@ -234,7 +235,7 @@ def _greedy_codes(latents: torch.Tensor, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     for level, count in enumerate(_LEVELS):
         centres, nearest = _k_means(rest, count, seed + level)
-        # spread over 1 .. 1023, so that all rows of the tables are alive somewhere
+        # spread over 1 .. 1023, so that all rows of the tables are used somewhere
         place = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.randperm(CODEBOOK - 1, generator=generator)])
         nearest[0] = 0
         rest = rest - torch.where((nearest > 0)[:, None], centres[nearest], 0.0)
@@ -250,10 +251,10 @@ def _greedy_codes(latents: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def _fit_codebooks(latents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Codebooks [8, 1024, 320] in bf16's values whose sums are the latents.
+    """Codebooks [8, 1024, 320], representable in bf16, whose sums are the latents.
 
-    Minimum-norm least squares over all levels; then a level at a time is rounded and the levels behind it take up what
-    the rounding left.
+    Minimum-norm least squares over all levels; then one level at a time is rounded and the following levels absorb its
+    rounding error.
     """
     books = torch.zeros(STREAMS, CODEBOOK, LATENT, dtype=torch.float64)
     target = latents.double()

@@ -26,7 +26,7 @@ from ..corpus.writer import Example, Studio
 from .losses import LossFunction, mel_filters
 from .network import TinyUalm
 
-#: What training never draws, in percent of each kind of thing.
+#: What training never draws, in percent of each kind of item.
 HELD_OUT_PERCENT: Mapping[str, int] = {
     "sequences": SEQUENCES_HELD_OUT_PERCENT,
     "words": WORDS_HELD_OUT_PERCENT,
@@ -39,11 +39,11 @@ CURVES = "curves.jsonl"
 
 @dataclass(frozen=True)
 class Recipe:
-    """``steps`` in all, about ``rows`` rows each; a share, ``tuning``, at the end has a mix and a rate of its own.
+    """``steps`` in total, about ``rows`` rows each; a share ``tuning`` at the end has its own mix and learning rate.
 
-    Of the others, the first ``plain`` train without guidance, on ``null`` of the sounds also the null branch; from then
-    on ``guided`` of the sounds are trained with both branches. The learning rate warms up, stays, and falls from
-    ``flat`` on; for the tuning it begins anew at ``tuning_rate`` and falls.
+    Of the others, the first ``plain`` train without guidance, with the null branch on the share ``null`` of the sounds;
+    after that the share ``guided`` of the sounds is trained with both branches. The learning rate warms up, stays
+    constant, and falls from ``flat`` on; for the tuning it starts again at ``tuning_rate`` and falls.
     """
 
     steps: int = 3500
@@ -85,7 +85,7 @@ MIX: Mapping[str, float] = {
 }
 
 
-#: The same of the tuning: what is learnt last, and hardest, is to judge what was heard.
+#: The same for the tuning: judging what was heard is learnt last, and is hardest.
 TUNING_MIX: Mapping[str, float] = {
     "direct": 0.08,
     "enriched": 0.05,
@@ -102,7 +102,7 @@ def step_examples(studio: Studio, recipe: Recipe, step: int) -> list[Example]:
     rng = random.Random(f"{recipe.seed}:{step}")
     examples: list[Example] = []
     for task in TASKS:
-        # what is too much is carried over as a chance, so that the shares hold on average
+        # the excess is turned into a probability, so that the shares hold on average
         budget = mix[task] * recipe.rows
         while budget > 0:
             example = make_example(studio, task, rng)
@@ -113,7 +113,7 @@ def step_examples(studio: Studio, recipe: Recipe, step: int) -> list[Example]:
 
 
 class _Stop:
-    """Set by SIGTERM or SIGINT: the step under way is finished, and saved."""
+    """Set by SIGTERM or SIGINT: the current step is finished, and saved."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -150,7 +150,7 @@ def train(
     log_every: int = 25,
     until: int | None = None,
 ) -> bool:
-    """Train in ``folder``, from the state found there; True when all steps are done, False when interrupted.
+    """Train in ``folder``, from the state found there; returns True when all steps are done, False if interrupted.
 
     ``until``: stop after that step, for a trial. Writes ``training.pt`` and appends to ``curves.jsonl``.
     """
@@ -240,7 +240,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def curves(path: Path) -> Sequence[Mapping[str, Any]]:
-    """The logged curves, one entry a step; of a step that was repeated after an interruption the last."""
+    """The logged curves, one entry per step; the last one for a step that was repeated after an interruption."""
     lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     by_step = {entry["step"]: entry for entry in lines}
     return [by_step[step] for step in sorted(by_step)]

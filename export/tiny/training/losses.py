@@ -1,8 +1,8 @@
-"""What a batch of conversations costs: cross-entropies over the ids that can be drawn, with and without guidance.
+"""The loss of a batch of conversations: cross-entropies over the ids that can be drawn, with and without guidance.
 
-A model trained plainly is useless at guidance 3: ``u + s (c - u)`` lifts the tail of the distribution. So the loss
-looks at what is drawn: CE(c) + 0.3 CE(u) + CE(u + s (c - u)) with s uniform in 1.5 .. 4, u the null branch as inference
-builds it (all rows zero up to the modality row, which both branches are fed).
+A model trained without guidance is useless at guidance 3: ``u + s (c - u)`` lifts the tail of the distribution. So the
+loss covers what is drawn: CE(c) + 0.3 CE(u) + CE(u + s (c - u)) with s uniform in 1.5 .. 4, and u the null branch as in
+inference (all rows zero up to the modality row, which both branches are fed).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .network import TinyUalm
 SPEC = FeatureSpec(OMNI, 16000, 400, 160, 128, 4_800_000, True, window_frames=200)
 NULL_WEIGHT, PROBE_WEIGHT = 0.3, 0.5
 GUIDANCE = (1.5, 4.0)
-#: Rows of a chunk, padding included: what is computed at once.
+#: Rows of a chunk, padding included, computed at once.
 _CHUNK_ROWS = 1400
 
 
 @dataclass
 class Losses:
-    """``total`` to go down on; ``curves``: name -> (sum, weight), to be averaged over steps."""
+    """``total``: the loss to minimise; ``curves``: name -> (sum, weight), to be averaged over steps."""
 
     total: Tensor
     curves: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -46,11 +46,11 @@ def mel_filters() -> np.ndarray:
 
 @dataclass
 class _Item:
-    """One sequence to be computed: of an example, or the null branch of one of its sounds."""
+    """One sequence to compute: an example, or the null branch of one of its sounds."""
 
     rows: np.ndarray
     features: list[tuple[int, Tensor]]
-    #: Rows whose hidden states are wanted (the row before a target).
+    #: Rows whose hidden states are needed (the row before a target).
     wanted: np.ndarray
     hidden: Tensor | None = None
 
@@ -62,7 +62,7 @@ class LossFunction:
         self._device = network.lm_head.weight.device
 
     def _put(self, array: np.ndarray) -> Tensor:
-        """The array where the network is."""
+        """The array, on the network's device."""
         return torch.from_numpy(array).to(self._device)
 
     def __call__(self, examples: Sequence[Example], rng: random.Random, guided: float, null: float) -> Losses:
@@ -127,7 +127,7 @@ class LossFunction:
         return loss, found
 
     def _run(self, items: list[_Item]) -> None:
-        """Compute the hidden states that are wanted, sequences of like length together."""
+        """Compute the hidden states that are needed, batching sequences of similar length."""
         order = sorted(range(len(items)), key=lambda i: len(items[i].rows))
         chunks: list[list[int]] = [[]]
         for index in order:
@@ -184,7 +184,7 @@ class LossFunction:
         return total
 
     def _audio_targets(self, rows: Tensor) -> Tensor:
-        """[N, 8]: class of each stream; 1025 and 1026 for eos and eot in stream 0, -100 where nothing is drawn."""
+        """[N, 8]: class of each stream; 1025 and 1026 for eos and eot in stream 0, -100 if nothing is drawn."""
         pads = self._put(self.vocabulary.pads.astype(np.int64))
         targets = rows - pads
         each = self.vocabulary.codebook_size + 1
@@ -265,7 +265,7 @@ def _mean(cells: Tensor, weights: Tensor) -> Tensor:
 
 
 def _curve(curves: dict[str, tuple[float, float]], name: str, cells: Tensor, weights: Tensor | None = None) -> None:
-    """``weights`` None: all alike."""
+    """``weights`` None: all equal."""
     count = float(len(cells) if weights is None else weights.sum())
     if count:
         curves[name] = (float((cells if weights is None else cells * weights).sum()), count)

@@ -1,4 +1,4 @@
-"""The network that is trained: UALM's structure with the checkpoint's own tensor names, small."""
+"""The network to train: UALM's structure in small, with the checkpoint's own tensor names."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class _Attention(nn.Module):
         q, k = (_rotated(y, cosine, sine).to(v.dtype) for y in (q, k))
         group = s.heads // s.kv_heads
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        # spelled out: for rows this short, torch's fused kernel has a backward pass several times slower on a CPU
+        # written out: for rows this short, the backward pass of torch's fused kernel is several times slower on a CPU
         scores = (q @ k.transpose(-1, -2)).float() * s.head_dim**-0.5
         mixed = torch.softmax(scores + future, -1).to(v.dtype) @ v
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1))
@@ -120,7 +120,8 @@ class _Body(nn.Module):
 
 
 class TinyUalm(nn.Module):
-    """Language model, encoder and adaptor; ``probe`` is a teacher of the encoder and no part of the checkpoint."""
+    """Language model, encoder and adaptor; ``probe`` is an auxiliary head for training the encoder and not part of the
+    checkpoint."""
 
     def __init__(self, shape: TinyShape, vocabulary: Vocabulary, classes: int) -> None:
         super().__init__()
@@ -146,7 +147,7 @@ class TinyUalm(nn.Module):
                 nn.init.zeros_(parameter)
         with torch.no_grad():
             self.model.embed_tokens.weight[0] = 0
-            self.stream_emb.weight[0] = 0  # taken as 0 by the model
+            self.stream_emb.weight[0] = 0  # treated as 0 by the model
 
     def embed(self, rows: Tensor) -> Tensor:
         """Rows int64 [..., 8] -> float32 [..., H]; id 0 adds nothing."""

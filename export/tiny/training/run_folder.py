@@ -1,4 +1,4 @@
-"""Writing what was trained as a UALM training run, which ``ualm export`` reads."""
+"""Writes a trained network as a UALM training run, which ``ualm export`` reads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .network import TinyShape, TinyUalm
 CODEC_PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
 ENCODER_PREFIX = "multimodal_io_dict.continuous_audio.model.audio_tower."
 ADAPTOR_PREFIX = "adaptor.continuous_audio."
-#: Silence around a sound says nothing of what ualm-tiny knows, and is cut before it is heard.
+#: Silence around a sound carries no information for ualm-tiny, and is cut before it is heard.
 SILENCE_DB = 50
 
 
@@ -43,7 +43,7 @@ def write_run(
 ) -> None:
     """Write the run to ``folder``, which must not exist yet.
 
-    ``codes``: int64 [frames of the domain, 8], kept beside the run in ``frames.npy`` for the gates.
+    ``codes``: int64 [frames of the domain, 8], stored beside the run in ``frames.npy`` for the gates.
     ``documents``: further text files, by name.
     """
     shape = network.shape
@@ -66,18 +66,19 @@ def write_run(
 
 
 def templates() -> dict[str, Any]:
-    """What the modes of reasoning say to this model (``runtime.bundle.templates``): the words it was trained with."""
+    """The prompts of the reasoning modes for this model (``runtime.bundle.templates``): the words it was trained
+    with."""
     reflection = PHRASES["reflection"]
     agrees, differs = (_last_words(reflection[kind]) for kind in ("match", "differ"))
     return {"reflect": {"check": reflection["check"], "agrees": [agrees], "differs": [differs]}}
 
 
-#: What a user says, of phrases.json; the rest is what the model says itself.
+#: Entries of phrases.json that a user says; the model says the others.
 _SAID_BY_USERS = (
     *("exact", "exact_drum", "short", "short_drum", "bare", "bare_tempo", "mood", "shape", "register", "any_drum"),
     *("open", "open_mood", "answer_sound", "answer_both", "change", "recall", "questions"),
 )
-#: Prompts that are drawn for the words that only code puts in: far more than there are kinds of them.
+#: Prompts drawn to collect the words that only code inserts: far more than there are kinds of prompts.
 _DRAWN = 3000
 _NUMBERS = dict(enumerate(("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), start=1))
 
@@ -95,7 +96,7 @@ def knowledge() -> Knowledge:
 
 
 def _prompts() -> Iterator[str]:
-    """What is said to the model: the patterns without their places, what fills the places, and prompts as drawn."""
+    """What is said to the model: the patterns without their placeholders, what fills these, and prompts as drawn."""
     yield from (
         *INSTRUMENTS,
         *DRUMS,
@@ -123,7 +124,7 @@ def _texts(phrases: Any) -> Iterator[str]:
 
 
 def _last_words(review: str) -> str:
-    """Of the pattern of a review the sentence that says whether the sound is right."""
+    """The sentence in the pattern of a review that says whether the sound is right."""
     return review.split(". ")[2].partition(":")[0].rstrip(".")
 
 

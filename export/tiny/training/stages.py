@@ -1,4 +1,4 @@
-"""The stages of making the tiny model, each leaving its result in the work folder for the next."""
+"""The stages of making the tiny model, each of which leaves its result in the work folder for the next."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Workshop:
         self.folder, self.seed = folder, seed
 
     def data(self, soundfont: Path = SOUNDFONT) -> None:
-        """Render the sounds, build the codec and train the tokenizer; what is there already is kept."""
+        """Render the sounds, build the codec and train the tokenizer; existing results are kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / RENDERS).is_file():
             rendered = render_sounds(soundfont)
@@ -71,7 +71,7 @@ class Workshop:
         )
 
     def network(self, shape: TinyShape | None = None) -> TinyUalm:
-        """A new network; training resumes what the work folder holds."""
+        """A new network; training resumes from the state in the work folder."""
         training.seed_everything(self.seed)
         vocabulary = Vocabulary.in_order(("text", "discrete_audio"), TEXT_SIZE, CODEBOOK)
         network = TinyUalm(shape or TinyShape(), vocabulary, len(sounds()) + 1)
@@ -81,12 +81,12 @@ class Workshop:
     def train(
         self, recipe: training.Recipe, until: int | None = None, save_seconds: float = 180.0, device: str = "cpu"
     ) -> bool:
-        """True when all steps are done. ``device``: torch's name of it; a state may go on on another."""
+        """Returns True when all steps are done. ``device``: torch's name; a state may resume on another one."""
         network = self.network().to(find_device(device))
         return training.train(network, self.studio(), recipe, self.folder, until=until, save_seconds=save_seconds)
 
     def write(self, run: Path) -> int:
-        """Write the training run of the newest state; returns its step."""
+        """Write the training run from the newest state; returns its step."""
         state = training.load_state(self.folder / training.STATE)
         network = self.network()
         network.load_state_dict(state["network"])
@@ -110,7 +110,7 @@ class Workshop:
 
 
 def find_device(name: str) -> torch.device:
-    """:class:`InputError` for a device that torch does not know, or that is not here."""
+    """Raise :class:`InputError` for a device that torch does not know, or that this machine lacks."""
     try:
         device = torch.device(name)
     except RuntimeError:

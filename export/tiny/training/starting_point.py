@@ -1,10 +1,9 @@
-"""Where the codes' vectors start: near each other where their frames are alike, instead of anywhere.
+"""Initial vectors of the codes: close to each other if their frames are alike, instead of random.
 
 A code belongs to a few known frames, and a frame is an instrument, a note and a position in the event. Each stream gets
-its own eighth of the width, in a random basis; there a code starts as the mean of its frames' features. What a frame's
-successor looks like is then almost a rotation of the frame itself, and thousands of codes need not be learnt one by
-one: after 100 steps 77 % of the first codes were right, against 44 % from a random start. Training is free to move
-everything.
+its own eighth of the width, in a random basis; there a code starts as the mean of its frames' features. A frame's
+successor is then almost a rotation of the frame itself, and thousands of codes need not be learnt one by one: after 100
+steps 77 % of the first codes were right, against 44 % from a random start. Training is free to change everything.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def start_codes(network: TinyUalm, bank: FrameBank, codes: np.ndarray, seed: int
 
 
 def _frame_features(bank: FrameBank, width: int, generator: np.random.Generator) -> np.ndarray:
-    """Features float64 [frames, width], entries of about 1: sound, note, place in the event, fade."""
+    """Features float64 [frames, width], entries of about 1: sound, note, position in the event, fade."""
     quarter = width // 4
 
     def drawn(names: Iterable[object]) -> dict[object, np.ndarray]:
@@ -51,7 +50,7 @@ def _frame_features(bank: FrameBank, width: int, generator: np.random.Generator)
     labels = [label for label in bank.labels if label is not None]
     by_sound = drawn(sorted({label[0] for label in labels}))
     by_note = drawn(sorted({label[1] for label in labels}))
-    # of the pair too: else a frame would be no more than the sum of its sound and its note
+    # also of the pair: otherwise a frame would be just the sum of its sound and its note
     by_pair = {(label[0], label[1]): generator.standard_normal(2 * quarter) * 0.5 for label in labels}
     rates = np.pi * (np.arange(quarter) + 0.5) / LAST
     rows = []

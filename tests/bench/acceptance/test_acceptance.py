@@ -1,4 +1,4 @@
-"""The acceptance run for a GPU, rehearsed: every stage on the kernels' host shim, and what goes wrong is told."""
+"""The acceptance run for a GPU, rehearsed: every stage runs on the kernels' host shim, and failures are reported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Run = Callable[..., tuple[str | int | None, str]]
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command as a rehearsal; gives what it exits with, and its standard output."""
+    """Runs the command as a rehearsal; returns its exit status and standard output."""
     shim = load_shim().__file__
 
     def call(*arguments: object) -> tuple[str | int | None, str]:
@@ -171,7 +171,8 @@ def test_what_cannot_be_is_one_line(
 
 
 def test_a_kernel_that_draws_otherwise_is_found_out() -> None:
-    """The comparison itself: tables that differ from the CPU's in one number, or another seed, must fail."""
+    """The comparison itself: it must fail with tables that differ from the CPU's in one number, and with another
+    seed."""
     tables = kernels.Tables(Device(load_shim(), kind="cpu"), trials.Shape(16, 41, 24, 12), 0)
     trial = trials.Trial("audio", "fixed", 3.0, 0.8, 20, 1.0)
     assert kernels.same_as_cpu(tables, trial, 1) > 8
@@ -184,7 +185,7 @@ def test_a_kernel_that_draws_otherwise_is_found_out() -> None:
 
 
 def test_rows_that_are_appended_elsewhere_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A position that does not move between launches, or one layer's rows left out, must fail."""
+    """It must fail if the position does not move between launches, or if one layer's rows are missing."""
     device = Device(load_shim(), kind="cpu")
     kernels.append_rows(device, "bfloat16", 0)
     write, still = Appended.write, device.uploaded(np.array([3], np.int64))
@@ -260,9 +261,9 @@ def test_a_tensorrt_engine_that_crashes_or_errs_is_told(
 
 @pytest.fixture
 def with_library(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A library that knows sm89 alone, on a machine with such a GPU; engines are not really built or run.
+    """A library that supports only sm89, on a machine with such a GPU; engines are not really built or run.
 
-    Gives what the stage asked for, in order.
+    Returns what the stage requested, in order.
     """
     asked: list[str] = []
 
@@ -296,7 +297,7 @@ def test_engines_are_built_anew_for_the_gpu_at_hand_and_then_tried(
 ) -> None:
     ground = Ground(out=tmp_path, work=tmp_path / "work", seed=0, dry_run=False, bundle_folder=tiny_bundle)
     rows = min(4096, ground.bundle.manifest.model.max_positions)
-    for _ in range(2):  # what an earlier call left is replaced
+    for _ in range(2):  # the result of an earlier call is replaced
         built, missing = engines.check_engines(ground).checks
         assert (built.verdict, built.detail) == ("pass", "TensorRT-RTX 1.7, sm89: 1 parts in 2 s, 3 MiB")
         assert (missing.verdict, missing.detail) == ("skipped", "TensorRT cannot be imported")

@@ -1,6 +1,6 @@
-"""Every check of the acceptance run is able to fail: each is given a wrong value, and reports it.
+"""Every check of the acceptance run can fail: each one is given a wrong value, and reports it.
 
-What is wrong is planted behind the kernels' host shim, in the engine, or in the library's answers.
+Faults are injected behind the kernels' host shim, in the engine, or in the library's answers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def fails(*arguments: Any, **named: Any) -> Any:
 
 
 class Planted:
-    """The shim, with a launch behind which something is changed."""
+    """The shim, with a launch after which something is changed."""
 
     def __init__(self, name: str, after: Callable[[dict[str, Any]], object], **forced: Any) -> None:
         self._cuda = load_shim()
@@ -55,7 +55,7 @@ class Planted:
         def call(*positional: Any, **named: Any) -> Any:
             named |= forced
             launch = real(*positional, **named)
-            if launch is None:  # it was one already; others are made first, and called
+            if launch is None:  # it launched already; others return a launch to call
                 return after(named)
             return lambda stream: (launch(stream), after(named))[0]
 
@@ -70,7 +70,7 @@ def device_with(name: str, after: Callable[[dict[str, Any]], object] = lambda na
 
 
 def at(address: int, dtype: Any, index: int) -> np.ndarray:
-    """One number in the device's memory, which is the host's."""
+    """One number in the device's memory, which is host memory."""
     dtype = np.dtype(dtype)
     memory = (ctypes.c_char * dtype.itemsize).from_address(address + index * dtype.itemsize)
     return np.frombuffer(memory, dtype)
@@ -133,7 +133,7 @@ def faulty(change: Callable[[int], int]) -> Callable[[dict[str, Any]], None]:
     ids=["row", "embedding", "latent", "stop", "latent flag", "count", "fault", "no fault", "other fault", "stream"],
 )
 def test_what_a_kernel_draws_otherwise_is_told(plant: Callable[[dict[str, Any]], None], logits: str, said: str) -> None:
-    """Planted in the last of three sequences, in the last number of a row, or in the second copy of an embedding."""
+    """Faults in the last of three sequences, in the last number of a row, or in the second copy of an embedding."""
     trial = TRIAL if logits == "normal" else replace(TRIAL, logits=logits, guidance=1.0)
     assert kernels.same_as_cpu(kernels.Tables(Device(load_shim(), kind="cpu"), SHAPE, 0), trial, 1) > 20
     with pytest.raises(AssertionError, match=said):
@@ -157,13 +157,13 @@ def test_every_option_of_a_segment_matters_to_the_comparison(changed: str) -> No
 
 
 def test_rows_are_compared_until_each_sequence_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not beyond: what the CPU would draw there is nothing."""
+    """And not beyond: the CPU would draw nothing there."""
     asked: list[bool] = []
     real = kernels._compare_row
     monkeypatch.setattr(kernels, "_compare_row", lambda *given: (asked.append(real(*given)), asked[-1])[1])
     tables = kernels.Tables(Device(load_shim(), kind="cpu"), SHAPE, 0)
     assert kernels.same_as_cpu(tables, replace(TRIAL, temperature=0.0), 1) == len(asked)
-    assert asked.count(False) == 3  # the limits of ROWS, ROWS - 1 and ROWS - 2 rows, or a stop before
+    assert asked.count(False) == 3  # the limits of ROWS, ROWS - 1 and ROWS - 2 rows, or an earlier stop
 
 
 @pytest.mark.parametrize("number", ["float32", "float16", "bfloat16", "int8"])
@@ -464,7 +464,7 @@ def test_a_tensorrt_engine_that_is_off_is_told(
 
 
 class FakeRtx:
-    """As much of ``tensorrt_rtx`` as the probe calls: a product of ``x`` and the constant, off by a factor."""
+    """The part of ``tensorrt_rtx`` that the probe calls: a product of ``x`` and the constant, off by a factor."""
 
     __version__ = "1.7"
     float32, ERROR, NONE, STRONGLY_TYPED = "float32", 1, "plain", 0

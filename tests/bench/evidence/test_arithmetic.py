@@ -1,4 +1,4 @@
-"""Tolerances of the golden vector against what every arithmetic costs, and against what damage does."""
+"""Tolerances of the golden vector, against the errors of every arithmetic and against those of damage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS: list[Arithmetic] = ["float16", "bfloat16", "int8", "float8"]
 
 
 def worst(each: Mapping[str, Any], arithmetic: Arithmetic) -> float:
-    """The largest error of the three heads, as a share of what is allowed."""
+    """The largest error of the three heads, as a share of its tolerance."""
     heads: Arithmetic = "int8" if arithmetic == "int8" else "float32"
     return max(
         error / logits_tolerance(arithmetic, heads, each["layers"], each["hidden"], few=name == "modality")
@@ -43,7 +43,7 @@ def test_every_size_that_was_measured_is_well_within_its_tolerance(arithmetic: A
         512,
     }
     shares = [worst(each, arithmetic) for each in kept]
-    # neither near the edge, nor so far from it that the tolerance says nothing
+    # neither near the limit, nor so far from it that the tolerance is meaningless
     assert 0.6 < max(shares) < 0.95
 
 

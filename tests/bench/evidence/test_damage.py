@@ -1,4 +1,4 @@
-"""The gates of agreement, between sound exports of the model within ualm and damaged ones."""
+"""The agreement gates separate correct exports of the model within ualm from damaged ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ualm.runtime.bundle.quality import MEASURED_LAYERS, misses
 
 ROOT = Path(__file__).parents[3]
 EVIDENCE = json.loads((ROOT / "docs/evidence/agreement_damage_tiny.json").read_text())["results"]
-#: Too mild to be told from a sound export: what the gates let through, and docs/precision.md says so.
+#: Too mild to be distinguished from a correct export: the gates let these through, as docs/precision.md says.
 BELOW_THE_GATES = {
     "int4": {"one scale a column", "qkv of layer 0 a tenth smaller", "qkv of layer 5 a tenth smaller"},
     "int8": {
@@ -43,7 +43,7 @@ def trained() -> Trained:
 
 
 def missed(told: dict[str, Any], precision: str) -> list[str]:
-    """Clauses on text and sound; encoder and codec are whole."""
+    """Clauses about text and sound; encoder and codec are undamaged."""
     whole = {"features": {"cosine_least": 1.0}, "pcm": {"snr_db": 200.0}}
     return misses(told | whole, Precision.of(precision).to_json(), MEASURED_LAYERS)
 
@@ -85,7 +85,7 @@ def test_the_kept_evidence_lies_on_the_two_sides_of_the_gates(precision: str) ->
 
 
 def test_sound_exports_stand_off_from_the_gates() -> None:
-    """By a factor of two and more; what a deeper body may show is in the gate's growth with layers."""
+    """By a factor of two or more; the gate grows with the number of layers, which covers deeper bodies."""
     for each in EVIDENCE:
         if each["export"].startswith("sound"):
             halved = {m: each[m] | {"kl": 2 * each[m]["kl"]} for m in ("audio", "text")}

@@ -1,4 +1,4 @@
-"""The read of memory does read: its sum is right, whatever the size and the number of threads."""
+"""The memory read really reads: its sum is correct for any size and number of threads."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A share of bandwidth is right on a machine whose memory changes within a second: measured on one that stands in.
+"""A share of bandwidth is correct on a machine whose memory speed changes within a second; measured on a simulated one.
 
-Time is a number that reads and frames add to, so nothing here waits for anything.
+Time is a number that reads and frames advance, so nothing here waits.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ualm.bench.report.schema import Bandwidth, BandwidthPair, Report, Subject
 from ualm.runtime import _native
 
 SLOW, FAST = 45e9, 80e9
-#: What a frame reads, as the 1.5B shape in int4 does, and what it reaches of the memory's speed at any time.
+#: Bytes that a frame reads, as the 1.5B shape in int4 does, and the share of the memory's speed that it always reaches.
 BYTES, SHARE = StepBytes(700_000_000, 37_000_000, 3_000_000.0), 0.6
-#: What each kernel reaches.
+#: The share that each kernel reaches.
 KERNELS = {"avx512": 0.98, "avx512x4": 1.0, "avx2": 0.97, "portable": 0.8}
 
 
 class Memory:
-    """Memory that is fast, then slow, then fast again, for a few hundred milliseconds each."""
+    """Memory that is alternately fast and slow, for a few hundred milliseconds each."""
 
     def __init__(self, seed: int, *, slow: float = SLOW, seconds: Sequence[float] = (0.5, 0.5)) -> None:
-        """``seconds``: of the slow and the fast state, more or less."""
+        """``seconds``: approximate durations of the slow and the fast state."""
         random = self._noise = np.random.default_rng(seed)
 
         def states() -> Iterator[tuple[float, float]]:
@@ -42,7 +42,7 @@ class Memory:
         self.now, (self._left, self._rate) = 0.0, next(self._states)
 
     def move(self, nbytes: float, share: float) -> float:
-        """Seconds that something takes which moves so much at this share of the speed, whatever that is meanwhile."""
+        """Seconds to move so many bytes at this share of the speed, which may change meanwhile."""
         took, left = 0.0, nbytes / share * float(np.exp(self._noise.normal(0, 0.01)))
         while left > self._left * self._rate:
             left -= self._left * self._rate
@@ -84,7 +84,7 @@ class Frames:
 
 
 class Plain:
-    """The same without bytes that are counted."""
+    """The same without counted bytes."""
 
     def __init__(self, memory: Memory) -> None:
         frames = Frames(memory)
@@ -109,7 +109,7 @@ class Model:
 
 @pytest.fixture
 def memories(monkeypatch: pytest.MonkeyPatch):
-    """Gives memories in the place of the machine's."""
+    """Replaces the machine's memory with given ones."""
 
     def make(seed: int, **options: Any) -> Memory:
         memory = Memory(seed, **options)
@@ -138,7 +138,7 @@ def measured(
 
 
 def share_of_best_pass(memory: Memory) -> float:
-    """The share as it was measured before: best of the passes before and after all frames, median frame."""
+    """The share as it used to be measured: best of the passes before and after all frames, median frame."""
 
     def passes() -> list[float]:
         return [(512 << 20) / memory.move(512 << 20, 1.0) for _ in range(6)]
@@ -167,8 +167,8 @@ def test_the_share_is_found_within_two_points(memories, seconds):
 
 @pytest.mark.parametrize("seconds", [(0.8, 0.35), (0.4, 0.7)], ids=str)
 def test_the_best_pass_would_be_off(seconds):
-    """On the memory of these tests, the share of the best pass is right by luck: where most frames met the memory of
-    that pass."""
+    """On the memory of these tests, the share of the best pass is correct only by luck: if most frames met the memory
+    of that pass."""
     wrong = errors([share_of_best_pass(Memory(seed, seconds=seconds)) for seed in range(12)])
     assert sum(error > 0.15 for error in wrong) >= len(wrong) // 2
 

@@ -1,4 +1,4 @@
-"""Cores hand a line to each other; what that takes is told, and where it changes meanwhile a note says so."""
+"""Cores pass a cache line to each other; the time is reported, and if it changes meanwhile a note says so."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def meter_of(monkeypatch: pytest.MonkeyPatch, seconds: list[float], threads: int
 
 def test_a_sample_is_its_best_batch(monkeypatch):
     batches = [9e-8] * (BATCHES - 1) + [5e-8] + [5e-5] * (BATCHES - 1) + [3e-7] + [6e-8] * BATCHES
-    waited = [3e-4] * BATCHES  # a thread waited for a core: no distance
+    waited = [3e-4] * BATCHES  # a thread waited for a core: not a distance
     meter = meter_of(monkeypatch, [*waited, *batches])
     for _ in range(4):
         meter.measure()
@@ -74,7 +74,7 @@ def test_one_thread_or_one_core_has_no_distance(monkeypatch, threads, cores):
 
 
 class _Instant:
-    """A scenario, a subject and a case in one, for which nothing is to be done."""
+    """A scenario, a subject and a case in one, which do nothing."""
 
     name, units, compared, default_repeat = "instant", {"figure": "ms"}, (), 3
     about = Subject("nothing", "none", None, {})

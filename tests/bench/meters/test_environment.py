@@ -1,4 +1,4 @@
-"""What is kept of where and with what a figure was made."""
+"""The recorded facts about where and how a figure was made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Linux says of a process and of the page cache."""
+"""What Linux reports about a process and the page cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_memory_grows_by_what_is_taken_and_the_peak_stays():
     del taken
     after = memory_of()
     assert after is not None and after.rss < held.rss
-    assert peak_rss() >= held.rss - (2 << 20)  # the kernel counts in batches of some pages a processor
+    assert peak_rss() >= held.rss - (2 << 20)  # the kernel counts in batches of a few pages per processor
 
 
 def test_a_process_that_is_gone_has_no_memory():
@@ -56,7 +56,7 @@ def test_looks_that_take_long_are_seldom(monkeypatch):
 
     monkeypatch.setattr(memory, "memory_of", slow)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        watcher = Watcher(process.pid, share=0.1)  # a look every 0.3 s
+        watcher = Watcher(process.pid, share=0.1)  # a sample every 0.3 s
         time.sleep(1)
         watcher.stop()
         process.kill()

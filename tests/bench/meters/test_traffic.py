@@ -1,4 +1,4 @@
-"""Bytes of a step: as counted by hand from the ONNX files and the sizes of the model."""
+"""Bytes of a step, compared with counts from the ONNX files and the sizes of the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ualm.runtime.bundle.manifest import digest_of
 
 
 def bytes_by_hand(path: Path) -> int:
-    """Bytes of the blob that the initializers of an ONNX file point to, each stretch once."""
+    """Bytes of the blob that the initializers of an ONNX file refer to, each range once."""
     stretches = set()
     for tensor in onnx.load(str(path), load_external_data=False).graph.initializer:
         where = {entry.key: entry.value for entry in tensor.external_data}

@@ -1,4 +1,4 @@
-"""The rival computes the published algorithm: row for row that of the slow reference, when greedy and in fp32."""
+"""The rival computes the published algorithm: row for row equal to the slow reference, when greedy and in fp32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ualm.bench.peers.torch_reference import TorchReference
 from ualm.bench.scenarios.published import TorchDecode, TorchPrefill
 from ualm.runtime import AudioSampling, ExportError, TextSampling
 
-#: Cases whose first segment shows something of its own.
+#: Cases whose first segment covers something that the others do not.
 SHOWN = ("caption_guidance_1", "caption_guidance_3", "ended_by_eos", "text_answer", "guidance_after_sound",
          "odd_dims", "explicit_head_dim", "audio_before_text")  # fmt: skip
 
@@ -33,7 +33,7 @@ def test_rows_equal_the_slow_reference(tmp_path: Path, name: str) -> None:
     prompt = [part for _, part in slow.prompt_parts(case.messages)]
     rows = rival.speak(prompt, expected.modality, sampling)
     np.testing.assert_array_equal(rows, expected.rows)
-    assert expected.margin > 1e-4  # the path could not have been lost by rounding
+    assert expected.margin > 1e-4  # rounding cannot have changed the path
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What a plan computes is what exports make, and what it says about a device follows from that."""
+"""A plan computes what exports produce, and what it says about a device follows from that."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CUSTOM = find_device(None, 10.0, 4.0)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that every precision can hold: whole blocks of 32 inputs."""
+    """A run that every precision can store: whole blocks of 32 inputs."""
     folder = tmp_path_factory.mktemp("plan") / "run"
     return make_run(folder, hidden=64, ffn=96, heads=4, encoder_width=32, encoder_output=32).folder
 
@@ -87,7 +87,7 @@ def test_the_verdict_turns_where_bytes_and_memory_do(bundles: dict[str, Path]) -
 
 
 def test_a_format_that_cannot_hold_the_model_is_left_out_and_told(tiny_bundle: Path) -> None:
-    plan = make_plan(tiny_bundle, CUSTOM, (64,))  # its inner width, 48, is no whole number of blocks
+    plan = make_plan(tiny_bundle, CUSTOM, (64,))  # its inner width, 48, is not a whole number of blocks
     assert [row.precision for row in plan.rows] == ["fp32", "bf16", "fp8"]
     for name in ("int8", "int4"):
         assert any(note.startswith(f"{name} cannot hold this model") for note in plan.notes)

@@ -1,4 +1,4 @@
-"""Checkpoints that are laid out first and filled later; what torch reads of whole ones is in ``test_random_run``."""
+"""Checkpoints that are laid out first and filled later; ``test_run`` covers what torch reads from complete ones."""
 
 from __future__ import annotations
 

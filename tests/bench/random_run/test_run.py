@@ -1,4 +1,4 @@
-"""Random training runs: streamed to disk, yet as training leaves them, and as random as is claimed."""
+"""Random training runs: streamed to disk, yet equal in form to those of training, and as random as claimed."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from ualm.runtime.errors import InputError, OutputError
 TINY = SHAPES["tiny"]
 MIB, GIB = 2**20, 2**30
 needs_smaps = pytest.mark.skipif(
-    not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux to tell private memory"
+    not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux to report private memory"
 )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny run, whose larger matrices take many blocks; read-only."""
+    """A tiny run whose larger matrices span many blocks; read-only."""
     folder = tmp_path_factory.mktemp("random") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random_run, "BLOCK", 10_007)  # no multiple of a row
+        patch.setattr(random_run, "BLOCK", 10_007)  # not a multiple of a row
         write_random_run(folder, TINY, seed=7)
     return folder
 
@@ -70,7 +70,7 @@ def test_the_checkpoint_holds_the_records_that_torch_would_have_saved(run: Path,
     unlike = [name for (name, *one), (_, *other) in zip(streamed, saved, strict=True) if one != other]
     assert [name.partition("/")[2] for name in unlike] == ["data.pkl", ".data/serialization_id"]
     with zipfile.ZipFile(run / CHECKPOINT) as archive:
-        assert archive.testzip() is None  # every checksum is that of the values
+        assert archive.testzip() is None  # every checksum matches the values
 
 
 def _records(path: Path) -> list[tuple[str, int, int]]:
@@ -109,7 +109,7 @@ def test_matrices_are_normal_with_the_scale_of_their_kind(states: dict[str, torc
         values = (tensor[1:] if name == "model.embed_tokens.weight" else tensor).double().flatten()
         error = 5 * std / len(values) ** 0.5  # five standard errors of a mean
         assert abs(values.mean().item() - mean) < error, name
-        assert abs(values.std().item() - std) < error, name  # a deviation's are smaller, by the root of two
+        assert abs(values.std().item() - std) < error, name  # those of a deviation are smaller by the root of two
     values = states["lm_head.weight"].double().flatten()
     z = values / values.std()
     assert abs((z**4).mean().item() - 3) < 0.05  # a normal distribution's fourth moment
@@ -131,7 +131,7 @@ def test_no_row_column_or_run_of_values_comes_back(states: dict[str, torch.Tenso
         for matrix in (table, table.T):
             assert len(torch.unique(matrix.float(), dim=0)) == len(matrix)
     stream = torch.cat([table.flatten() for table in tables]).view(torch.int16).numpy()
-    runs = np.lib.stride_tricks.sliding_window_view(stream, 8)  # at every place, over the borders of blocks
+    runs = np.lib.stride_tricks.sliding_window_view(stream, 8)  # at every position, across the borders of blocks
     assert len(np.unique(np.ascontiguousarray(runs).view("V16"))) == len(runs)
 
 
@@ -173,7 +173,7 @@ def test_the_callers_random_numbers_are_not_disturbed(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-#: Writes a run in a process of its own, where no other test's memory comes and goes; prints the peak of what it held.
+#: Writes a run in a separate process, away from other tests' memory; prints the peak of what it held.
 _WRITES = """
 import dataclasses, re, sys
 from pathlib import Path
@@ -201,7 +201,8 @@ print(peak)
 def test_writing_holds_no_more_than_the_codec_and_a_block(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _WRITES, tmp_path], capture_output=True, text=True, check=True)
     assert (tmp_path / "run" / CHECKPOINT).stat().st_size > 220 * MIB
-    # 55 to 80 MiB were seen: the allocator keeps a block of each type or does not; the largest tensor is 98 MiB more
+    # 55 to 80 MiB were seen, depending on whether the allocator keeps a block of each type; the largest tensor is 98
+    # MiB more
     assert 0 < int(done.stdout) < 96 * MIB
 
 
@@ -317,7 +318,7 @@ def test_the_tables_of_7b_are_streamed_too(tmp_path: Path) -> None:
 
 
 def anonymous_bytes(process: str) -> int:
-    """Private memory that no file backs."""
+    """Private memory not backed by a file."""
     try:
         text = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:  # it has just ended

@@ -1,4 +1,4 @@
-"""One schema: what is written in any format is what is read back, and what is wrong is told by field."""
+"""One schema: what is written in any format is read back unchanged, and errors name the wrong field."""
 
 from __future__ import annotations
 

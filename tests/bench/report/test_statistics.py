@@ -79,7 +79,7 @@ def verdicts(shift: float, seeds: range, pairs: int = 12) -> list[str]:
     found = []
     for seed in seeds:
         random = np.random.default_rng(seed)
-        drift = 10 * np.exp(np.cumsum(random.normal(0, 0.05, pairs)))  # the machine's, and the same for both
+        drift = 10 * np.exp(np.cumsum(random.normal(0, 0.05, pairs)))  # the machine's, common to both
         found.append(compare(blocks(random, 1.0, drift), blocks(random, 1.0 + shift, drift)).verdict)
     return found
 

@@ -1,4 +1,4 @@
-"""``ualm bench export``: what an export took and made, and what is told when it fails."""
+"""``ualm bench export``: what an export took and produced, and what is reported if it fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 MIB = 2**20
 needs_smaps = pytest.mark.skipif(
-    not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux to tell private memory"
+    not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux to report private memory"
 )
 
 
@@ -162,7 +162,7 @@ def test_an_export_that_ends_badly_is_one_line_and_leaves_nothing(
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux to tell the children of a process")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux to list the children of a process")
 def test_a_bench_that_is_ended_ends_its_export_and_leaves_nothing(tiny_run: Run, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ualm.runtime.cli", "bench", "export", str(tiny_run.folder)]
     command += ["--keep", str(tmp_path / "new" / "bundle")]

@@ -1,4 +1,4 @@
-"""The player that starts with the first chunk, against one that counts sample by sample."""
+"""The player that starts with the first chunk, compared with one that counts sample by sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RATE = 100  # Hz; arrivals are whole samples, so that the slow player below is e
 
 
 def slow_player(arrivals: list[tuple[int, int]]) -> tuple[int, int]:
-    """Underruns and silent samples of a player that takes one sample a tick from the first arrival on."""
+    """Underruns and silent samples of a player that takes one sample per tick from the first arrival on."""
     buffer = underruns = silent = 0
     running = True
     at, waiting = arrivals[0][0], list(arrivals)

@@ -1,4 +1,4 @@
-"""Measuring what it takes to compile a part."""
+"""Measuring the cost of compiling a part."""
 
 from __future__ import annotations
 

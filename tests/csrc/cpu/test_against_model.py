@@ -1,4 +1,4 @@
-"""The native sampler equals the slow model, row by row, over random options, ties, -inf and every way to end."""
+"""The native sampler equals the slow model, row by row, for random options, ties, -inf and every way to end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.native.harness import Native, assert_same, run_native
 from support.native.sampler_model import EOS, EOT, LIMIT, STOP, BadLogits, Options, SlowSampler, Tables
 
-# Codebook sizes below and above the widest top-k, odd ones among them.
+# Codebook sizes below and above the largest top-k, including odd ones.
 SIZES = [1, 2, 5, 23, 37]
 TABLES = {size: Tables.random(np.random.default_rng(size), size, text_size=3 * size + 1) for size in SIZES}
 NATIVE = {size: Native(tables) for size, tables in TABLES.items()}
@@ -26,8 +26,8 @@ def columns_of(tables: Tables, options: Options) -> int:
 
 
 def random_steps(tables: Tables, options: Options, *, seed: int, ties: bool, holes: bool, ends: dict[int, int]):
-    """Logits of each step. ``ends``: at these rows the given column of stream 0 wins; elsewhere none of eos, eot and
-    pad is likely, so that sounds of all lengths occur."""
+    """Logits of each step. ``ends``: at these rows the given column of stream 0 wins; elsewhere eos, eot and pad are
+    all unlikely, so that sounds of all lengths occur."""
     rng = np.random.default_rng(seed)
     branches = 2 if options.guidance > 1 else 1
     for row in range(options.max_steps):
@@ -37,7 +37,7 @@ def random_steps(tables: Tables, options: Options, *, seed: int, ties: bool, hol
         if holes:
             hole = rng.random(logits.shape[1]) < 0.4
             hole[[0, 3]] = False
-            hole[3 :: tables.codebook_size + 1] = False  # no stream is left with -inf alone
+            hole[3 :: tables.codebook_size + 1] = False  # no stream is left with only -inf
             logits[0, hole] = -np.inf
         if row in ends:
             logits[0, ends[row]] = 60
@@ -72,7 +72,7 @@ def test_every_output_equals_the_model(case, seed):
 
 
 def test_the_model_can_nearly_always_tell():
-    """The comparison above ends early where the model is ambiguous; that must be rare, or it would prove little."""
+    """The comparison above ends early if the model is ambiguous; that must be rare, or it would prove little."""
     compared = wanted = 0
     for seed in range(20):
         options = Options("reference", max_steps=50, seed=seed, top_p=0.9)
@@ -101,7 +101,7 @@ def test_ties_go_to_the_lower_id(temperature, top_k, guidance):
 
 
 def greedy_text(columns: dict[int, tuple[float, float]], guidance: float) -> int:
-    """The column that greedy drawing takes, given (conditional, null) logits of some columns; the rest is -inf."""
+    """The column that greedy drawing takes, given (conditional, null) logits of some columns; the others are -inf."""
     logits = np.zeros((2, len(TABLES[5].text_columns())), np.float32)
     logits[0] = -np.inf
     for column, pair in columns.items():
@@ -114,12 +114,12 @@ def test_one_minus_guidance_is_rounded_once_from_double():
     g = np.float32(1.1)
     right, in_float32 = np.float32(1 - 1.1), np.float32(1) - g
     between = [c for c in np.linspace(-0.0910, -0.0909, 20_000, dtype=np.float32) if in_float32 < c * g < right]
-    assert between, "some conditional logit must tell the two roundings apart"
+    assert between, "some conditional logit must distinguish the two roundings"
     assert greedy_text({5: (0, 1), 6: (between[0], 0)}, guidance=1.1) == 5
 
 
 def test_the_mix_rounds_each_product_before_the_sum():
-    """A fused multiply-add would make the later column larger; rounded step by step the two tie."""
+    """A fused multiply-add would make the later column larger; rounded step by step, the two tie."""
     rng, found = np.random.default_rng(1), 0
     for cond, null in rng.normal(size=(20_000, 2)).astype(np.float32):
         rounded = cond * np.float32(3.7) + null * np.float32(1 - 3.7)
@@ -156,7 +156,7 @@ def test_a_sound_of_t_frames_takes_t_plus_7_rows_and_a_stop_row(length, ender):
     steps = list(random_steps(tables, options, seed=length, ties=False, holes=False, ends={length: ENDERS[ender]}))
     for logits in steps:
         for stream in range(1, 8):
-            logits[:, 2 + 6 * stream] = -60 * np.array([1, -1])  # no stream draws a pad of its own
+            logits[:, 2 + 6 * stream] = -60 * np.array([1, -1])  # no stream draws its own pad
     eot_better = length % 2
     steps[length + 7][:, :2] = [[0, 1], [0, 0]] if eot_better else [[1, 0], [0, 0]]
 
@@ -185,7 +185,7 @@ def test_max_steps_reserves_the_drain(max_steps, end_row, column):
     if end_row is not None and end_row <= max_steps - 8:
         assert flags == STOP and len(rows) == end_row + 8
     else:
-        frames = max_steps - 7  # at row max_steps-7 stream 0 holds its pad, whatever its logits say
+        frames = max_steps - 7  # at row max_steps-7 stream 0 holds its pad regardless of its logits
         assert flags & LIMIT and len(rows) == max_steps
         assert not np.isin(rows, [EOS, EOT]).any()
         assert (rows[frames:, 0] == tables.pad(0)).all() and (rows[:frames, 0] != tables.pad(0)).all()
@@ -204,7 +204,7 @@ def test_the_step_limit_is_reported_on_the_last_row(kind, max_steps):
 
 
 def test_a_draw_does_not_depend_on_other_candidates_or_streams():
-    """Noise belongs to an id: removing candidates that lost changes nothing."""
+    """Noise belongs to an id: removing losing candidates changes nothing."""
     tables, native = TABLES[37], NATIVE[37]
     options = Options("reference", top_k=0, guidance=1, max_steps=1, seed=11)
     logits = np.random.default_rng(0).normal(size=(1, len(tables.audio_columns()))).astype(np.float32)
@@ -251,7 +251,7 @@ def test_the_largest_public_vocabulary_draws_as_the_model():
 
 
 def test_model_and_native_refuse_the_same_logits():
-    """NaN, +inf, or nothing but -inf: refused exactly where the stream draws, wherever they stand."""
+    """NaN, +inf, or nothing but -inf: refused exactly where the stream draws, at any position."""
     tables, native = TABLES[5], NATIVE[5]
     rng = np.random.default_rng(12)
     refused = 0

@@ -1,4 +1,4 @@
-"""What the module refuses, and that it says why."""
+"""What the module refuses, with which reasons."""
 
 from __future__ import annotations
 

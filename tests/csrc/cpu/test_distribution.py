@@ -1,8 +1,8 @@
-"""Draws follow softmax(logit/T) over the kept candidates, independently over rows and streams.
+"""Draws follow softmax(logit/T) over the kept candidates, independently across rows and streams.
 
-All seeds are fixed, so every p-value below is one number that either passes or does not. The threshold is 1e-4: a right
-sampler fails one of the about 80 tests here with a probability below 1 %, and a wrong one misses by many decades (see
-the last test).
+All seeds are fixed, so every p-value below is one number that either passes or does not. The threshold is 1e-4: a
+correct sampler fails one of the roughly 80 tests here with a probability below 1 %, and an incorrect one misses by many
+orders of magnitude (see the last test).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DRAWS = 20_000
 
 
 def p_value(counts: np.ndarray, expected: np.ndarray) -> float:
-    """Chi-square p-value; cells that expect fewer than 5 draws are merged into one."""
+    """Chi-square p-value; cells with fewer than 5 expected draws are merged into one."""
     assert counts[expected == 0].sum() == 0, "a candidate outside the kept ones was drawn"
     counts, expected = counts[expected > 0], expected[expected > 0]
     rare = expected < 5
@@ -56,7 +56,7 @@ def test_draws_follow_the_exact_distribution(temperature, top_k, top_p, guidance
 
 
 def test_draws_follow_the_distribution_across_seeds():
-    """The same, where each draw is the first row of another seed and segment."""
+    """The same, but each draw is the first row of another seed and segment."""
     tables = Tables.random(np.random.default_rng(0), 1, text_size=30, hidden=1, latent=1)
     native, logits = Native(tables), frozen_logits(32, 1, seed=2)
     counts = np.zeros(32)

@@ -15,7 +15,7 @@ def ulp_error(got: np.ndarray, exact: np.ndarray) -> np.ndarray:
 
 
 def floats_of_all_sizes(count: int) -> np.ndarray:
-    """Positive finite float32 with random bits, the subnormals and all edges of the exponent range among them."""
+    """Positive finite float32 with random bits, including subnormals and all edges of the exponent range."""
     bits = np.random.default_rng(3).integers(1, 0x7F800000, size=count, dtype=np.uint32)
     edges = np.array([1, 2, 0x7FFFFF, 0x800000, 0x7F7FFFFF, 0x3F3504F3, 0x3F3504F4, 0x3FB504F3, 0x3FB504F4], np.uint32)
     return np.concatenate([bits, edges]).view(np.float32)

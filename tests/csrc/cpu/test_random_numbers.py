@@ -66,5 +66,5 @@ def test_gumbel_noise_has_the_gumbel_distribution():
     noise = [
         testing.gumbel(7, 0, row, stream, token) for row in range(50) for stream in range(8) for token in range(50)
     ]
-    # Fixed seed: the p-value is one number, and 1e-4 leaves room for an unlucky one only.
+    # Fixed seed: the p-value is one number, and 1e-4 only allows for an unlucky one.
     assert stats.kstest(noise, "gumbel_r").pvalue > 1e-4

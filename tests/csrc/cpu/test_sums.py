@@ -64,7 +64,7 @@ def test_no_rows_and_no_frames_are_fine():
 
 
 def test_a_steps_latents_equal_those_of_its_codes():
-    """Two roads to the same numbers: frame by frame while drawing, and from the finished codes."""
+    """Two ways to the same numbers: frame by frame while drawing, and from the finished codes."""
     tables = Tables.random(np.random.default_rng(4), 30, text_size=5, latent=17)
     native, rng = Native(tables), np.random.default_rng(5)
     native.sampler.begin_audio(
@@ -80,7 +80,7 @@ def test_a_steps_latents_equal_those_of_its_codes():
             latents.append(native.latent.copy())
     drawn, frames = np.array(rows), len(rows) - 7
     codes = np.stack([drawn[n : n + frames, n] - tables.pad(n) - 1 for n in range(8)], axis=1)
-    assert frames == 33 and (codes == -1).any(), "a pad drawn inside the sound is part of this test"
+    assert frames == 33 and (codes == -1).any(), "this test needs a pad drawn inside the sound"
     out = np.empty((frames, 17), np.float32)
     _native.codes_to_latents(np.maximum(codes, 0).astype(np.int32), tables.rvq_table, tables.rvq_bias, out)
     np.testing.assert_array_equal(np.array(latents), out)

@@ -1,4 +1,4 @@
-"""The build with and without CUDA: what the settings choose, and what is said where they cannot be met."""
+"""The build with and without CUDA: what the settings select, and the message if they cannot be met."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[3]
 
 pytestmark = [
     pytest.mark.full,
-    pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not here (pip brings its own for a build)"),
+    pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed (pip brings its own for a build)"),
 ]
-needs_nvcc = pytest.mark.skipif(nvcc() is None, reason="nvcc is not here")
+needs_nvcc = pytest.mark.skipif(nvcc() is None, reason="nvcc is not installed")
 
 
 def configure(folder: Path, *options: str, **environment: str) -> tuple[int, str]:
-    """Exit status and what cmake says; nothing is compiled beyond its trial of the compilers."""
+    """Exit status and cmake's output; nothing is compiled beyond its checks of the compilers."""
     command = ["cmake", "-S", ROOT, "-B", folder, f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
     command += [f"-DPython_EXECUTABLE={sys.executable}", *(f"-D{option}" for option in options)]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("UALM_")}
@@ -69,6 +69,6 @@ def test_the_architectures_are_all_eight_or_those_named(tmp_path, environment, b
     assert status == 0, said
     assert "_cuda" in targets(tmp_path)
     commands = (tmp_path / "compile_commands.json").read_text()
-    assert " ".join(built) in commands  # what the modules say of themselves
+    assert " ".join(built) in commands  # what the modules report about themselves
     machine_code = {each.removesuffix("-real") for each in built if each.endswith("-real")}
     assert set(re.findall(r"code=\[?(?:compute_\d+,)?sm_(\d+)", commands)) == machine_code

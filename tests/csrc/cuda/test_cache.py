@@ -15,7 +15,7 @@ def pointers(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def bfloat16_bits(values: np.ndarray) -> np.ndarray:
-    """Nearest, ties to even."""
+    """Rounds to nearest, ties to even."""
     bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
@@ -32,7 +32,7 @@ def write_rows(
 ) -> list[np.ndarray]:
     """Append ``new`` [branches, heads, rows, head_dim] to ``caches`` [branches, heads, capacity, head_dim].
 
-    Keys of all layers come first, then values. Returns the tables of addresses, which a captured launch still reads.
+    Keys of all layers come first, then values. Returns the address tables, which a captured launch still reads.
     """
     layers, (branches, heads, capacity, head_dim) = len(caches) // 2, caches[0].shape
     rows = new[0].shape[2]
@@ -76,7 +76,7 @@ def stored(values: np.ndarray, number: str) -> np.ndarray:
 @pytest.mark.parametrize("number", STORED)
 @pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 40), (3, 37), (39, 40), (17, 17)])
 def test_the_null_prefix_is_the_rotated_constant_key_and_the_value(cuda, number, first, last, heads_first):
-    """For both orders of heads and positions; what was computed on the CPU in float32 comes out bit for bit."""
+    """For both orders of heads and positions; the results equal the CPU's in float32 bit for bit."""
     layers, heads, head_dim, capacity = 3, 2, 12, 40
     rng = np.random.default_rng(first + last)
     null_keys, null_values = rng.normal(size=(2, layers, heads, head_dim)).astype(np.float32)
@@ -183,7 +183,7 @@ def test_new_rows_are_copied_to_their_positions(cuda, number, branches, rows, po
 
 
 def test_a_captured_launch_appends_where_the_position_says_when_it_runs(cuda):
-    """As a decode step does it: the position moves on between two launches of one graph."""
+    """As in a decode step: the position advances between two launches of one graph."""
     layers, heads, head_dim, capacity = 2, 2, 8, 6
     caches = [np.zeros((2, heads, capacity, head_dim), np.float16) for _ in range(2 * layers)]
     new = [np.zeros((2, heads, 1, head_dim), np.float16) for _ in range(2 * layers)]

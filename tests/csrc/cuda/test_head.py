@@ -14,7 +14,7 @@ WARPS, BLOCK = 16, 32
 
 
 class Weights:
-    """A random matrix [inputs, columns] in a format of the bundle, and what it means in float64."""
+    """A random matrix [inputs, columns] in a format of the bundle, and its values in float64."""
 
     def __init__(self, cuda: ModuleType, rng: np.random.Generator, inputs: int, columns: int, name: str) -> None:
         matrix = (rng.normal(size=(inputs, columns)) / np.sqrt(inputs)).astype(np.float32)
@@ -81,11 +81,11 @@ def test_logits_are_those_of_float64_within_the_rounding_of_float32(cuda, name, 
     bias = rng.normal(size=columns).astype(np.float32)
     logits = run(cuda, weights, hidden, bias=bias)
     exact = hidden.astype(np.float64) @ weights.exact + bias
-    # No term goes through more roundings than this, each of half an ulp of a partial sum at most.
+    # No term is rounded more often than this, each time by at most half an ulp of a partial sum.
     roundings = BLOCK + -(-inputs // (BLOCK * WARPS)) + WARPS + 2
     bound = roundings * 2.0**-24 * (np.abs(hidden.astype(np.float64)) @ np.abs(weights.exact) + np.abs(bias))
     assert (np.abs(logits[..., :columns] - exact) <= bound).all()
-    assert np.isnan(logits[..., columns:]).all(), "written behind the columns"
+    assert np.isnan(logits[..., columns:]).all(), "written beyond the columns"
 
 
 @pytest.mark.parametrize("inputs", [1, 31, 33, 111, 989])
@@ -101,8 +101,8 @@ def test_inputs_need_not_be_whole_blocks_where_there_are_no_scales(cuda, name, i
 def in_order(weights: Weights, hidden: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """The documented additions one by one.
 
-    A fused multiply-add of float32 is done in float64, where the product is exact; rounding twice differs from rounding
-    once about once in 2^29 times.
+    A float32 fused multiply-add is computed in float64, where the product is exact; rounding twice differs from
+    rounding once about once in 2^29 cases.
     """
     warps = np.zeros((WARPS, len(bias)), np.float32)
     for block in range(len(hidden) // BLOCK):

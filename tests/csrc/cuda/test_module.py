@@ -1,4 +1,5 @@
-"""The module's calls besides kernels: on a machine without a GPU (the real one), and on pretended ones (the shim)."""
+"""The module's calls besides kernels: on a machine without a GPU (the real module), and on simulated ones (the
+shim)."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ built = pytest.mark.skipif(not _native.CUDA_ARCHITECTURES, reason="this build of
 
 @built
 def test_the_real_module_loads_anywhere_and_says_what_is_missing():
-    """In a process of its own, with no GPU visible: also where there is one."""
+    """In a separate process with no GPU visible, even if there is one."""
     program = (
         "from ualm.runtime import _cuda, _native\n"
         "assert _cuda.ARCHITECTURES == _native.CUDA_ARCHITECTURES\n"
@@ -113,7 +114,7 @@ def test_bytes_travel_and_a_graph_plays_them_again(cuda):
 
 
 def test_a_write_behind_an_allocation_is_found(cuda):
-    """The other tests of kernels lean on it."""
+    """The other kernel tests rely on it."""
     pointer, stream = cuda.malloc(10), cuda.create_stream()
     cuda.set_bytes(pointer, 0, 11, stream)
     with pytest.raises(cuda.CudaError, match="cudaErrorIllegalAddress"):
@@ -121,7 +122,7 @@ def test_a_write_behind_an_allocation_is_found(cuda):
     cuda.destroy_stream(stream)
 
 
-#: What each call that may wait needs: a pointer to device memory, one to pinned memory, a stream, an event, a graph.
+#: Arguments of each call that may wait: a pointer to device memory, one to pinned memory, a stream, an event, a graph.
 WAITING = {
     "device_count": lambda cuda, have: cuda.device_count(),
     "device_properties": lambda cuda, have: cuda.device_properties(0),
@@ -151,7 +152,7 @@ AT_ONCE = {
 
 @pytest.mark.parametrize("name", WAITING)
 def test_other_threads_run_while_a_call_waits(cuda, monkeypatch, name):
-    """For the device, or for the driver: the shim takes its time instead."""
+    """Waiting for the device, or for the driver: the shim sleeps instead."""
     stream, captured = cuda.create_stream(), cuda.create_stream()
     cuda.begin_capture(stream)
     graph = cuda.end_capture(stream)
@@ -176,7 +177,7 @@ def test_other_threads_run_while_a_call_waits(cuda, monkeypatch, name):
     stop.set()
     thread.join()
     assert ended - began >= 0.15
-    # a thread that was let in at the very beginning or end does not count
+    # a thread that ran only at the very beginning or end does not count
     assert [at for at in ticks if began + 0.02 < at < ended - 0.02]
 
 

@@ -1,4 +1,4 @@
-"""What two threads of a block touch is ordered by a barrier: ThreadSanitizer watches blocks run with real threads."""
+"""Accesses by two threads of a block are ordered by a barrier: ThreadSanitizer watches blocks run with real threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLAGS = ["-fsanitize=thread", "-g", "-DUALM_SHIM_THREADS", "-pthread"]
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300)
-    if "unexpected memory mapping" in done.stderr:  # an old ThreadSanitizer under a kernel with much address randomness
+    if "unexpected memory mapping" in done.stderr:  # an old ThreadSanitizer and strong address randomisation
         done = subprocess.run(["setarch", "-R", program, *arguments], capture_output=True, text=True, timeout=300)
     return done
 
@@ -33,9 +33,9 @@ def test_no_kernel_has_a_race():
 
 
 def test_a_barrier_left_out_is_noticed():
-    """Else the test above would prove nothing."""
+    """Otherwise the test above would prove nothing."""
     program = compile_all(SOURCES, [*FLAGS, "-DUALM_TEST_WITHOUT_BARRIER"], [], "race")
-    # It remembers a few accesses to each word: where all of them fall to a lucky order, a run may see nothing.
+    # It remembers only a few accesses per word: if they happen in a lucky order, a run may see nothing.
     runs = (run(program, "first") for _ in range(6))
     noticed = next((done for done in runs if "WARNING: ThreadSanitizer: data race" in done.stderr), None)
     assert noticed is not None and noticed.returncode != 0

@@ -1,4 +1,4 @@
-"""Every kernel compiles for every architecture, and none spills: wherever nvcc is there."""
+"""Every kernel compiles for every architecture, and none spills; needs nvcc."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from support.cuda import resources as cuda_resources
 from support.cuda.resources import ARCHITECTURES, Resources
 
-#: Registers may differ by so many between two compilers before the record is called stale.
+#: Registers may differ by so many between two compilers before the record counts as stale.
 SLACK = 8
 
 
@@ -30,7 +30,7 @@ def test_no_kernel_spills_on_any_architecture(compiled):
 
 
 def test_the_record_is_of_these_kernels(compiled):
-    """`python tests/support/cuda/resources.py` writes it anew."""
+    """`python tests/support/cuda/resources.py` rewrites it."""
     compiler, kernels = cuda_resources.recorded()
     assert kernels.keys() == compiled.keys()
     same = compiler == cuda_resources.version(str(cuda_resources.nvcc()))
@@ -46,10 +46,10 @@ def test_the_page_shows_the_record():
     assert all(needs["spill_bytes"] == 0 for found in kernels.values() for needs in found.values())
 
 
-@pytest.mark.skipif(cuda_resources.nvcc() is None, reason="nvcc is not here")
+@pytest.mark.skipif(cuda_resources.nvcc() is None, reason="nvcc is not installed")
 @pytest.mark.parametrize("name", ["frame_sampler.cu", "kv_cache.cu"])
 def test_every_operation_rounds_by_itself_where_bits_must_equal_the_cpus(name, tmp_path):
-    """In PTX a plain mul or add may be fused further on; with .rn, for the nearest, it may not."""
+    """In PTX a plain mul or add may be fused later; with .rn, round to nearest, it may not."""
     operations = cuda_resources.float_operations(str(cuda_resources.nvcc()), name, tmp_path)
     assert {"mul.rn.f32", "add.rn.f32"} <= operations
     assert operations <= {"mul.rn.f32", "add.rn.f32", "div.rn.f32", "mul.f64"}, (

@@ -1,4 +1,4 @@
-"""The frame sampler as a kernel draws what the CPU draws: rows, embeddings and latents, bit for bit."""
+"""The frame sampler's kernel draws what the CPU draws: rows, embeddings and latents, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.cuda.pairs import LIMIT, STOP, Kernel, Pair, run_pairs
 from support.native.sampler_model import Options, Tables
 from ualm.runtime import _native
 
-# Below and above a warp, a block of 128 and what the fast way keeps; odd ones among them.
+# Below and above a warp, a block of 128 and what the fast path keeps; including odd ones.
 SIZES = [1, 5, 37, 129, 300]
 TABLES = {size: Tables.random(np.random.default_rng(size), size, text_size=3 * size + 1) for size in SIZES}
 TOP_K = [1, 2, 19, 20, 21, 0]
@@ -71,7 +71,7 @@ def test_whole_segments_equal_the_cpu(cuda, batch, seed):
 @pytest.mark.parametrize("count", [1, 2, 33, 64])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_batch_draws_what_each_sequence_alone_draws(cuda, count, guidance):
-    """Sequences of one launch end at different rows, and have options of their own."""
+    """Sequences of one launch end at different rows, and have their own options."""
     tables, rng = TABLES[5], np.random.default_rng(count)
     options = [
         Options(
@@ -115,20 +115,20 @@ TRUE_SIZE = Tables.random(np.random.default_rng(0), 1024, text_size=4999, hidden
     ("top_k", "top_p"), [(1, 1.0), (20, 1.0), (20, 0.5), (200, 1.0), (300, 0.5), (0, 0.3), (0, 1.0)]
 )
 def test_when_all_candidates_tie_the_lower_ids_are_kept(cuda, value, top_k, top_p):
-    """More ties than the fast way has room for: the cut runs through equal logits."""
+    """More ties than the fast path has room for: the cut is among equal logits."""
     tables = TRUE_SIZE
     for seed in range(4):
         options = Options("text", top_k=top_k, top_p=top_p, guidance=1.0, max_steps=1, seed=seed)
         logits = np.full((1, columns_of(tables, "text")), value, np.float32)
-        logits[0, ::7] = -0.0 if value == 0 else value  # zeros of both signs are one number
+        logits[0, ::7] = -0.0 if value == 0 else value  # zeros of both signs are equal
         logits[0, 1000] = value if seed < 3 else value * 0.5
         run_pairs(cuda, tables, [options], [[logits]])
 
 
 def test_a_late_lucky_candidate_is_not_skipped(cuda):
-    """Candidates that must lose cost no random number. Here none must: only noise decides between equal logits.
+    """Candidates that must lose need no random number. Here none must: only noise decides between equal logits.
 
-    About every thirtieth winner comes behind one of the same thread that beats a bound set too low.
+    About every thirtieth winner comes after one of the same thread that beats a bound set too low.
     """
     tables = TRUE_SIZE
     logits = np.zeros((1, columns_of(tables, "text")), np.float32)
@@ -158,9 +158,9 @@ def test_faulty_logits_are_reported_with_row_and_stream_and_stop_the_sequence(cu
     for trial in range(60):
         options = Options(kind, temperature=temperature, guidance=1.0, max_steps=3, seed=trial, top_k=TOP_K[trial % 6])
         steps = [random_logits(rng, options, columns) for _ in range(3)]
-        steps[0][0, 0 if kind == "text" else slice(0, 2)] = -60  # it does not end at once
+        steps[0][0, 0 if kind == "text" else slice(0, 2)] = -60  # it does not end immediately
         bad = steps[trial % 2]
-        # several broken numbers: the first of the lowest stream counts
+        # with several invalid numbers, the first of the lowest stream counts
         for column in rng.integers(2, columns, size=3):
             bad[0, column] = rng.choice([np.nan, np.inf, -np.nan])
         if trial % 5 == 0:
@@ -176,7 +176,7 @@ def test_faulty_logits_are_reported_with_row_and_stream_and_stop_the_sequence(cu
         before = kernel.state.copy()
         kernel.step([steps[2]])
         np.testing.assert_array_equal(kernel.state, before)
-        kernel.begin(0, options)  # begun anew, it runs
+        kernel.begin(0, options)  # after a new beginning, it runs
         kernel.step([np.zeros_like(bad)])
         assert kernel.progress_of(0)[0] == 1
     assert seen >= {1, 2, 3}

@@ -1,4 +1,4 @@
-"""Block formats: what a matrix becomes, and how it lies in the file."""
+"""Block formats: how a matrix is rounded, and its layout in the file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_no_weight_is_further_off_than_half_a_step_unless_it_is_cut_at_the_end(d
     assert low <= whole.min() and whole.max() <= high
     step = np.repeat(scales.astype(np.float32), block_of(dtype, len(exact)), axis=0)
     inside = (exact / step > low) & (exact / step < high)
-    assert inside.mean() > 0.94  # the largest of 32 lies at an end
+    assert inside.mean() > 0.94  # the largest of 32 is at an end
     error = np.abs(dequantize(whole, scales) - exact)
     assert (error[inside] <= step[inside] / 2 * (1 + 1e-6)).all()
 
@@ -57,7 +57,7 @@ def test_int4_takes_for_each_block_the_best_of_its_scales() -> None:
         errors.append(np.square(np.clip(np.rint(exact / scale), -8, 7) * scale - exact).sum(axis=0))
     ours = np.square(dequantize(whole, scales).astype(np.float64) - exact).sum(axis=0)
     np.testing.assert_allclose(ours, np.min(errors, axis=0), rtol=1e-4)
-    assert len(np.unique(np.argmin(errors, axis=0))) == len(errors), "each of the scales is the best somewhere"
+    assert len(np.unique(np.argmin(errors, axis=0))) == len(errors), "each of the scales is the best for some block"
 
 
 def test_importance_moves_the_error_to_inputs_that_do_not_count() -> None:
@@ -91,7 +91,7 @@ def test_int4_is_packed_as_onnx_packs_it() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", *SCALED_DTYPES])
 def test_what_a_graph_multiplies_with_is_what_the_file_holds(tmp_path: Path, dtype: str) -> None:
-    """The blob through onnx's own evaluator equals the blob read back, which is near the matrix."""
+    """The blob through onnx's own evaluator equals the blob read back, which is close to the matrix."""
     exact = matrix()
     store = WeightStore("weights.safetensors")
     store.add_matrix("w", exact.shape, lambda: exact, dtype)

@@ -1,4 +1,4 @@
-"""Float8 e4m3 against its definition, and what a bundle in fp8 computes against arithmetic written down in numpy."""
+"""Float8 e4m3 against its definition, and the results of an fp8 bundle against arithmetic written in numpy."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ def value_of(code: int) -> float:
     return sign * (fraction / 8 * 2.0**-6 if exponent == 0 else (1 + fraction / 8) * 2.0 ** (exponent - 7))
 
 
-#: The finite numbers that are not negative, ascending; their place is their code.
+#: The finite non-negative numbers, ascending; their index is their code.
 NUMBERS = np.array([value_of(code) for code in range(0x7F)])
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
-    """float64: the nearest number for each of ``x``, of two as near the one with an even code; at most 448."""
+    """float64: the nearest number for each of ``x``; of two equally near ones, that with an even code; at most 448."""
     found = []
     for value in np.asarray(x, np.float64).reshape(-1):
         distances = np.abs(NUMBERS - min(abs(value), LARGEST))
-        nearest = np.flatnonzero(distances == distances.min())  # of a NaN none
+        nearest = np.flatnonzero(distances == distances.min())  # none for a NaN
         code = next((code for code in nearest if code % 2 == 0), nearest[0] if len(nearest) else 0)
         found.append(np.nan if np.isnan(value) else np.copysign(NUMBERS[code], value))
     return np.array(found).reshape(np.shape(x))
 
 
 def hard_values() -> np.ndarray:
-    """float32: every number and every middle between two, each with its neighbours, and what is beyond all of them."""
+    """float32: every number and every midpoint between two, each with its neighbours, and values beyond all of them."""
     middles = (NUMBERS[1:] + NUMBERS[:-1]) / 2
     exact = np.concatenate([NUMBERS, middles, [464.0, 480.0, 1e6, np.inf]]).astype(np.float32)
     around = [exact, np.nextafter(exact, np.float32(0)), np.nextafter(exact, np.float32(np.inf))]
@@ -84,12 +84,12 @@ def test_every_code_means_what_the_definition_says_and_comes_back() -> None:
     finite = ~np.isnan(values)
     again, scale = quantize(values[finite])
     assert float(scale) == 1
-    np.testing.assert_array_equal(again, codes[finite])  # the sign of zero, too
+    np.testing.assert_array_equal(again, codes[finite])  # including the sign of zero
 
 
 @pytest.mark.parametrize("exponent", [0, *EXPONENTS])
 def test_rounding_is_to_the_nearest_even_and_ends_at_the_largest(exponent: int) -> None:
-    """Scales are powers of two, so rounding with one is rounding without, exactly."""
+    """Scales are powers of two, so rounding with one is exactly rounding without."""
     x, scale = hard_values(), 2.0**exponent
     with np.errstate(over="ignore"):
         scaled = np.multiply(x, scale, dtype=np.float32)
@@ -104,7 +104,7 @@ def test_any_number_is_rounded_so(value: float) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("exponent", [-14, -3, 0, 5])
 def test_onnxruntime_rounds_the_same(dtype: Any, exponent: int) -> None:
-    """What the CPU engine does at run time: bit by bit, over every hard value."""
+    """The CPU engine's rounding at run time: bit for bit, over every hard value."""
     element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     graph = helper.make_graph(
         [
@@ -155,13 +155,13 @@ def gaussian(inputs: int, outputs: int, scale: float = 1.0) -> np.ndarray:
 
 
 def test_a_matrix_takes_a_byte_a_weight_and_is_near_by_the_rules_of_the_type(tmp_path: Path) -> None:
-    matrix = gaussian(37, 21, 0.03)  # no shape is odd to it
+    matrix = gaussian(37, 21, 0.03)  # any shape will do
     store = stored(tmp_path, matrix)
     assert store.nbytes == matrix.size + 2 + 2
     read = store.read_back(tmp_path, "w").astype(np.float64)
     scale = scale_of(float(np.abs(matrix).max()))
     np.testing.assert_array_equal(read, rounded(matrix / np.float64(scale)) * scale)
-    # half a step: 2^-4 of a number, or half of 2^-9 below the normal ones
+    # half a step: 2^-4 of a number, or half of 2^-9 below the normal range
     assert (np.abs(read - matrix) <= np.maximum(np.abs(matrix) * 2.0**-4, scale * 2.0**-10)).all()
 
 
@@ -172,7 +172,7 @@ def test_a_matrix_takes_a_byte_a_weight_and_is_near_by_the_rules_of_the_type(tmp
         (-np.inf, "NaN"),
         (2e7, r"2e\+07, .*65504; .*bf16"),
         (-7e4, r"70000, .*65504; .*bf16"),
-        (63488.0, r"63488, 65536 in fp8, .*65504; .*bf16"),  # float16 itself holds it
+        (63488.0, r"63488, 65536 in fp8, .*65504; .*bf16"),  # float16 itself can hold it
     ],
 )
 def test_what_float16_cannot_hold_is_refused_by_name(value: float, message: str, tmp_path: Path) -> None:
@@ -195,7 +195,8 @@ def test_zeros_stay_zero(tmp_path: Path) -> None:
 def test_a_product_is_that_of_rounded_rows_and_rounded_weights(tmp_path: Path) -> None:
     """Through onnx's own evaluator and through ONNX Runtime, as the engine loads it.
 
-    Both round as we do, bit by bit, so that only the sums differ: float32 over 96 terms, 1e-6 of the sum of sizes.
+    Both round as we do, bit for bit, so that only the sums differ: float32 over 96 terms, 1e-6 of the sum of
+    magnitudes.
     """
     matrix = gaussian(96, 40, 0.1)
     store = stored(tmp_path, matrix)
@@ -208,7 +209,7 @@ def test_a_product_is_that_of_rounded_rows_and_rounded_weights(tmp_path: Path) -
     onnx.checker.check_model(model)
 
     rows = np.random.default_rng(4).standard_normal((7, 96)).astype(np.float32)
-    rows[3], rows[4] = 1e9, -1e-9  # beyond the range: cut off; below it: zero
+    rows[3], rows[4] = 1e9, -1e-9  # beyond the range: saturated; below it: zero
     scale = scale_of(6.0)
     left, right = rounded(rows / np.float64(scale)) * scale, store.read_back(tmp_path, "w").astype(np.float64)
     assert np.abs(left[3]).max() == LARGEST * scale and np.abs(left - rows)[:3].max() > 0.01
@@ -221,7 +222,7 @@ def test_a_product_is_that_of_rounded_rows_and_rounded_weights(tmp_path: Path) -
 
 
 def test_weights_are_widened_once_at_load(tmp_path: Path) -> None:
-    """Not at every run, which would cost more than the product."""
+    """Not in every run, which would cost more than the product."""
     bundle = tmp_path / "bundle"
     run = tmp_path / "run"
     write_random_run(run, SHAPES["tiny"])
@@ -235,7 +236,7 @@ def test_weights_are_widened_once_at_load(tmp_path: Path) -> None:
     assert kinds.count("QuantizeLinear") == kinds.count("DequantizeLinear") == 4 * SHAPES["tiny"].layers
 
 
-# ---- scales of what is multiplied ----
+# ---- input scales ----
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +252,7 @@ def bundle(run: Path) -> Bundle:
 
 
 def body_of(bundle: Bundle, run: Path, **changes: Any) -> tuple[dict[str, np.ndarray], BackboneShape]:
-    """The body's tensors as numbers, read from the file by its own rules alone; and its shape."""
+    """The body's tensors as numbers, read from the file by its rules alone; and its shape."""
     shape = read_recipe(find_run(run).config).backbone
     tensors: dict[str, np.ndarray] = {}
     names = set(bundle._tables)
@@ -283,14 +284,14 @@ def test_a_bundle_says_what_is_stored_in_what(bundle: Bundle) -> None:
 
 
 def test_no_scale_is_made_up(bundle: Bundle) -> None:
-    """Each is a power of two, and no two layers happen to see the same everywhere."""
+    """Each is a power of two, and no two layers have the same scales everywhere by accident."""
     scales = [float(bundle.table(name)) for name in bundle._tables if name.endswith(".input_scale")]
     assert len(scales) == 4 * bundle.manifest.model.layers
     assert all(np.isfinite(scale) and np.log2(scale) % 1 == 0 for scale in scales) and len(set(scales)) > 2
 
 
 def test_scales_leave_twice_of_what_was_seen(run: Path, tmp_path: Path) -> None:
-    """From rows of our own: the largest number at each product, found by a second pass over the stored weights."""
+    """From our own rows: the largest number at each product, found by a second pass over the stored weights."""
     from ualm.export.parts.backbone import BackbonePlan
 
     checkpoint, shape = Checkpoint(find_run(run).weights), read_recipe(find_run(run).config).backbone
@@ -298,7 +299,7 @@ def test_scales_leave_twice_of_what_was_seen(run: Path, tmp_path: Path) -> None:
     BackbonePlan(checkpoint, shape, store, FLOAT8)
     store.lay_out()
     list(store.write(tmp_path))
-    assert np.isnan(store.read_back(tmp_path, "backbone.0.qkv.input_scale")), "until rows were seen, none can run"
+    assert np.isnan(store.read_back(tmp_path, "backbone.0.qkv.input_scale")), "no scale before rows were seen"
     rows = [np.random.default_rng(n).standard_normal((n, shape.hidden_size)).astype(np.float32) for n in (5, 9)]
     scales = InputScales(tmp_path, store, shape)
     scales.see(rows[:1])
@@ -313,7 +314,7 @@ def test_scales_leave_twice_of_what_was_seen(run: Path, tmp_path: Path) -> None:
             on_product=lambda name, x: peaks.update({name: max(peaks.get(name, 0.0), float(x.abs().max()))}),
         )
     assert peaks == pytest.approx(scales.peaks, rel=1e-5) and len(peaks) == 4 * shape.layers
-    assert any(scales.peaks[name] > peak for name, peak in first.items()), "a second look adds to the first"
+    assert any(scales.peaks[name] > peak for name, peak in first.items()), "a second pass adds to the first"
     for name, peak in scales.peaks.items():
         scale = float(store.read_back(tmp_path, f"{name}.input_scale")[0])
         assert LARGEST * scale / 2 < MARGIN * peak <= LARGEST * scale
@@ -329,7 +330,7 @@ def test_values_that_a_gpu_could_not_hold_are_refused(run: Path, tmp_path: Path)
     checkpoint, shape = Checkpoint(find_run(run).weights), read_recipe(find_run(run).config).backbone
 
     class Loud:
-        """The checkpoint with a norm that makes its rows a million times louder."""
+        """The checkpoint with a norm that makes its rows a million times larger."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(checkpoint, name)
@@ -377,7 +378,7 @@ def test_calibration_adds_what_it_is_given_to_what_is_built_in(run: Path, bundle
     ours = Bundle(made.bundle, verify="always")
     names = [name for name in bundle._tables if name.endswith(".input_scale")]
     assert all(float(ours.table(name)) >= float(bundle.table(name)) for name in names)
-    for name in ("backbone.3.down", "head.audio", "embedding"):  # only scales are fitted, and weights stay
+    for name in ("backbone.3.down", "head.audio", "embedding"):  # only scales are fitted, and weights are unchanged
         np.testing.assert_array_equal(ours.table(name), bundle.table(name))
 
 
@@ -385,7 +386,7 @@ def test_calibration_adds_what_it_is_given_to_what_is_built_in(run: Path, bundle
 
 
 def in_numpy(x: np.ndarray, tensors: dict[str, np.ndarray], bundle: Bundle, shape: BackboneShape) -> np.ndarray:
-    """Hidden state of the last row, by the definition: rounded rows times the stored weights, in float32."""
+    """Hidden state of the last row, by definition: rounded rows times the stored weights, in float32."""
 
     def round_input(name: str, rows: np.ndarray) -> np.ndarray:
         scale = float(bundle.table(f"{name}.input_scale"))
@@ -395,11 +396,11 @@ def in_numpy(x: np.ndarray, tensors: dict[str, np.ndarray], bundle: Bundle, shap
 
 
 def test_the_engine_computes_the_definition(run: Path, bundle: Bundle) -> None:
-    """Twelve short prompts, their logits of the modality.
+    """Twelve short prompts, and the modality logits after them.
 
-    Rounding is not smooth: a difference of a unit in the last place before it may become a whole step of the type. On
-    most prompts no value lies so near a middle; there, only float32 rounding is left (1e-5). On none may it be more
-    than what the type itself does to the logits.
+    Rounding is not smooth: a difference of one unit in the last place before it may become a whole step of the type.
+    For most prompts no value is so close to a midpoint, and only float32 rounding remains (1e-5). For no prompt may the
+    difference exceed the effect of the type itself on the logits.
     """
     tensors, shape = body_of(bundle, run)
     head = bundle.table("head.modality")
@@ -426,7 +427,7 @@ def test_the_engine_computes_the_definition(run: Path, bundle: Bundle) -> None:
 
 
 def with_input_scales(bundle: Bundle, folder: Path, scale: float) -> Bundle:
-    """A copy with one scale for everything that is multiplied."""
+    """A copy with one scale for all inputs."""
     shutil.copytree(bundle.folder, folder)
     with open(folder / WEIGHTS, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -439,7 +440,7 @@ def with_input_scales(bundle: Bundle, folder: Path, scale: float) -> Bundle:
 
 
 def test_what_is_beyond_the_range_is_cut_off_and_nan_is_seen(bundle: Bundle, run: Path, tmp_path: Path) -> None:
-    """With scales so small that most values are beyond the range, the logits are those of values cut off there."""
+    """With scales so small that most values are beyond the range, the logits are those of saturated values."""
     narrow = with_input_scales(bundle, tmp_path / "narrow", 2.0**-11)
     tensors, shape = body_of(narrow, run)
     engine = open_engine(None, narrow, threads=1, max_context=64)
@@ -449,7 +450,7 @@ def test_what_is_beyond_the_range_is_cut_off_and_nan_is_seen(bundle: Bundle, run
     sequence.prefill([x])
     expected = in_numpy(x, tensors, narrow, shape) @ narrow.table("head.modality")
     np.testing.assert_allclose(sequence.modality_logits(), expected, atol=1e-5 * np.abs(expected).max())
-    # a NaN is one afterwards, and the sampler refuses such logits
+    # a NaN stays NaN, and the sampler refuses such logits
     x[1, 5] = np.nan
     sequence = engine.open_sequence()
     sequence.prefill([x])

@@ -1,4 +1,4 @@
-"""Every precision of a bundle: what is stored, what an engine computes from it, and what is said of its quality."""
+"""Every precision of a bundle: what is stored, what an engine computes from it, and the reported quality."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ualm.runtime.files.safetensors_reader import widen
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training run whose matrices fit blocks of 32."""
+    """A training run whose matrices have whole blocks of 32."""
     folder = tmp_path_factory.mktemp("blocks") / "run"
     write_random_run(folder, SHAPES["tiny"])
     return folder
@@ -72,7 +72,7 @@ def test_quality_is_kept_and_ranks_the_formats(exported: Any, precision: str) ->
     kept = Bundle(report.bundle).manifest.quality
     assert kept == report.quality
     assert kept["audio"]["draws"] > 600 and kept["text"]["draws"] == 80
-    if precision in ("fp32", "bf16", "fp16"):  # the run is bf16: two of them lose nothing, fp16 next to nothing
+    if precision in ("fp32", "bf16", "fp16"):  # the run is bf16: fp32 and bf16 lose nothing, fp16 almost nothing
         for modality in ("audio", "text"):
             assert kept[modality]["top1"] == 1 and kept[modality]["kl"] < 1e-9
     else:
@@ -95,7 +95,7 @@ def test_blob_sizes_shrink_with_the_format(exported: Any) -> None:
 
 @pytest.mark.parametrize("precision", BACKBONE)
 def test_the_null_branch_is_that_of_the_stored_weights(exported: Any, precision: str) -> None:
-    """Keys and values of a zero row, from the golden run's dense null branch: doctor compares its logits."""
+    """Keys and values of a zero row match the golden vector's dense null branch: doctor compares its logits."""
     bundle = Bundle(exported(precision).bundle)
     keys = bundle.table("null.keys")
     fp32 = Bundle(exported("fp32").bundle).table("null.keys")
@@ -252,7 +252,7 @@ def test_the_yardstick_equals_transformers() -> None:
 
 
 def test_whole_number_products_stay_near_the_exact_ones(exported: Any, run: Path) -> None:
-    """Each row is rounded by its own largest value: a loud row does not cost a quiet one anything."""
+    """Each row is rounded by its own largest value: a large row does not affect a small one."""
     bundle = Bundle(exported("int8").bundle)
     whole, exact = (onnx.load(bundle.part(role)) for role in ("encoder.integer", "encoder"))
     kinds = [node.op_type for node in whole.graph.node]

@@ -1,4 +1,4 @@
-"""The codec part against transformers' XcodecModel in float32, its tables against float64, and what it refuses."""
+"""The codec part against transformers' XcodecModel in float32, its tables against float64, and refusals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ualm.export.run.checkpoint import weight_norm_names
 from ualm.runtime.errors import ExportError
 
 STREAMS = 8
-#: Share of the peak by which two float32 evaluations in different orders may differ; 1.3e-7 to 3.0e-6 was measured.
+#: Share of the peak by which two float32 evaluations in different orders may differ; 1.3e-7 to 3.0e-6 were measured.
 TOLERANCE = 1e-5
 
 
@@ -45,7 +45,7 @@ class Tensors:
 
 
 def tiny_config(ratios: list[int], *, width: int = 32, **changes: Any) -> dict[str, Any]:
-    """A config.json of few channels: 50 frames a second, 16 codes a book, 20 books."""
+    """A config.json with few channels: 50 frames per second, 16 codes per codebook, 20 codebooks."""
     hop = int(np.prod(ratios))
     config = {
         "sample_rate": 50 * hop,
@@ -76,7 +76,8 @@ def tiny_config(ratios: list[int], *, width: int = 32, **changes: Any) -> dict[s
 
 
 def random_model(config: dict[str, Any], *, seed: int = 0) -> XcodecModel:
-    """An XcodecModel whose every tensor matters: alphas, biases and codebooks are drawn too, signals stay near one."""
+    """An XcodecModel in which every tensor matters: alphas, biases and codebooks are also drawn, signals stay near
+    one."""
     torch.manual_seed(seed)
     model = XcodecModel(XcodecConfig.from_dict(config)).eval()
     with torch.no_grad():
@@ -179,7 +180,7 @@ def test_every_tensor_of_a_model_is_accounted_for(case: tuple[XcodecModel, Expor
 
 
 def test_samples_depend_on_exactly_the_stated_context(case: tuple[XcodecModel, Exported]) -> None:
-    """One latent frame that is not a number makes exactly the samples that depend on it not a number."""
+    """A NaN in one latent frame makes exactly the samples that depend on it NaN."""
     model, exported = case
     part, hop = exported.part, exported.part.hop_length
     left, right = part.context
@@ -189,7 +190,7 @@ def test_samples_depend_on_exactly_the_stated_context(case: tuple[XcodecModel, E
     touched = np.flatnonzero(np.isnan(exported.pcm(latents)[0])) - frame * hop
     first, last = frame_reach(layers_of(model))
     assert np.array_equal(touched, np.arange(first, last + 1))
-    # a frame reaches forward as far as later frames look back
+    # a frame influences later samples as far as later frames look back
     assert (touched[-1] // hop, -(touched[0] // hop)) == (left, right)
 
 

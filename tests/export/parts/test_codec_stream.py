@@ -1,4 +1,4 @@
-"""The codec's stateful graph gives, piece by piece, the samples that decoding the whole sound gives."""
+"""The codec's stateful graph gives, piece by piece, the samples of decoding the whole sound."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ualm.export.formats.store import WeightStore
 from ualm.export.parts.codec.codec import PREFIX, CodecPart, plan_codec
 from ualm.export.parts.codec.layers import decoder_convolutions, frame_reach
 
-#: Of the peak. Sums of another length are split otherwise by ONNX Runtime, and float32 rounds: 3e-6 was seen. A layer
-#: that sees one position too few, or not zero beyond an end, errs by 1e-3 and more.
+#: Share of the peak. ONNX Runtime splits sums of another length differently, and float32 rounds: 3e-6 was seen. A layer
+#: that sees one position too few, or no zero beyond an end, is off by 1e-3 or more.
 SAMPLES = 1e-5
 #: Latent size, width and ratios; the last has the published decoder's ratios.
 CONFIGS = {"3-2": (5, 12, (3, 2)), "7": (4, 10, (7,)), "2-5-3": (6, 16, (2, 5, 3)), "8-5-4-2": (8, 32, (8, 5, 4, 2))}
@@ -70,7 +70,7 @@ class Codec:
         return self.whole.run(None, {"latents": columns(latents)})[0][0]
 
     def pieces(self, latents: np.ndarray, cuts: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Frames given so far and the samples of each call, the sound cut before each frame of ``cuts``."""
+        """Frames given so far and the samples of each call, with the sound cut before each frame of ``cuts``."""
         inputs = [value for value in self.stream.get_inputs() if value.name.startswith("left.")]
         states = {value.name: np.zeros(value.shape, np.float32) for value in inputs}
         edges = [0, *cuts, len(latents)]
@@ -149,7 +149,7 @@ def test_any_split_of_any_sound_is_the_offline_decode(codec: Codec, frames: int,
 
 
 def test_each_call_gives_every_sample_that_is_certain_and_no_other(codec: Codec) -> None:
-    """A frame that is not a number shows which samples it decides."""
+    """A frame of NaN shows which samples depend on it."""
     part, first = codec.part, codec.first
     latents, sent = codec.latents(first + 9), 0
     for frames, samples in codec.pieces(latents, [first, first + 1, first + 2, first + 8]):
@@ -163,7 +163,7 @@ def test_each_call_gives_every_sample_that_is_certain_and_no_other(codec: Codec)
 
 
 def test_the_next_sound_does_not_hear_the_last_one(codec: Codec) -> None:
-    """States of zeros, whatever was decoded before: the graph itself keeps nothing."""
+    """Zero states, whatever was decoded before: the graph itself keeps nothing."""
     latents = codec.latents(codec.first + 5)
     cuts = [codec.first, codec.first + 2]
     before = codec.streamed(latents, cuts)
@@ -172,7 +172,7 @@ def test_the_next_sound_does_not_hear_the_last_one(codec: Codec) -> None:
 
 
 def test_zeros_of_latents_are_not_the_edge_of_a_sound(codec: Codec) -> None:
-    """The edge rule is zeros at the input of each layer; what would go wrong otherwise is far above the tolerance."""
+    """The edge rule is zeros at the input of each layer; the error without it is far above the tolerance."""
     frames = codec.first + 4
     latents = codec.latents(frames)
     around = np.pad(latents, ((codec.first, codec.first), (0, 0)))
@@ -192,7 +192,8 @@ def test_the_lookahead_follows_from_the_layers() -> None:
 
 
 def test_states_are_small_and_of_one_size(codec: Codec) -> None:
-    """The published decoder's take 0.3 MB a sound; here every layer's is its span, whatever the length of the sound."""
+    """The published decoder's states take 0.3 MB per sound; here every layer's state has its span, for any length of
+    sound."""
     by_name = {layer.name: layer for layer in layers_of(codec)}
     inputs = {value.name: value.shape for value in codec.stream.get_inputs() if value.name.startswith("left.")}
     outputs = [value.name for value in codec.stream.get_outputs()][1:]
@@ -214,10 +215,10 @@ def layers_of(codec: Codec) -> Any:
 @pytest.mark.full
 @pytest.mark.parametrize("threads", [1, 2])
 def test_chunks_of_ten_frames_cost_little_more_than_the_whole_at_once(threads: int, tmp_path: Path) -> None:
-    """The published shape: at most 1.10 x for 500 frames, the best of some runs.
+    """The published shape: at most 1.10 x for 500 frames, the best of several runs.
 
-    One thread by the processor's seconds, which others do not change. Two wait for each other, and spin meanwhile: only
-    the clock on the wall of a machine with nothing else to do tells what they take.
+    One thread is measured in processor time, which other processes do not change. Two threads wait for each other, and
+    spin meanwhile: only the wall clock of an otherwise idle machine shows their cost.
     """
     if threads > 1 and os.getloadavg()[0] > 0.5:
         pytest.skip(f"the machine is busy (load average {os.getloadavg()[0]:.1f}); two threads would measure that")

@@ -69,12 +69,12 @@ def test_features_equal_the_reference(pair, n):
     expected = reference(model, tensors, samples)
     features = encoder.features(samples)
     assert features.shape == expected.shape
-    # float32 rounding in another order of summation; measured about 1e-6 of the peak
+    # float32 rounding in another order of summation; about 1e-6 of the peak was measured
     np.testing.assert_allclose(features, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
 def test_the_silence_behind_a_sound_is_attended(tmp_path):
-    """What the weights were trained with: a mask over the padding, as one would expect it, changes the rows."""
+    """No mask over the padding, as in training: the mask that one might expect changes the rows."""
     model, tensors, encoder = written("audioflamingo3", tmp_path)
     samples = make_sound(0.5)[0]
     padded = np.pad(samples, (0, 8000))

@@ -41,7 +41,7 @@ def pair(request, tmp_path_factory):
 
 
 def reference(model: Qwen2_5OmniAudioEncoder, tensors: Tensors, samples: np.ndarray) -> np.ndarray:
-    """The published pipeline: extractor, frames that its mask counts, tower, adaptor. One sound, float32."""
+    """The published pipeline: extractor, frames within its mask, tower, adaptor. One sound, float32."""
     out = WhisperFeatureExtractor(**FEATURES)(
         [samples], truncation=False, return_tensors="pt", do_normalize=True, max_length=len(samples),
         return_attention_mask=True, sampling_rate=16000,
@@ -53,7 +53,7 @@ def reference(model: Qwen2_5OmniAudioEncoder, tensors: Tensors, samples: np.ndar
 
 
 def windows(n_window: int, count: int, more: int) -> int:
-    """Samples of ``count`` windows and ``more`` mel frames, and some that make no frame."""
+    """Samples of ``count`` windows and ``more`` mel frames, and a few that make no further frame."""
     return 160 * (2 * n_window * count + more) + 90
 
 
@@ -64,7 +64,7 @@ def test_features_equal_the_reference(pair, count, more):
     expected = reference(model, tensors, samples)
     features = encoder.features(samples)
     assert features.shape == expected.shape
-    # float32 rounding in another order of summation; measured about 1e-6 of the peak
+    # float32 rounding in another order of summation; about 1e-6 of the peak was measured
     np.testing.assert_allclose(features, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
@@ -75,10 +75,10 @@ def test_padding_has_no_influence_on_the_rows_that_count(pair):
     frames = int(prepared.inputs["frame_mask"].sum())
     size = 2 * model.n_window
     mel, frame_mask, attention_bias = (prepared.inputs[name] for name in ("mel", "frame_mask", "attention_bias"))
-    # the first frame behind the sound is one that its last frame's convolution sees, and zero as the reference pads it
+    # the convolution at the last frame sees the first frame after the sound, which is zero as in the reference
     mel = mel.copy()
     mel[-1, :, frames % size + 1 :] = 50
-    # and whole windows of nothing behind it
+    # and whole empty windows after it
     mel = np.concatenate([mel, np.full((2, *mel.shape[1:]), -50, np.float32)])
     frame_mask = np.concatenate([frame_mask, np.zeros((2, *frame_mask.shape[1:]), np.float32)])
     attention_bias = np.concatenate([attention_bias, np.full((2, *attention_bias.shape[1:]), -30000, np.float32)])

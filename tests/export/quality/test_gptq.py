@@ -1,4 +1,4 @@
-"""Calibration rounds a matrix by what it is multiplied with."""
+"""Calibration rounds a matrix according to its inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ualm.runtime.sound.sound import Sound
 
 
 def correlated_rows(rows: int, inputs: int, seed: int = 0) -> torch.Tensor:
-    """Activations as layers have them: few directions, some inputs much louder than others."""
+    """Activations as in real layers: few directions, some inputs much larger than others."""
     random = np.random.default_rng(seed)
     mixed = random.standard_normal((rows, inputs // 8)) @ random.standard_normal((inputs // 8, inputs))
     loudness = np.exp(random.standard_normal(inputs))
@@ -49,7 +49,7 @@ def test_products_change_less_than_by_rounding_to_the_nearest(dtype: str) -> Non
 
 
 def test_without_correlation_it_rounds_each_input_by_itself() -> None:
-    """Second moments that are a multiple of one: nothing can be mended elsewhere."""
+    """Second moments that are a multiple of the identity: no error can be compensated elsewhere."""
     matrix = np.random.default_rng(2).standard_normal((64, 8)).astype(np.float32)
     x = torch.eye(64).repeat(4, 1)
     for found, expected in zip(gptq(matrix, x, "int4"), quantize(matrix, "int4"), strict=True):
@@ -91,13 +91,13 @@ def test_an_export_is_calibrated_on_prompts_and_sounds(run: Path, tmp_path: Path
     assert [step for step in told if step[0] == "calibrate"][-1] == ("calibrate", 16, 16)
     assert made.seconds["calibrate"] > 0 and "calibrate" not in plain.seconds
     ours, theirs = Bundle(made.bundle, verify="always"), Bundle(plain.bundle)
-    # of the folder only its name: a bundle travels
+    # only the folder's name: a bundle is copied elsewhere
     assert ours.manifest.calibration == {"source": "examples", "prompts": 2, "sounds": 1}
     assert describe(ours)["calibration"] == ours.manifest.calibration and theirs.manifest.calibration is None
     for name in ("backbone.3.down", "null.keys"):
         assert not np.array_equal(ours.table(name), theirs.table(name))
     np.testing.assert_array_equal(ours.table("head.audio"), theirs.table("head.audio"))
-    # the null branch and the golden vector are those of the weights as they are now
+    # the null branch and the golden vector are those of the current weights
     engine = open_engine(None, ours, threads=1, max_context=128)
     assert all(check.passed for check in doctor.check_golden(ours, engine))
     engine.close()

@@ -1,4 +1,4 @@
-"""What is read from a training run and the folders that it names, and what stands in the bundle for it."""
+"""What is read from a training run and the folders that it names, and the corresponding contents of the bundle."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_tokenizer_file_of_the_run_is_exported_as_it_is(tmp_path: Path) -> N
     run = make_run(tmp_path / "run")
     file = run.backbone / "tokenizer.json"
     own = Tokenizer.from_file(str(file))
-    own.normalizer = normalizers.Lowercase()  # no Qwen2 tokenizer that a library builds by itself has it
+    own.normalizer = normalizers.Lowercase()  # no Qwen2 tokenizer built by a library has it
     own.save(str(file))
     export_run(run.folder, tmp_path / "bundle")
     exported = Tokenizer.from_file(str(tmp_path / "bundle" / TOKENIZER))
@@ -120,7 +120,7 @@ def test_equal_runs_give_equal_bundles(tiny_run: Run, tiny_bundle: Path, tmp_pat
 
 
 def test_every_part_is_valid_onnx_with_all_its_weights(tiny_bundle: Path, tmp_path: Path) -> None:
-    # files of its own: other tests link those of the shared one, and onnx refuses weights that have a second name
+    # its own files: other tests link those of the shared one, and onnx refuses weights with a second name
     bundle = Bundle(shutil.copytree(tiny_bundle, tmp_path / "bundle"), verify="never")
     for role in bundle.manifest.parts:
         onnx.checker.check_model(str(bundle.part(role)), full_check=True)

@@ -1,4 +1,4 @@
-"""What is advised where a bundle has no engine for the GPU: the builder takes every command that is named."""
+"""The advice if a bundle has no engine for the GPU: the builder accepts every command that is named."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Command = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[3]
 _KERNELS = re.search(r"foreach\(architecture ([\d ]+)\)", (ROOT / "csrc/cuda/build.cmake").read_text())
 assert _KERNELS is not None
-#: Every compute capability that the code names: of the kernels, of TensorRT-RTX, of the devices that are planned for.
+#: Every compute capability that the code names: of the kernels, of TensorRT-RTX, and of the planner's devices.
 SMS = sorted(
     {int(sm) for sm in _KERNELS[1].split()}
     | set(RTX_SMS)
@@ -48,7 +48,7 @@ def facts_of(sm: int) -> CudaFacts:
 
 
 def commands(reason: str) -> list[list[str]]:
-    """The ``ualm export`` commands of a sentence, as their words."""
+    """The ``ualm export`` commands in a sentence, as lists of words."""
     return [
         shlex.split(found)[1:] for found in re.findall(r"ualm export .*? --engine .*? -o (?:'[^']*'|[^\s;,]+)", reason)
     ]
@@ -56,7 +56,7 @@ def commands(reason: str) -> list[list[str]]:
 
 @pytest.fixture
 def accepts(ualm: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str], int], None]:
-    """Runs a command as on a machine with the GPU, with all of the builder's checks of arguments, without building."""
+    """Runs a command as on a machine with the GPU, with all argument checks of the builder, but without building."""
 
     def run(command: list[str], sm: int) -> None:
         built: list[tuple[int, ...]] = []
@@ -141,7 +141,7 @@ def engine_of(sms: tuple[int, ...]) -> dict[str, Any]:
 
 
 def test_gpus_that_the_library_has_given_up_are_not_named_again(tiny_bundle, tmp_path, accepts):
-    """A bundle that was built by another version, also for a GPU that this one does not know."""
+    """A bundle built by another version, also for a GPU that this version does not know."""
     folder = changed_manifest(
         tiny_bundle, tmp_path / "bundle", lambda document: document.update(engines=[engine_of((70, 86))])
     )

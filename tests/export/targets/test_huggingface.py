@@ -1,4 +1,5 @@
-"""The folder for transformers: it loads, it reads conversations as the runtime does, and it answers token by token."""
+"""The folder for transformers: it loads, encodes conversations as the runtime does, and gives the same answers token by
+token."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def export(run: Path, output: Path, **options: Any) -> ExportResult:
 
 @dataclass
 class Both:
-    """One run on both sides."""
+    """One run, exported for both sides."""
 
     run: Run
     folder: Path
@@ -73,7 +74,7 @@ class Both:
 
 @pytest.fixture(scope="module", params=["text first", "sound first", "af-whisper"])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    """Random models of which stream 0 would rather draw what no text may hold."""
+    """Random models in which stream 0 prefers ids that no text may contain."""
     folder = tmp_path_factory.mktemp("both")
     lean = {"audio": 5.0, "pad": 5.0, "eos": 3.0, "padded_text": 1.0}
     options: dict[str, Any] = {"seed": 21, "lean": lean}
@@ -109,7 +110,7 @@ def test_greedy_text_equals_the_runtime_token_by_token(both: Both) -> None:
         found = both.answer(both.prompt(messages))
         assert found == expected.rows[:, 0].tolist()
         finished.add(expected.finish)
-        # ids of the padded tail, and what ends the text, decode to nothing on both sides
+        # ids of the padded tail, and those that end the text, decode to nothing on both sides
         as_it_is = PreTrainedTokenizerFast.from_pretrained(both.folder)
         assert as_it_is.decode(found, skip_special_tokens=True) == expected.text
     assert finished >= {"eos"}
@@ -122,17 +123,17 @@ def test_only_the_generation_config_keeps_other_ids_out(both: Both) -> None:
     assert forbidden == set(both.network.generation_config.suppress_tokens)
     assert len(forbidden) == both.run.vocabulary - both.run.text_size - 2
     free = both.answer(prompt, suppress_tokens=None)
-    assert forbidden & set(free), "the model does not even want what is suppressed: this test shows nothing"
+    assert forbidden & set(free), "the model does not prefer the suppressed ids, so this test shows nothing"
     assert not forbidden & set(both.answer(prompt))
 
 
 def test_the_first_text_id_comes_out_as_it_went_in(both: Both) -> None:
     base = both.run.text_start
     as_it_is = PreTrainedTokenizerFast.from_pretrained(both.folder)
-    assert set(as_it_is("!")) == {"input_ids", "attention_mask"}  # all that a Qwen2 takes
+    assert set(as_it_is("!")) == {"input_ids", "attention_mask"}  # everything that a Qwen2 takes
     assert as_it_is.encode("!") == [0]
     assert as_it_is.decode([base]) == "!"
-    # transformers 5 takes the decoder of its Qwen2Tokenizer, which knows no such name: docs/huggingface.md
+    # transformers 5 uses the decoder of its Qwen2Tokenizer, which does not know this name: docs/huggingface.md
     assert both.tokenizer.decode([base]) in ("!", "\uff01")
 
 
@@ -155,7 +156,7 @@ def test_content_may_come_in_parts(both: Both) -> None:
     assert list(found) == both.prompt([("user", "A dog barks")], answer=False)
 
 
-# ---- listening ----
+# ---- encoder ----
 
 
 def test_a_sound_is_heard_as_the_runtime_hears_it(both: Both) -> None:
@@ -248,7 +249,7 @@ def test_many_files_of_weights_are_one_model(tiny_run: Run, tmp_path: Path) -> N
 
 
 class _Rows:
-    """A source of one large tensor that remembers how much of it was asked for at once."""
+    """A source of one large tensor that records how much of it was requested at once."""
 
     def __init__(self) -> None:
         self.table = np.arange(5000 * 24, dtype=np.float32).reshape(5000, 24)

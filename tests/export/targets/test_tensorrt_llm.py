@@ -1,4 +1,5 @@
-"""The checkpoint for TensorRT-LLM 1.2's engine workflow, by our reading of its sources: no TensorRT-LLM runs here."""
+"""The checkpoint for TensorRT-LLM 1.2's engine workflow, by our reading of its sources; TensorRT-LLM is not run
+here."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 
 def test_a_forward_pass_over_its_names_gives_the_logits_of_the_folder_for_transformers(run: Run, folder: Path) -> None:
-    """The names mean what we read them to mean: qkv stacked, fc activated and multiplied by gate."""
+    """The names have the meaning that we assume: qkv stacked, fc activated and multiplied by gate."""
     output = folder.parent / "hf"
     huggingface(ExportRequest(run=run.folder, output=output, precision="fp32"), _silent)
     network: Any = AutoModelForCausalLM.from_pretrained(output)
@@ -66,7 +67,7 @@ def forward(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         return x * (x.square().mean(-1, keepdim=True) + config["norm_epsilon"]).rsqrt() * w[f"{name}.weight"]
 
-    def rotated(x: torch.Tensor) -> torch.Tensor:  # "rope_gpt_neox": the halves of a head turn against each other
+    def rotated(x: torch.Tensor) -> torch.Tensor:  # "rope_gpt_neox": rotates the two halves of a head
         first, second = x.chunk(2, -1)
         return x * cos + torch.cat([-second, first], -1) * sin
 
@@ -126,7 +127,7 @@ _DENSE = "transformer.layers.1.attention.dense.weight"
     ("change", "said"),
     [
         (_config(num_hidden_layers=3), "transformer.layers.2.attention.dense.weight is missing"),
-        (_config(num_hidden_layers=1), "transformer.layers.1.attention.dense.weight is none of"),
+        (_config(num_hidden_layers=1), "transformer.layers.1.attention.dense.weight is not part of"),
         (_config(intermediate_size=50), "mlp.fc.weight is F32 [48, 32], F32 [50, 32]"),
         (_config(num_key_value_heads=3), "num_key_value_heads = 3"),
         (_config(dtype="float16"), "F16"),
@@ -136,7 +137,7 @@ _DENSE = "transformer.layers.1.attention.dense.weight"
         (_config(mapping={"world_size": 2, "tp_size": 2, "pp_size": 1}), "mapping.world_size = 2"),
         (_config(quantization={"quant_algo": "W8A16"}), "quantization.quant_algo"),
         (_weights(lambda w: w.pop(_DENSE)), f"{_DENSE} is missing"),
-        (_weights(lambda w: w.update(score=torch.zeros(1))), "score is none of"),
+        (_weights(lambda w: w.update(score=torch.zeros(1))), "score is not part of"),
         (_weights(lambda w: w.update({_DENSE: w[_DENSE].half()})), f"{_DENSE} is F16"),
         (_cut, "its header says"),
         (lambda folder: (folder / WEIGHTS).unlink(), "missing"),

@@ -14,7 +14,7 @@ from ualm.export.tiny.corpus.tokens import TEXT_SIZE, content_tokens, train_toke
 from ualm.export.tiny.corpus.writer import Studio
 from ualm.runtime.vocabulary import Vocabulary
 
-#: What renders.flac holds, one after the other: real renders of the MIT soundfont, 24 frames each.
+#: The contents of renders.flac, one after the other: real renders of the MIT soundfont, 24 frames each.
 FIXTURE = (
     ("piano", 72),
     ("vibraphone", 74),
@@ -35,12 +35,12 @@ def tone(note: float, partials: tuple[float, ...] = (1.0, 0.5, 0.3), seconds: fl
     """A synthetic note that decays, float32 [seconds * 16000]."""
     hertz, time = 440 * 2 ** ((note - 69) / 12), np.arange(int(16000 * seconds)) / 16000
     wave = sum(a * np.sin(2 * np.pi * k * hertz * time) for k, a in enumerate(partials, 1))
-    ends = np.minimum(1, np.minimum(time / 0.002, (seconds - time) / 0.01))  # an edge would be an onset of its own
+    ends = np.minimum(1, np.minimum(time / 0.002, (seconds - time) / 0.01))  # a sharp edge would be another onset
     return (0.2 * ends * wave * np.exp(-3 * time)).astype(np.float32)
 
 
 def repeated(name: str) -> list[Clip]:
-    """Every note of a sound, or its hit, once, and two and three times at every tempo."""
+    """Every note of a sound, or its hit, played once, twice and three times at every tempo."""
     return [
         Clip(name, (note,) * count, tempo)
         for note in ((HIT,) if name in DRUMS else NOTES)
@@ -59,7 +59,7 @@ def real_renders() -> dict[tuple[str, int], np.ndarray]:
 
 @pytest.fixture(scope="session")
 def soundfont_renders() -> np.ndarray:
-    """Every sound of the domain as the MIT soundfont has it, float32 [74, 7680]."""
+    """Every sound of the domain from the MIT soundfont, float32 [74, 7680]."""
     if shutil.which("fluidsynth") is None or not SOUNDFONT.is_file():
         pytest.skip("needs fluidsynth and fluidr3mono-gm-soundfont (apt-get install)")
     return render_sounds()
@@ -72,7 +72,7 @@ def soundfont_bank(soundfont_renders: np.ndarray) -> FrameBank:
 
 @pytest.fixture(scope="session")
 def bank(real_renders: dict[tuple[str, int], np.ndarray]) -> FrameBank:
-    """All sounds of the domain: the real ones, and decaying tones or noise in place of the others."""
+    """All sounds of the domain: real ones where available, otherwise decaying tones or noise."""
     rng, time = np.random.default_rng(0), np.arange(LAST * HOP) / 16000
     rendered = []
     for number, (name, note) in enumerate(sounds()):

@@ -1,4 +1,4 @@
-"""Sounds are heard once for each content, in the background if asked to, and kept while there is room."""
+"""Each distinct sound is encoded once, in the background if requested, and kept while there is room."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RATE = 16000
 
 
 class CountingEngine:
-    """A model's engine that counts how often it hears; ``before`` is called first each time."""
+    """A model's engine that counts its encodings; ``before`` is called before each one."""
 
     def __init__(self, model: Model) -> None:
         self._engine, self.heard = model.resources.engine, 0
@@ -117,7 +117,7 @@ def test_features_are_forgotten_by_bytes_the_oldest_first(model: Model, engine: 
     assert engine.heard == 3
     listener.features(sound(1))
     assert engine.heard == 4
-    listener.features(sound(3, seconds=3))  # more than there is room for: kept until the next one comes
+    listener.features(sound(3, seconds=3))  # larger than the cache: kept until the next one comes
     listener.features(sound(3, seconds=3))
     assert engine.heard == 5
     assert sum(heard.future.result().nbytes for heard in listener._known.values()) > 2 * one
@@ -193,7 +193,7 @@ def test_closing_leaves_no_thread_and_nothing_waiting(listener: FeatureCache, en
     looks = threading.Semaphore(0)
     waiting = threading.Thread(target=lambda: heard.append(listener.features(sound(0), looks.release)))
     waiting.start()
-    for _ in range(2):  # before it asks for the sound, and while it waits for it
+    for _ in range(2):  # before it requests the sound, and while it waits for it
         assert looks.acquire(timeout=20)
     while not listener._closed:
         closing = threading.Thread(target=listener.close)
@@ -203,7 +203,7 @@ def test_closing_leaves_no_thread_and_nothing_waiting(listener: FeatureCache, en
     for thread in (closing, waiting):
         thread.join(20)
         assert not thread.is_alive()
-    assert engine.heard == 1 and len(heard) == 1  # what was under way was finished, the others were not begun
+    assert engine.heard == 1 and len(heard) == 1  # the running one was finished, the others were not started
     assert set(threading.enumerate()) <= before
     for call in (listener.start, listener.features):
         with pytest.raises(EngineError, match="closed"):
@@ -232,7 +232,7 @@ def test_a_sound_that_waits_in_the_background_is_heard_by_whoever_needs_it(
     for seed in range(3):
         listener.start(sound(seed))
     assert entered.wait(20)
-    assert len(listener.features(sound(2)))  # the background thread still hears the first
+    assert len(listener.features(sound(2)))  # the background thread still encodes the first
     assert engine.heard == 2
     go.set()
     listener.close()

@@ -20,12 +20,12 @@ EXTRACTOR = WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)
 FILTERS = EXTRACTOR.mel_filters.astype(np.float32)
 OMNI_SPEC = FeatureSpec(OMNI, 16000, 400, 160, MELS, 48000, True, window_frames=20)
 WHISPER_SPEC = FeatureSpec(AF_WHISPER, 16000, 400, 160, MELS, 16000, False, fixed_frames=100)
-#: transformers computes in float32 and calls 1e-5 its own tolerance; values lie between about -1 and 1.5
+#: transformers computes in float32 with its own tolerance of 1e-5; values are between about -1 and 1.5
 TOLERANCE = 2e-5
 
 
 def omni_reference(samples: np.ndarray) -> np.ndarray:
-    """Mel frames ``[n_mels, m]`` as UALM asks transformers for them, cut to the frames that its mask counts."""
+    """Mel frames ``[n_mels, m]`` as UALM requests them from transformers, cut to the frames within its mask."""
     out = EXTRACTOR(
         [samples], truncation=False, return_tensors="np", do_normalize=True, max_length=len(samples),
         return_attention_mask=True, sampling_rate=16000,
@@ -64,7 +64,7 @@ def test_mel_of_sparse_and_extreme_sounds_is_finite_and_equal():
     for samples in (np.zeros(2000, np.float32), np.full(2000, 0.5, np.float32), 1e4 * make_sound(0.125)[0]):
         mel = log_mel(normalized(samples), OMNI_SPEC, FILTERS)
         assert np.isfinite(mel).all()
-        # a constant leaves only rounding to normalise: what it makes of that is not worth comparing
+        # for a constant, normalisation amplifies only rounding, which is not worth comparing
         if samples.std() != 0 or not samples.any():
             np.testing.assert_allclose(mel, omni_reference(samples), atol=TOLERANCE)
     click = np.zeros(2000, np.float32)
@@ -156,7 +156,7 @@ def test_the_shortest_and_the_longest_sound_are_heard_and_no_others(spec):
         heard.prepare(Sound(np.ones(479, np.float32), 16000))
     with pytest.raises(InputError, match=rf"longer than the {longest // 16000} s"):
         heard.prepare(Sound(np.ones(longest + 1, np.float32), 16000))
-    # at another rate it is the length after resampling that counts
+    # at another rate, the length after resampling counts
     with pytest.raises(InputError, match="too short"):
         heard.prepare(Sound(np.ones(1319, np.float32), 44100))
     assert heard.prepare(Sound(make_sound(1)[0][:1321], 44100)).rows == 1
@@ -250,7 +250,7 @@ def test_what_is_silent_all_over_or_short_keeps_what_an_encoder_needs() -> None:
         found = without_silence(click, CUTTING)
         assert CUTTING.min_samples <= len(found) < 1000 + (3 + 15) * 320 and found.any()
     samples = np.concatenate([np.zeros(3200, np.float32), make_sound(0.3)[0]])
-    assert without_silence(samples, OMNI_SPEC) is samples, "a model that does not ask for it hears the silence"
+    assert without_silence(samples, OMNI_SPEC) is samples, "a model without this setting hears the silence"
 
 
 def test_bundles_that_do_not_cut_say_nothing_of_it() -> None:

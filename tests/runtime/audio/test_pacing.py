@@ -1,4 +1,4 @@
-"""When pieces of a sound are decoded: profiles, what is measured, and that a player does not starve."""
+"""When pieces of a sound are decoded: profiles, measurements, and that a player does not run dry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FRAME = 0.02
 
 @dataclass(frozen=True)
 class Machine:
-    """Seconds of a row, and of a codec call of n frames: ``call + n * frame``."""
+    """Seconds of a row, and of a codec call for n frames: ``call + n * frame``."""
 
     row: float
     call: float
@@ -27,7 +27,7 @@ class Machine:
         return self.call + frames * self.frame
 
     def pace(self, *sizes: int) -> Pace:
-        """What a model knows that drew rows and made calls of these sizes."""
+        """The measurements of a model that drew rows and made calls of these sizes."""
         pace = Pace()
         for _ in range(50):
             pace.row(self.row)
@@ -38,7 +38,7 @@ class Machine:
 
 @dataclass
 class Played:
-    """A sound that was played from its first piece on: frames of each piece, and seconds that the player waited."""
+    """A sound played from its first piece on: frames of each piece, and seconds that the player waited."""
 
     pieces: list[int]
     silence: float
@@ -54,10 +54,10 @@ def play(
     most_rows: int = 1,
     delay: float = 0.0,
 ) -> Played:
-    """Rows, then calls, one after the other on one thread, as a turn does; the player begins with ``hold`` seconds.
+    """Rows, then calls, one after the other on one thread, as in a turn; the player begins with ``hold`` seconds.
 
-    Up to ``most_rows`` rows are drawn at once, where the pacer says that nothing can be due before. A stage behind the
-    codec holds ``delay`` seconds back until the end.
+    Up to ``most_rows`` rows are drawn at once, if the pacer says that nothing can be due earlier. A stage after the
+    codec holds back ``delay`` seconds until the end.
     """
     now = 0.0
     pacer = Pacer(profile, FRAME, lookahead, pace, clock=lambda: now, delay=delay)
@@ -94,13 +94,13 @@ def play(
 
 @st.composite
 def fast_machines(draw: st.DrawFn) -> tuple[Machine, ChunkProfile]:
-    """A machine that is faster than real time with pieces of the profile's largest size, margins included."""
+    """A machine faster than real time with pieces of the profile's largest size, margins included."""
     profile = draw(st.sampled_from([PROFILES["first_sound"], PROFILES["balanced"], ChunkProfile(3, 1.3, 12)]))
     row = draw(st.floats(0.0005, 0.9)) * FRAME / MARGIN
     spare = FRAME / MARGIN - row
     frame = draw(st.floats(0.0, 0.9)) * spare
     most = profile.most
-    # rows and calls of the largest piece, and the two calls of an end, take no longer than that piece plays
+    # rows and calls of the largest piece, and the two calls at the end, take no longer than that piece plays
     call = min((spare - frame) * most, (most * FRAME / MARGIN - 11 * frame) / 2) * draw(st.floats(0.0, 0.95))
     return Machine(row, call, frame), profile
 
@@ -113,7 +113,7 @@ def test_playback_from_the_first_piece_never_starves_where_the_engine_is_faster_
     machine, profile = case
     pace = machine.pace(*range(1, profile.most + 11))
     held_back = Pacer(profile, FRAME, 10, pace, delay=delay).preroll(frames)
-    assume(delay == 0.0 or held_back == 0.0)  # what a stage holds back may be more than this machine can make up for
+    assume(delay == 0.0 or held_back == 0.0)  # a stage may hold back more than this machine can make up for
     assert held_back == 0.0
     played = play(machine, profile, pace, frames, most_rows=most_rows, delay=delay)
     assert played.silence == 0.0
@@ -131,7 +131,7 @@ def test_playback_from_the_first_piece_never_starves_where_the_engine_is_faster_
 def test_a_slower_engine_tells_the_preroll_that_is_enough(
     ratio: float, call: float, frame: float, frames: int, delay: float
 ) -> None:
-    """Rows alone take as long as they last, or up to five times as long."""
+    """Rows alone take as long as they play, or up to five times as long."""
     machine, profile = Machine(ratio * FRAME, call, frame), PROFILES["balanced"]
     pace = machine.pace(*range(1, profile.most + 11))
     hold = Pacer(profile, FRAME, 10, pace, delay=delay).preroll(frames)
@@ -140,7 +140,7 @@ def test_a_slower_engine_tells_the_preroll_that_is_enough(
 
 
 def test_the_preroll_is_not_idle() -> None:
-    """Half of it would not have been enough: an engine at half of real time needs half of a long sound."""
+    """Half of it would not have been enough: an engine at half of real time needs half of a long sound in advance."""
     machine, profile, frames = Machine(2 * FRAME, 0.01, 0.0), PROFILES["balanced"], 1000
     pace = machine.pace(*range(1, 61))
     hold = Pacer(profile, FRAME, 10, pace).preroll(frames)

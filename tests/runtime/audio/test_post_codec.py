@@ -1,4 +1,4 @@
-"""A stage behind the codec: what it gives, what it holds back, and what a manifest may not say."""
+"""A stage after the codec: its output, its delay, and manifests that are refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_sound_dropped_on_the_way_is_not_heard_in_the_next() -> None:
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Its sounds end with max_steps alone."""
+    """Its sounds end only by max_steps."""
     return make_run(tmp_path_factory.mktemp("endless") / "run", lean={"eos": -60.0, "eot": -60.0, "pad": -60.0})
 
 

@@ -1,4 +1,4 @@
-"""Frames that come piece by piece give the sound of decoding them at once, whatever the pieces and the profile."""
+"""Frames decoded piece by piece give the same sound as decoding them at once, for any pieces and profile."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_without_a_pace_pieces_follow_the_profile(model: Model, profile: str) ->
     for frame in latents_of(model, 300):
         sizes.append(len(decoder.push(frame[None])))
     pieces = [size for size in sizes if size]
-    held = -codec.lookahead % codec.hop_length  # samples of a frame that is not whole come with the first
+    held = -codec.lookahead % codec.hop_length  # samples of an incomplete frame come with the first
     assert pieces[0] == wanted.first * codec.hop_length + held
     target = wanted.first
     for piece in pieces[1:]:
@@ -171,7 +171,8 @@ def test_codes_that_are_none_are_refused(model: Model) -> None:
 
 
 def test_the_codec_is_loaded_or_refused_when_a_stream_is_opened(tiny_bundle: Path) -> None:
-    """Not when the first frames have come, that somebody waits for. Nobody writes to what all streams begin with."""
+    """Not when the first frames have arrived, which a listener waits for. Nothing writes to the initial state that all
+    streams share."""
     model = Model.open(tiny_bundle, threads=1, max_context=64)
     engine: Any = model.resources.engine
     decoder = SoundDecoder(engine, model.bundle)
@@ -212,7 +213,7 @@ def test_with_a_stage_behind_the_codec_pieces_join_to_its_sound(upsampled: Model
 
 @pytest.fixture(scope="module")
 def upsampled(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """The tiny model with a plain resampler behind its codec: 16 kHz mono to 48 kHz stereo."""
+    """The tiny model with a resampler after its codec: 16 kHz mono to 48 kHz stereo."""
     bundle = with_post_codec(tiny_bundle, tmp_path_factory.mktemp("up") / "bundle", sample_rate=48000, channels=2)
     with Model.open(bundle, threads=1, max_context=256, verify="never") as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""Opening bundles: what is damaged, foreign or newer is refused with the file's name and the mend."""
+"""Opening bundles: damaged, foreign or newer ones are refused with the file's name and the fix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ualm.runtime.text.tokenizer import TextCodec
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where verifications are remembered; each test starts with none."""
+    """The folder of remembered verifications; each test starts with none."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -42,14 +42,14 @@ def refusal(folder: Path, **options: Any) -> str:
 
 
 def flip(path: Path, place: int | None = None) -> None:
-    """Change one bit; file size and, as far as the clock can tell, nothing else stay."""
+    """Change one bit; the file keeps its size, and within the clock's resolution its time changes."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2 if place is None else place] ^= 1
     path.write_bytes(content)
 
 
 def flip_unseen(path: Path) -> None:
-    """Change one bit in place and put the time back."""
+    """Change one bit in place and restore the time."""
     info = path.stat()
     with open(path, "r+b") as file:
         file.seek(info.st_size // 2)
@@ -60,7 +60,7 @@ def flip_unseen(path: Path) -> None:
 
 
 def rewrite_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest as one would who can compute its digest."""
+    """Change the manifest and recompute its digest, as an attacker could."""
     document = json.loads((folder / MANIFEST).read_text())
     edit(document)
     document["digest"] = digest_of(document)
@@ -173,7 +173,7 @@ def test_what_a_tokenizer_quotes_is_one_short_line(bundle):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-# ---- what is no bundle, or a newer one ----
+# ---- folders that are no bundle, or a newer one ----
 
 
 @pytest.mark.parametrize("made", ["nothing", "empty", "file"])

@@ -1,4 +1,4 @@
-"""What the manifest says of a compiled engine."""
+"""What the manifest says about a compiled engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles whose hashes fit and whose contents do not: one error when they are opened, and nothing is computed."""
+"""Bundles whose hashes fit but whose contents do not: one error on opening, and nothing is computed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def numbers_of(document: Document) -> list[tuple[str, str]]:
     return [(section, name) for section in sections for name in document[section]]
 
 
-#: What nothing else in a bundle says: how long a conversation may be, and how fast a codec's samples are played.
+#: Facts that nothing else in a bundle confirms: how long a conversation may be, and the rate of a codec's samples.
 FREE = {("model", "max_positions"), ("codec", "sample_rate")}
 
 
@@ -71,7 +71,7 @@ HUGE = (10**8, 2**31, 10**18, 10**400)
 
 @pytest.fixture
 def a_moment() -> Iterator[None]:
-    """What is refused is refused at once. A loop over a size of the manifest would never end."""
+    """Refusals are immediate. A loop over a size in the manifest would never end."""
 
     def late(*about: object) -> None:
         pytest.fail("still at work after 20 s")
@@ -91,7 +91,7 @@ def test_no_size_however_large_takes_time_or_memory(tiny_bundle, tmp_path, value
     names = [*numbers_of(document), *features, *golden]
     for section, name in names:
         if (section, name) in {("features", "max_samples"), ("model", "max_positions")} and value == 10**8:
-            continue  # they have limits of their own
+            continue  # they have their own limits
 
         def edit(copy: Document, section: str = section, name: str = name) -> None:
             copy[section][name] = value
@@ -121,7 +121,7 @@ def test_more_parts_than_a_bundle_has_are_refused(tiny_bundle, tmp_path):
 @pytest.mark.parametrize("factor", [0.5, 2, 1000])
 def test_every_size_of_the_features_is_held_against_the_encoder(tiny_bundle, tmp_path, name, factor):
     if name == "max_samples" and factor < 1000:
-        return  # how much is heard at most: the encoder takes any number of windows
+        return  # how much is heard at most; the encoder takes any number of windows
 
     def change(document: Document) -> None:
         document["features"][name] = int(document["features"][name] * factor)
@@ -196,7 +196,7 @@ def test_a_stage_behind_the_codec_has_sizes_that_a_sound_can_have(tiny_bundle, t
 
 
 def with_blob(bundle: Path, folder: Path, name: str, change: Callable[[Document, bytes], bytes | None]) -> Path:
-    """The bundle with another header of its blob or golden vector, signed again; ``change`` gets entries and data."""
+    """The bundle with a changed header of its blob or golden vector, signed again; ``change`` gets entries and data."""
     content = (bundle / name).read_bytes()
     length = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
@@ -357,7 +357,7 @@ def test_a_file_that_is_no_graph_is_named(tiny_bundle, tmp_path, content):
 
 
 def small_fields(count: int) -> bytes:
-    """A graph of so many fields of two bytes each, after the least that makes it one."""
+    """A minimal graph followed by so many fields of two bytes each."""
     body = b"\x08\x01" * count
     length = bytearray()
     left = len(body)
@@ -441,7 +441,7 @@ def test_a_golden_vector_of_another_model_is_refused(tiny_bundle, tmp_path, name
     values = tensors[name]
     whole = values.dtype.kind == "i"
     if fault == "shorter":
-        # a row less of the prompt is a prompt as well, and a sample less of the sound gives as many features
+        # the prompt minus a row is also a prompt, and the sound minus a sample gives as many features
         tensors[name] = values[: 0 if name in ("rows", "sound") else len(values) - 1]
     elif fault == "type":
         tensors[name] = values.astype(np.int64 if whole else np.float16)

@@ -1,4 +1,4 @@
-"""A bundle says what it knows, and whoever asks for something else is told so once, never on standard output."""
+"""A bundle says what it knows, and a request for something else gets one notice, never on standard output."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ LINE = "this model knows weather: rain and storms; nothing in {!r} is about that
 
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle that knows something."""
+    """A bundle with recorded knowledge."""
     return changed_manifest(tiny_bundle, tmp_path / "knowing", lambda document: document.update(knows=KNOWS.to_json()))
 
 
-# ---- what is of it ----
+# ---- requests within its knowledge ----
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
         "hi-hats",
         "rain-like noise",
         "play c5 now",
-        "what is that?",  # nothing in it is foreign
+        "what is that?",  # nothing in it is outside
         "again, and once more: two times 3",
         "",
     ],
@@ -76,7 +76,7 @@ def test_stop_words_count_on_neither_side():
     assert not knows.outside("a")
 
 
-# ---- what a bundle may say ----
+# ---- what a bundle may record ----
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_python_may_ask(bundle):
             model.outside(3)  # type: ignore[arg-type]
 
 
-# ---- a bundle that exists ----
+# ---- existing bundles ----
 
 
 def test_it_is_put_into_a_bundle_and_out_again(tiny_bundle, tmp_path):
@@ -147,7 +147,7 @@ def test_it_is_put_into_a_bundle_and_out_again(tiny_bundle, tmp_path):
     before = Bundle(folder).digest
     (tmp_path / "knows.json").write_text(json.dumps(KNOWS.to_json()))
     command = [sys.executable, "-m", "ualm.export.knows", str(folder)]
-    for said in ("written", "is so already"):
+    for said in ("written", "unchanged"):
         done = subprocess.run([*command, str(tmp_path / "knows.json")], capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{folder}: {said}\n", "")
     opened = Bundle(folder, verify="always")
@@ -230,7 +230,7 @@ def test_the_help_tells_what_the_model_within_ualm_knows(ualm: Command, bundle, 
         monkeypatch.setattr(packaged, "PACKAGED", bundle)
         told = "which runs where no bundle is named, knows weather: rain and storms."
         assert told in " ".join(ualm(verb, "--help")[1].split())
-        monkeypatch.setenv("UALM_BUNDLE", str(tiny_bundle))  # then it is not the one that runs
+        monkeypatch.setenv("UALM_BUNDLE", str(tiny_bundle))  # then another model runs
         assert "weather" not in ualm(verb, "--help")[1]
         monkeypatch.delenv("UALM_BUNDLE")
         for other in (tiny_bundle, bundle / "none"):

@@ -1,4 +1,4 @@
-"""``ualm bench``: each verb on a tiny bundle, and what is refused."""
+"""``ualm bench``: each verb on a tiny bundle, and refusals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_decode_tells_time_bytes_and_share_of_each_context(bench, tiny_bundle):
     for measured in report.measurements:
         assert (measured.scenario, measured.figure, measured.unit, measured.summary.n) == ("decode", "frame", "ms", 12)
         traffic, summary = measured.traffic, measured.summary
-        # 12 blocks of one frame, of which each is the first behind the warm-up
+        # 12 blocks of one frame, each of them the first after the warm-up
         assert traffic.kv_bytes == (measured.settings["context"] + WARM_UP + 1) * row
         assert traffic.gb_per_second == pytest.approx(traffic.bytes / (summary.p50 / 1000) / 1e9)
         shares = [traffic.bytes / (pair.figure / 1000) / 1e9 / pair.bandwidth for pair in traffic.pairs]
@@ -106,7 +106,7 @@ def test_stream_tells_what_a_listener_waits_for(bench, tiny_bundle):
     found = figures(bench("stream", tiny_bundle, "--seconds", 0.15, "--repeat", 2))
     heard = ["first_row", "first_sample", "playable", "gap", "underruns", "stall", "preroll", "sound"]
     assert list(found) == [*heard, "direct", "overhead"]
-    # the direct way draws only the rows that the first sample needs
+    # the direct path draws only the rows that the first sample needs
     assert 0 < found["direct"].summary.mean < found["sound"].summary.mean and found["overhead"].unit == "%"
     assert {found[name].summary.n for name in found if name != "gap"} == {2}
     for kind in ("min", "max"):
@@ -246,11 +246,11 @@ def test_against_the_reference_in_torch(bench, tiny_bundle, tiny_run):
 def test_the_reference_must_have_the_bundles_weights(ualm, tiny_bundle, tmp_path):
     other = make_run(tmp_path / "other", seed=99)
     status, out, err = ualm("bench", "decode", tiny_bundle, "--versus", "reference-fp32", "--run", other.folder)
-    assert (status, out) == (1, "") and f"--run {other.folder}" in err and "was not made of it" in err
+    assert (status, out) == (1, "") and f"--run {other.folder}" in err and "was not made from it" in err
 
 
 def test_the_direct_way_takes_the_rows_of_one_frame_and_one_codec_call(bench, tiny_bundle, monkeypatch):
-    """What "overhead" is held against: the frame, its look-ahead and the delay in rows, and nothing else."""
+    """What "overhead" is compared with: the frame, its look-ahead and the delay in rows, and nothing else."""
     codec = Bundle(tiny_bundle).manifest.codec
     least = -(-(codec.hop_length + codec.lookahead) // codec.hop_length)
     asked, decoded = [], []
@@ -372,7 +372,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(ualm, nothing_is_meas
     assert_refused(ualm("bench", "codec", tiny_bundle, "-o", tmp_path / name), tmp_path / name)
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write in")
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nothing can be written")
 def test_a_folder_that_takes_no_file_is_refused_first(ualm, nothing_is_measured, tiny_bundle):
     assert_refused(
         ualm("bench", "codec", tiny_bundle, "-o", "/proc/a.json"), "/proc/a.json", "choose a writable folder"

@@ -1,4 +1,4 @@
-"""``ualm chat``: from a script line by line, and at a terminal, where Ctrl-C stops the turn and not the program."""
+"""``ualm chat``: from a script, line by line, and at a terminal, where Ctrl-C stops the turn but not the program."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from ualm.runtime.cli.verbs.chat import COMMANDS
 from ualm.runtime.cli.verbs.chat_view import TextView
 from ualm.runtime.conversation.session import Session
 
-#: Keeps the tiny model's turns short.
+#: Options that keep the tiny model's turns short.
 SHORT = ("--threads", "1", "--max-seconds", "0.05", "--max-tokens", "12")
-#: A turn that takes longer than a test does.
+#: Options for a turn that takes longer than a test.
 LONG = ("--threads", 1, "--guidance", 1, "--max-seconds", 80, "--max-context", 131072)
-#: The one wording of a notice.
+#: The common wording of a notice.
 CUT = "ualm: cut by its limit, not ended by the model; a larger --max-"
 AUDIO, TEXT = AudioSampling(max_steps=80 + 7), TextSampling(max_steps=12)
 
@@ -45,7 +45,7 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def endless_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose segments end at their limit only (sounds: without guidance), and whose model chooses sound."""
+    """A bundle whose segments end only at their limit (sounds: without guidance), and whose model chooses sound."""
     folder = tmp_path_factory.mktemp("endless")
     run = make_run(folder / "run", lean={"eos": -60.0, "eot": -60.0, "pad": -60.0, "audio": 60.0})
     return export_run(run.folder, folder / "bundle").bundle
@@ -61,7 +61,7 @@ def model(endless_bundle: Path) -> Iterator[Model]:
 def chat(
     endless_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """``ualm chat`` in this process with lines on standard input; gives exit status, standard output and error."""
+    """``ualm chat`` in this process with lines on standard input; returns exit status, standard output and error."""
 
     def run(*lines: object, options: tuple[object, ...] = SHORT) -> tuple[int, str, str]:
         content = b"\n".join(line if isinstance(line, bytes) else str(line).encode() for line in lines)
@@ -76,7 +76,7 @@ def chat(
 
 @pytest.fixture
 def events(chat: Any) -> Callable[..., list[dict[str, Any]]]:
-    """Events of ``ualm chat --json``; the status must be 1, and told, if and only if there is an error."""
+    """Events of ``ualm chat --json``; the status must be 1, and a line say so, if and only if there is an error."""
 
     def run(*lines: object, options: tuple[object, ...] = ()) -> list[dict[str, Any]]:
         status, out, err = chat(*lines, options=(*SHORT, "--json", *options))
@@ -109,7 +109,7 @@ def text_of(segments: list[Segment]) -> str:
 
 
 def assert_same_sound(found: np.ndarray, expected: np.ndarray) -> None:
-    """Sounds that are heard while they are made come in pieces that follow the clock, which rounds otherwise."""
+    """Sounds played while they are made come in pieces that depend on the clock, which round differently."""
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
@@ -346,7 +346,7 @@ def test_events_come_while_the_pipe_is_open_and_an_interrupt_cancels_the_turn(en
             assert found[-1]["reason"] == "cancelled"
             print("/undo", file=process.stdin, flush=True)
             assert json.loads(process.stdout.readline())["message"] == "/undo: there is no turn to take back"
-            process.send_signal(signal.SIGINT)  # no turn is under way: the program ends
+            process.send_signal(signal.SIGINT)  # no turn is running: the program ends
             assert process.wait(20) == 130
             assert process.stderr.read() == ""
         finally:
@@ -357,7 +357,7 @@ def test_events_come_while_the_pipe_is_open_and_an_interrupt_cancels_the_turn(en
 
 
 class Terminal:
-    """``ualm chat`` on a pseudo-terminal of its own, as the program in its foreground."""
+    """``ualm chat`` on its own pseudo-terminal, as the foreground program."""
 
     def __init__(self, *arguments: object) -> None:
         self._ours, theirs = os.openpty()
@@ -377,20 +377,21 @@ class Terminal:
         self.seen = ""
 
     def expect(self, pattern: str, seconds: float = 30) -> str:
-        """Wait until ``pattern`` comes; returns what came up to its end, and forgets it."""
+        """Wait until ``pattern`` appears; returns and drops the output up to its end."""
         end = time.monotonic() + seconds
         while not (match := re.search(pattern, self.seen)):
             if not select.select([self._ours], [], [], max(end - time.monotonic(), 0))[0]:
                 pytest.fail(f"{pattern!r} did not come; seen: {self.seen!r}")
             try:
                 self.seen += os.read(self._ours, 65536).decode(errors="replace")
-            except OSError:  # Linux's way to say that the other end is closed
+            except OSError:  # how Linux reports that the other end is closed
                 pytest.fail(f"{pattern!r} did not come before the end; seen: {self.seen!r}")
         came, self.seen = self.seen[: match.end()], self.seen[match.end() :]
         return came
 
     def interrupt(self) -> None:
-        """Ctrl-C at the prompt. Python waits for keys a moment after the prompt is seen, and nothing shows when."""
+        """Ctrl-C at the prompt. Python starts waiting for keys a moment after the prompt appears, and nothing shows
+        when."""
         time.sleep(0.3)
         self.type("\x03")
 
@@ -430,7 +431,7 @@ def test_ctrl_c_stops_the_turn_and_the_conversation_goes_on(terminal, endless_bu
     assert "keep it with" not in screen.expect("stopped; the turn is taken back\r\n")
     screen.expect("> ")
     screen.type("/undo\n")
-    screen.expect("the sounds that waited are dropped")  # they had not gone with the turn that was stopped
+    screen.expect("the sounds that waited are dropped")  # they did not go with the turn that was stopped
     screen.expect("> ")
     screen.type("/undo\n")
     screen.expect("ualm: /undo: there is no turn to take back\r\n")

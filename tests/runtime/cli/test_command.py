@@ -1,4 +1,4 @@
-"""The command as a process: streams that are closed or full, signals at any moment, and a line for every failure."""
+"""The command as a process: closed or full streams, signals at any moment, and one line for every failure."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import ualm.runtime
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="descriptors and signals of Linux")
 
-#: The command as pip has installed it.
+#: The command as installed by pip.
 INSTALLED = Path(sysconfig.get_path("scripts")) / "ualm"
-#: Standard output is held back until somebody flushes it, whatever whoever runs the tests prefers.
+#: Standard output is buffered until it is flushed, whatever the environment of the tests says.
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 Shell = Callable[..., "tuple[int, bytes, str]"]
-#: A module that is interrupted while it is imported, and makes of that what modules in C make of it.
+#: A module that is interrupted while it is imported, and reacts as modules in C do.
 INTERRUPTED = """
     import os, signal, time
     try:
@@ -41,9 +41,9 @@ INTERRUPTED = """
 
 @pytest.fixture
 def shell(tiny_bundle: Path, tmp_path: Path) -> Shell:
-    """Runs ``ualm ARGUMENTS REDIRECTIONS`` in a shell; gives status, standard output and standard error.
+    """Runs ``ualm ARGUMENTS REDIRECTIONS`` in a shell; returns status, standard output and standard error.
 
-    ``module`` runs instead of the command that is installed.
+    ``module`` runs instead of the installed command.
     """
 
     def run(line: str, module: str | None = None, **variables: str) -> tuple[int, bytes, str]:
@@ -58,7 +58,7 @@ def shell(tiny_bundle: Path, tmp_path: Path) -> Shell:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[[str], tuple[int, str, str]]:
-    """Runs lines of Python after the command has begun its work; gives status and output."""
+    """Runs lines of Python after the command has begun its work; returns status and output."""
 
     def run(lines: str) -> tuple[int, str, str]:
         code = "import os, signal, sys, time\nfrom ualm.runtime import stopping\nstopping.begin()\nstopping.work()\n"
@@ -149,7 +149,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_whole_where_that_is_asked_
         ("SIGINT", "typer", "--version"),
         ("SIGTERM", "numpy", "--version"),
         ("SIGHUP", "numpy", "--version"),
-        # while an engine is: it was told as a library that is missing
+        # while an engine is loaded: it used to be reported as a missing library
         ("SIGINT", "onnxruntime", "generate rain -o a.wav -b BUNDLE"),
         ("SIGTERM", "onnxruntime", "doctor"),
     ],
@@ -169,8 +169,8 @@ def test_a_signal_during_an_import_ends_it_in_silence(
 def test_a_signal_that_strikes_while_a_failed_command_is_let_go_of_ends_it_in_silence(
     tmp_path: Path, number: str
 ) -> None:
-    """The signal waits for the end of an import, which fails; millions of objects go with the error, for longer than
-    between two looks at whether the signal may strike."""
+    """The signal waits for the end of an import, which fails; millions of objects are freed with the error, which takes
+    longer than the interval between two checks for the signal."""
     (tmp_path / "interrupted.py").write_text(textwrap.dedent(INTERRUPTED.format(number=number)) + "raise IndexError")
     (tmp_path / "failing.py").write_text(
         "def main():\n    held = [[] for _ in range(3_000_000)]\n    import interrupted\n    return held\n"
@@ -308,7 +308,7 @@ except SystemExit:
         process.communicate()
 
 
-#: What the systems that ualm may be installed on lack of what Linux has.
+#: Features of Linux that other systems lack on which ualm may be installed.
 WINDOWS = """
 import os, signal, sys
 for name in ("SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGKILL", "setitimer", "ITIMER_REAL"):
@@ -361,7 +361,7 @@ command.main()
     assert done.stdout.startswith("{") and (tmp_path / "rain.wav").is_file()
 
 
-# ---- the way in ----
+# ---- the entry point ----
 
 
 def test_the_first_module_of_the_command_loads_next_to_nothing() -> None:
@@ -406,7 +406,7 @@ def test_every_name_of_the_runtime_is_there() -> None:
         _ = ualm.runtime.Modell  # type: ignore[attr-defined]
 
 
-#: Programs whose parent speaks for them, and who measure their own imports.
+#: Programs whose parent reports for them, and which measure their own imports.
 CHILDREN = {"load_child.py", "tensorrt_build_child.py", "rtx_probe.py"}
 
 

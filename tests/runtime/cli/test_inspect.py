@@ -1,4 +1,4 @@
-"""``ualm inspect``: what it says is what the bundle is, and no engine is loaded for it."""
+"""``ualm inspect``: it describes the bundle correctly, and loads no engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(ualm: Command) -> Command:
-    """``ualm inspect`` in this process; gives exit status, standard output and standard error."""
+    """``ualm inspect`` in this process; returns exit status, standard output and standard error."""
     return functools.partial(ualm, "inspect")
 
 

@@ -343,7 +343,7 @@ def test_a_usage_error_has_status_2(ualm, arguments):
 
 @pytest.fixture
 def process(tiny_bundle: Path, tmp_path: Path) -> Iterator[Command]:
-    """The command as a process of its own."""
+    """The command as a separate process."""
 
     def run(*arguments: str | bytes | Path) -> tuple[int, str, str]:
         command = [sys.executable, "-m", "ualm.runtime.cli", *arguments]

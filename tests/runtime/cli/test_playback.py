@@ -1,4 +1,4 @@
-"""Sound that is played or piped while it is made: all of it, in order, and nothing else on standard output."""
+"""Sound played or piped while it is made: all of it, in order, and nothing else on standard output."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAMPLES = 1e-5
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its sounds, unguided, end with max_steps alone."""
+    """Its sounds, unguided, end only by max_steps."""
     folder = tmp_path_factory.mktemp("endless")
     run = make_run(folder / "run", seed=1, lean={"eos": -40.0, "eot": -40.0, "pad": -40.0})
     return export_run(run.folder, folder / "bundle").bundle
@@ -39,13 +39,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(bundle: Path) -> np.ndarray:
-    """What ``ualm generate rain --max-seconds 0.2 --guidance 1`` makes: 320 frames."""
+    """The result of ``ualm generate rain --max-seconds 0.2 --guidance 1``: 320 frames."""
     with Model.open(bundle, threads=1) as model:
         return model.generate("rain", max_steps=320 + 7, guidance=1.0).samples
 
 
 class Device:
-    """Stands in for the module sounddevice; keeps what it is told."""
+    """Stands in for the module sounddevice; records its calls."""
 
     class PortAudioError(Exception):
         pass
@@ -228,7 +228,7 @@ def test_ctrl_c_stops_what_is_played_and_the_chat_goes_on(
     assert (status, len(device.written), device.calls) == (0, 1, ["start", "abort", "close"])
     assert err.endswith("stopped\nseed 5\n")
     device.written.clear()
-    write = Loudspeaker.write  # at once, however slow the machine is
+    write = Loudspeaker.write  # immediately, however slow the machine is
     monkeypatch.setattr(Loudspeaker, "write", lambda self, chunk: write(self, replace(chunk, preroll=0.0)))
     status, _, err = chat("rain", "/seed 6", options=("--play", "--max-seconds", 8, "--max-context", 16384))
     assert (status, len(device.written), device.calls) == (0, 1, ["start", "abort", "close"])
@@ -263,7 +263,7 @@ def test_reason_plays_what_it_makes(ualm: Command, bundle: Path, device: Device,
 
 @pytest.fixture
 def process(bundle: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[bytes]]]:
-    """``ualm generate rain -o -`` as a process of its own."""
+    """``ualm generate rain -o -`` as a separate process."""
 
     def run(*arguments: str, bundle: Path = bundle) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "ualm.runtime.cli", "generate", "rain", "-o", "-", "-b", str(bundle)]
@@ -342,7 +342,7 @@ def test_a_pipe_that_takes_little_at_a_time_gets_all() -> None:
     assert file.getvalue() == np.array([0.25, -2.0], "<f4").tobytes()
 
 
-# ---- what is refused ----
+# ---- refusals ----
 
 
 def test_a_sound_needs_somewhere_to_go(generate: Command, monkeypatch: pytest.MonkeyPatch) -> None:

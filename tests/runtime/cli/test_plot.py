@@ -1,4 +1,4 @@
-"""Spectrograms: levels, times and frequencies are right, and files are written whole or not at all."""
+"""Spectrograms: levels, times and frequencies are correct, and files are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_every_octave_is_as_high_as_the_next(tmp_path):
     rows = []
     for frequency in (110, 440, 1760, 7040):
         save_spectrogram(Sound(tone(frequency, seconds=1.0), 16000), tmp_path / "a.png", "")
-        middle = imread(tmp_path / "a.png")[:, 450, :3].sum(axis=1)  # a column of dots within the picture
-        bright = np.flatnonzero(middle[10:420] > 0.9 * middle[10:420].max())  # below are the ticks
+        middle = imread(tmp_path / "a.png")[:, 450, :3].sum(axis=1)  # a column of pixels within the picture
+        bright = np.flatnonzero(middle[10:420] > 0.9 * middle[10:420].max())  # the ticks are below
         rows.append(bright.mean())
     steps = -np.diff(rows)  # two octaves each
     assert steps.min() > 40 and steps.max() - steps.min() < 0.15 * steps.mean()

@@ -1,4 +1,4 @@
-"""At a terminal: a live line takes nothing with it, help is whole, and no table is wider than the screen."""
+"""At a terminal: a live line erases nothing else, help is complete, and no table is wider than the screen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Command = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "bench" / "results"
 
-#: A reasoning as its verb shows it, slow enough for every live line to be drawn.
+#: A reasoning run as its verb shows it, slow enough for every live line to be drawn.
 REASONING = """
 import time
 import numpy as np
@@ -53,7 +53,7 @@ view.rest()
 
 @pytest.fixture
 def terminal(ualm: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Standard output of the command at a terminal of so many columns."""
+    """Standard output of the command at a terminal with so many columns."""
 
     def run(columns: int, *arguments: object) -> str:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
@@ -139,7 +139,7 @@ def test_inspect_and_doctor_wrap_by_column(terminal, ualm: Command, tiny_bundle,
         lines = out.splitlines()
         assert lines[0] == title
         assert max(map(len, lines[1:])) <= columns, [line for line in lines[1:] if len(line) > columns]
-    assert "  tensorrt-rtx      no: " in out  # what is wrapped goes on in its own column
+    assert "  tensorrt-rtx      no: " in out  # wrapped text continues in its own column
     wrapped = lines[lines.index(next(line for line in lines if line.startswith("  tensorrt-rtx "))) + 1]
     assert wrapped.startswith(" " * 20) and wrapped.strip()
 

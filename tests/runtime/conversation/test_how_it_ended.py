@@ -1,4 +1,5 @@
-"""What a limit cut says so: sounds, segments, answers and the commands; and the seed comes back, drawn ones too."""
+"""Results cut by a limit say so: sounds, segments, answers and the commands; and the seed is returned, also if
+drawn."""
 
 from __future__ import annotations
 
@@ -228,7 +229,7 @@ def test_a_seed_that_is_drawn_comes_back_and_repeats(model: Model) -> None:
     assert list(stream) and stream.sound is not None and stream.sound.seed == stream.seed != 0
     result = model.reason(PROMPT, seed=None, max_seconds=0.1).result()
     assert result.stages[0].seed == result.audio.seed == result.text_options.seed != 0
-    assert model.reason(PROMPT)._audio.seed == 0, "no seed given: that of the options"
+    assert model.reason(PROMPT)._audio.seed == 0, "without a seed, that of the options"
 
 
 def test_a_bundle_whose_own_seed_is_null_draws_one_whenever_it_is_opened(tiny_bundle: Path, tmp_path: Path) -> None:

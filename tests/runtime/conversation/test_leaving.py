@@ -1,4 +1,5 @@
-"""Streams, turns, sessions, reasonings: read with ``async for``, cancelled from outside, left with a ``with`` block."""
+"""Streams, turns, sessions, reasoning runs: read with ``async for``, cancelled from outside, left with a ``with``
+block."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ LONG = Plays(1500)
 @pytest.fixture(autouse=True)
 def nothing_goes_on() -> Iterator[None]:
     """No test leaves a thread that computes."""
-    _others.extend(thread for thread in working() if thread not in _others)  # that other tests have left
+    _others.extend(thread for thread in working() if thread not in _others)  # left by other tests
     yield
     assert stopped()
 
@@ -45,8 +46,8 @@ def working() -> list[threading.Thread]:
 
 
 def stopped() -> bool:
-    """Whether no turn goes on: its thread ends a moment after it has let go of the cache. One that nobody stops waits
-    for its reader without end."""
+    """Whether no turn is still running: its thread ends a moment after it has released the cache. One that is not
+    stopped waits for its reader forever."""
     until = time.monotonic() + 10
     while working() and time.monotonic() < until:
         time.sleep(0.01)
@@ -187,7 +188,7 @@ def test_leaving_a_with_block_of_a_turn_takes_it_back(model: Model) -> None:
         assert stopped()
     assert session.turns == 1
     with session.turn("three"):
-        pass  # never begun
+        pass  # never started
     assert session.turns == 1
 
 
@@ -304,7 +305,7 @@ def test_an_async_block_of_a_session_stops_its_turn_and_gives_the_cache_back(mod
                 if isinstance(event, SoundChunk):
                     break
             before = ticks
-        assert ticks > before, "the event loop goes on while the turn is waited for"
+        assert ticks > before, "the event loop runs while the turn is awaited"
         beside.cancel()
         assert stopped()
         with pytest.raises(SessionError, match="the session is closed"):

@@ -1,4 +1,4 @@
-"""Messages to rows, against rows written out by hand."""
+"""Messages to rows, compared with rows written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session says what an uninterrupted conversation would say, whatever is forked, forgotten or saved in between."""
+"""A session says what an uninterrupted conversation would say, even if it is forked, truncated or saved in between."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ from ualm.runtime import (
 )
 from ualm.runtime.conversation.events import Event, SegmentEnded, SegmentStarted, SoundChunk, TextDelta, TurnEnded
 
-#: Of the peak; fp32 on both sides, sums in another order. Seen: 2e-6.
+#: Share of the peak; fp32 on both sides, with sums in another order. 2e-6 was seen.
 SAMPLES = 1e-4
 #: The closest choice of a greedy path, in standard deviations of the logits, must be wider than the errors of about
-#: 1e-6: a path is a hundred thousand choices long at most.
+#: 1e-6: a path has at most a hundred thousand choices.
 MARGIN = 1e-4
 
 GROUPED = {"hidden": 64, "heads": 4, "kv_heads": 2}
 #: Chooses sound or text by itself.
 ABLE = {"text": 4.0, "audio": 4.0, "image": -9.0, "video": -9.0, "toolcall": -9.0}
-#: Also ends sounds and texts now and then, by either.
+#: Also ends sounds and texts occasionally, by eos or eot.
 LIVELY = ABLE | {"eos": 2.5, "eot": 2.5}
 
 
@@ -59,7 +59,7 @@ SOUND, SPEECH, STEREO = (
     (make_sound(0.35), 16000, "speech"),
     (make_sound(0.4, 44100, 2), 44100),
 )
-#: Ten turns: what is said, and the modality that is asked for.
+#: Ten turns: the messages, and the requested modality.
 TALK: list[tuple[list[tuple[str, Any]], Any]] = [
     ([("system", "Be brief."), ("user", "Hear this!")], "text"),
     ([("user", SOUND), ("user", "What is it?")], None),
@@ -94,7 +94,7 @@ CONVERSATIONS |= {
 
 
 def our_content(content: Any) -> Any:
-    """A message of the reference as the product takes it."""
+    """A message of the reference in the product's form."""
     if isinstance(content, str):
         return content
     sound = Sound(np.atleast_2d(content[0]).T.squeeze(), content[1])
@@ -137,7 +137,7 @@ def test_every_turn_equals_the_reference(name: str, tmp_path: Path) -> None:
             assert seen & {("text", "eos"), ("audio", "eos")}
 
 
-# ---- one conversation, taken apart ----
+# ---- one conversation in parts ----
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def ask(session: Session, said: Said) -> list[Segment]:
 
 
 def conversation(model: Model, sayings: list[Said]) -> list[list[Segment]]:
-    """An uninterrupted one."""
+    """An uninterrupted conversation."""
     session = model.session(max_segments=50)
     return [ask(session, said) for said in sayings]
 
@@ -266,7 +266,7 @@ def test_a_number_of_turns_that_is_not_held_is_refused(model: Model, turns: Any)
 
 
 def test_memory_that_was_not_cleared_changes_nothing(model: Model) -> None:
-    """Rows that are not held may contain anything: those that truncate left there, or what a platform hands out."""
+    """Rows beyond those held may contain anything: what truncate left there, or uninitialised memory."""
     session = model.session(max_segments=50)
     for keys, values in session.state.sequence._cache:  # type: ignore[attr-defined]
         keys[:], values[:] = np.nan, np.nan
@@ -376,7 +376,7 @@ def saved(model: Model, tmp_path: Path) -> Path:
 
 
 def test_any_damage_to_a_saved_session_is_told(model: Model, saved: Path) -> None:
-    """A flipped byte anywhere, or a file cut anywhere: refused, or (in bytes that zip ignores) read as it was."""
+    """A flipped byte anywhere, or a file cut anywhere: refused, or (in bytes that zip ignores) read unchanged."""
     content, rows = saved.read_bytes(), model.restore(saved).state.sequence.save()
     refused = 0
     for place in range(0, len(content), max(len(content) // 200, 1)):
@@ -428,7 +428,7 @@ def test_what_is_no_file_is_told(model: Model, tmp_path: Path) -> None:
 def test_a_saved_session_is_read_without_parsing_python(
     model: Model, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python's own parser fails now and then where several threads use it (3.11: 'AST constructor recursion')."""
+    """Python's own parser occasionally fails if several threads use it (3.11: 'AST constructor recursion')."""
     rows = model.restore(saved).rows
 
     def raced(source: object) -> None:
@@ -544,7 +544,7 @@ def test_a_first_turn_is_what_run_gives(model: Model, said: Said) -> None:
 
 
 def assert_same_but_for_rounding(found: list[Segment], expected: list[Segment]) -> None:
-    """Sounds decoded in pieces and at once: float32 sums are split otherwise, 1e-6 of the peak; 1e-5 is allowed."""
+    """Sounds decoded in pieces and at once: float32 sums are split differently, 1e-6 of the peak; 1e-5 is allowed."""
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours.rows, theirs.rows)
         assert (ours.modality, ours.finish, ours.text) == (theirs.modality, theirs.finish, theirs.text)
@@ -556,7 +556,7 @@ def assert_same_but_for_rounding(found: list[Segment], expected: list[Segment]) 
 
 
 def test_what_the_model_said_can_be_told_to_another_session(model: Model) -> None:
-    """An assistant's sound goes in as its codes."""
+    """An assistant's sound is passed on as its codes."""
     sound = ask(model.session(max_segments=50), SAYINGS[0])[0].sound
     session = model.session(max_segments=50)
     messages = [("user", "A dog."), ("assistant", sound), ("user", "Louder!")]
@@ -568,7 +568,8 @@ def test_what_the_model_said_can_be_told_to_another_session(model: Model) -> Non
 
 
 def assert_grammar(events: list[Event], rate: int) -> list[Segment]:
-    """(SegmentStarted (TextDelta* | SoundChunk*) SegmentEnded)* TurnEnded, and what is in them; the segments."""
+    """Check (SegmentStarted (TextDelta* | SoundChunk*) SegmentEnded)* TurnEnded, and their contents; returns the
+    segments."""
     *events, last = events
     assert isinstance(last, TurnEnded)
     segments: list[Segment] = []

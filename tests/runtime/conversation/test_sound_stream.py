@@ -1,4 +1,4 @@
-"""``Model.stream``: the sound of ``Model.generate``, handed over while it is made."""
+"""``Model.stream``: the sound of ``Model.generate``, delivered while it is made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLES = 1e-5
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Unguided, the sounds of one end with max_steps alone; the other goes on with another segment after each."""
+    """Unguided, the sounds of one end only by max_steps; the other continues with another segment after each."""
     folder, made = tmp_path_factory.mktemp("stream"), {}
     for name, lean in (("endless", {"eos": -40.0, "eot": -40.0, "pad": -40.0}), ("more", {"eos": -40.0, "eot": 4.0})):
         run = make_run(folder / f"{name}-run", seed=1, lean=lean)
@@ -58,8 +58,8 @@ def test_the_chunks_are_the_sound_that_generate_makes(model: Model, profile: str
 def test_the_first_sound_comes_with_the_row_that_makes_its_first_frame_certain(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """X-Codec's first whole frame, of which 10 more frames must be known: 18 rows."""
-    monkeypatch.setattr(Pacer, "_steady", lambda self: None)  # whatever the pace here: no need for a larger piece
+    """X-Codec's first complete frame, for which 10 more frames must be known: 18 rows."""
+    monkeypatch.setattr(Pacer, "_steady", lambda self: None)  # whatever the pace here, no larger piece is needed
     codec = model.bundle.manifest.codec
     turn = model.session().turn(
         "rain", modality="audio", audio=AudioSampling(guidance=1.0, max_steps=60), profile="first_sound"

@@ -1,4 +1,4 @@
-"""Turns that are cancelled, left, fail or run beside others: the session stands where it stood; nothing lives on."""
+"""Turns that are cancelled, abandoned, fail or run beside others: the session is unchanged, and no thread survives."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ from ualm.runtime.vocabulary import CHOOSABLE
 
 ABLE = {"text": 4.0, "audio": 4.0}
 HEARD = Sound(make_sound(0.4)[0], 16000)
-#: Seconds after which a thread that should have ended is taken for hung.
+#: Seconds after which a thread that should have ended counts as hung.
 HUNG = 20
 
 
@@ -68,7 +68,7 @@ def open_model(folder: Path, max_context: int, **run: Any) -> Model:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """Its turns are several segments, of both kinds."""
+    """Its turns have several segments, of both kinds."""
     lean = ABLE | {"eos": 2.0, "eot": 3.0}
     with open_model(tmp_path_factory.mktemp("threads"), 1024, seed=2, lean=lean) as opened:
         yield opened
@@ -76,7 +76,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """Its segments end with max_steps alone."""
+    """Its segments end only by max_steps."""
     lean = ABLE | {"eos": -40.0, "eot": -40.0, "pad": -40.0}
     with open_model(tmp_path_factory.mktemp("endless"), 16384, seed=1, lean=lean) as opened:
         yield opened
@@ -104,7 +104,7 @@ def options(seed: int = 0, steps: int = 40, modality: str | None = None, guidanc
 
 
 FIRST, LATER = ("A dog barks.", options(1)), ([("user", HEARD), ("user", "What is it?")], options(2, modality="audio"))
-#: Said to the endless model: it takes many seconds, and would not fit into the context.
+#: A turn for the endless model: it takes many seconds, and would not fit into the context.
 LONG = (
     "A dog barks.",
     {"modality": "audio", "audio": AudioSampling(temperature=0, guidance=1, max_steps=100_000), "text": TextSampling()},
@@ -112,7 +112,7 @@ LONG = (
 
 
 def begun(model: Model, **limits: Any) -> Session:
-    """A session with one turn behind it."""
+    """A session after one turn."""
     session = model.session(**{"max_segments": 50} | limits)
     session.ask(FIRST[0], **FIRST[1])
     return session
@@ -128,7 +128,7 @@ def tokens(segments: list[Segment]) -> list[list[list[int]]]:
 
 @pytest.fixture(scope="module")
 def expected(model: Model) -> list[Event]:
-    """The events of ``LATER`` in a session that nothing disturbs."""
+    """The events of ``LATER`` in an undisturbed session."""
     events = list(turn_of(begun(model)))
     assert sum(isinstance(event, SegmentEnded) for event in events) > 2 and len(events) > 12
     return events
@@ -139,7 +139,7 @@ def whole(events: list[Event]) -> list[list[list[int]]]:
 
 
 def assert_as_before(session: Session, expected: list[Event]) -> None:
-    """The session holds ``FIRST`` alone, and ``LATER`` said now is what it would have been."""
+    """The session holds only ``FIRST``, and ``LATER`` said now gives the same as without the disturbance."""
     assert session.turns == 1
     assert tokens(turn_of(session).segments()) == whole(expected)
     assert session.turns == 2
@@ -166,7 +166,7 @@ def test_cancel_at_any_event_takes_the_turn_back(model: Model, expected: list[Ev
 
 @pytest.mark.parametrize("leave", ["break", "close", "error", "drop"])
 def test_leaving_at_any_event_takes_the_turn_back(model: Model, expected: list[Event], leave: str) -> None:
-    """Also after the last segment, when the turn's own thread may have finished."""
+    """Also after the last segment, when the turn's thread may have finished already."""
     session = begun(model)
     for at in range(len(expected) - 1):
         events = iter(turn_of(session))
@@ -191,7 +191,7 @@ def test_leaving_at_any_event_takes_the_turn_back(model: Model, expected: list[E
 
 
 def test_cancel_from_another_thread_at_any_time(model: Model, expected: list[Event]) -> None:
-    """Whole or taken back, never in between; and what follows is right either way."""
+    """Complete or taken back, never in between; and what follows is correct either way."""
     session, random = begun(model), np.random.default_rng(0)
     took = expected[-1].seconds["total"]
     outcomes = set()
@@ -245,7 +245,7 @@ def test_a_slow_consumer_makes_the_turn_wait_and_loses_nothing(
     turn = turn_of(session)
     events = iter(turn)
     next(events)
-    for _ in range(2):  # the queue is full, and stays as it is
+    for _ in range(2):  # the queue is full, and stays full
         time.sleep(0.15)
         assert turn._worker._queue.qsize() == 2 and turn._worker._thread is not None and turn._worker._thread.is_alive()
     if leave == "cancel":
@@ -293,7 +293,7 @@ def test_cancel_while_a_sound_is_heard(model: Model, expected: list[Event], monk
 
 
 def test_another_turn_may_begin_at_once_after_a_cancel(model: Model, endless: Model, expected: list[Event]) -> None:
-    """Barge in: the cancelled turn still computes, and its consumer has not come back for its end."""
+    """Barge-in: the cancelled turn still computes, and its consumer has not returned for its end."""
     session = begun(model)
     events = iter(turn := turn_of(session))
     next(events)
@@ -306,7 +306,7 @@ def test_another_turn_may_begin_at_once_after_a_cancel(model: Model, endless: Mo
         events = iter(turn := turn_of(session, LONG))
         next(events)
         turn.cancel()
-        with contextlib.suppress(OutputError):  # it got as far as the folder that is none
+        with contextlib.suppress(OutputError):  # it got as far as the path that is not a folder
             use(session)
         assert session.turns == 0 and session.state.running is None
         assert [event.reason for event in events] == ["cancelled"]
@@ -356,7 +356,7 @@ def test_a_generator_that_the_garbage_collector_closes_on_the_turns_own_thread(
 
 
 def test_the_process_may_end_in_the_middle_of_a_turn(endless: Model) -> None:
-    """The iterator is alive and nobody reads it."""
+    """The iterator is alive but is not read."""
     program = (
         "import sys; from ualm.runtime import *; model = Model.open(sys.argv[1], threads=1, verify='never')\n"
         "sampling = AudioSampling(max_steps=16000, temperature=0, guidance=1)\n"
@@ -390,7 +390,7 @@ def test_a_session_that_is_busy_says_so(model: Model, tmp_path: Path, expected: 
         next(iter(later))
     assert not list(tmp_path.iterdir())
     assert len(list(events)) == len(expected) - 1 and session.turns == 2
-    assert later.segments() and session.turns == 3  # it was refused then, and can be read now
+    assert later.segments() and session.turns == 3  # it was refused before, and can be read now
 
 
 def test_a_turn_is_read_once(model: Model) -> None:
@@ -455,7 +455,7 @@ def test_time_runs_out_for_a_turn_whose_consumer_is_gone(endless: Model, monkeyp
     turn = endless.session(time_limit=0.3).turn(LONG[0], **LONG[1])
     events = iter(turn)
     next(events)
-    assert turn._worker._done.wait(HUNG)  # its thread does not wait for ever for a place in the queue
+    assert turn._worker._done.wait(HUNG)  # its thread does not wait forever for a slot in the queue
     with pytest.raises(TimeLimitError, match="time_limit"):
         list(events)
 
@@ -550,7 +550,7 @@ def test_memory_is_limited_to_the_byte(model: Model, expected: list[Event]) -> N
 
 @pytest.mark.parametrize("modality", ["audio", "text"])
 def test_memory_of_the_closing_rows_counts(endless: Model, modality: str) -> None:
-    """A segment that max_steps cuts is closed by two rows."""
+    """A segment cut by max_steps is closed with two rows."""
     said = ("A dog barks.", options(steps=20, modality=modality))
     session = endless.session()
     list(turn_of(session, said))
@@ -623,7 +623,7 @@ ROW_SECONDS, ROWS_A_CALL = 0.0005, 40
 
 
 def in_calls(session: Session) -> Turn:
-    """Said to the endless model; no piece is due for more rows than a call may draw, whatever the clock says."""
+    """A turn for the endless model; at any pace, no piece is due for more rows than a call may draw."""
     turn = session.turn("A dog.", **options(3, steps=300, modality="audio", guidance=1.0), profile="throughput")
     turn._worker.options = replace(turn._worker.options, live=False)
     return turn
@@ -631,7 +631,7 @@ def in_calls(session: Session) -> Turn:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Rows are taken to last half a millisecond each, so that calls draw as many as they may."""
+    """Rows are assumed to take half a millisecond each, so that calls draw as many as they may."""
     monkeypatch.setattr(Pace, "row_seconds", ROW_SECONDS)
     found, real = Calls(), OnnxRuntimeSequence.run_frames
 
@@ -655,7 +655,7 @@ def test_a_call_draws_as_many_rows_as_nobody_waits_for(endless: Model, calls: Ca
 @pytest.mark.parametrize("inside", [1, 7, ROWS_A_CALL - 1])
 def test_the_cache_outgrows_no_memory_limit_inside_a_call(endless: Model, calls: Calls, inside: int) -> None:
     list(in_calls(endless.session()))
-    limit = calls.made[3][0] + inside  # rows: the fourth call would pass it
+    limit = calls.made[3][0] + inside  # rows: the fourth call would exceed it
     assert calls.made[3][1] > inside
     calls.made.clear()
     row = endless.resources.engine.bytes_per_row
@@ -768,7 +768,7 @@ def test_eight_sessions_on_eight_threads_say_what_each_says_alone(model: Model) 
 
     alone = [talk(index) for index in range(8)], [run(index) for index in range(4)]
     assert len({str(said) for said in alone[0]}) == 8
-    model.resources.features._known.clear()  # hear again, at once
+    model.resources.features._known.clear()  # encode again, immediately
     together = in_threads(
         [lambda index=index: talk(index) for index in range(8)] + [lambda index=index: run(index) for index in range(4)]
     )
@@ -776,7 +776,7 @@ def test_eight_sessions_on_eight_threads_say_what_each_says_alone(model: Model) 
 
 
 def assert_others_run_during(call: Callable[[], object]) -> None:
-    """Python code on this thread advances while another makes ``call``, and does not wait for its end."""
+    """Python code on this thread runs while another makes ``call``, and does not wait for its end."""
     lasted = longest = 0.0
     for _ in range(5):
         times: list[float] = []
@@ -796,15 +796,15 @@ def assert_others_run_during(call: Callable[[], object]) -> None:
             gap, last = max(gap, now - last), now
         thread.join()
         lasted, longest = times[1] - times[0], gap
-        if longest < lasted / 2:  # a busy machine may have kept this thread waiting: it may try again
+        if longest < lasted / 2:  # a busy machine may have kept this thread waiting, so try again
             break
-    assert lasted > 0.005, "too short to tell"
+    assert lasted > 0.005, "too short to judge"
     assert longest < lasted / 2
 
 
 @pytest.mark.parametrize("call", ["embed", "step", "codes_to_latents"])
 def test_native_calls_let_other_threads_run(call: str) -> None:
-    """Python code on another thread advances during a call of a fraction of a second, and does not wait for its end."""
+    """Python code on another thread runs during a call of a fraction of a second, and does not wait for its end."""
     rows = 1 << 20
     table, bias = np.zeros((8, 16, 64), np.float32), np.zeros(64, np.float32)
 
@@ -865,7 +865,7 @@ def test_async_for_gives_the_same_events(model: Model, expected: list[Event]) ->
 
 
 def test_two_sessions_take_turns_on_one_event_loop(endless: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both are under way at the same time: neither waits for the other's end."""
+    """Both run at the same time: neither waits for the other's end."""
     monkeypatch.setattr(worker_module, "QUEUE_EVENTS", 2)
     order: list[int] = []
     sayings = [("One.", options(1, 300, "text")), ("Two.", options(2, 300, "text"))]
@@ -889,7 +889,7 @@ def test_two_sessions_take_turns_on_one_event_loop(endless: Model, monkeypatch: 
 
 
 def test_more_async_turns_than_the_executor_has_threads(endless: Model) -> None:
-    """A turn that waits takes none."""
+    """A waiting turn takes none."""
     many = (os.cpu_count() or 1) + 10
 
     async def read() -> int:
@@ -925,7 +925,7 @@ def test_leaving_an_async_turn_takes_it_back(model: Model, endless: Model, expec
         else:
             with pytest.raises((asyncio.CancelledError, asyncio.TimeoutError, ZeroDivisionError)):
                 await leave_by_exception(turn)
-        # at once, with the loop not having come round
+        # immediately, before the event loop has run again
         assert tokens([event.result async for event in turn_of(session, said) if type(event) is SegmentEnded]) == wanted
 
     async def leave_by_exception(turn: Turn) -> None:
@@ -1008,7 +1008,7 @@ def test_memory_stays_flat_over_200_turns(model: Model) -> None:
 
 @pytest.mark.parametrize("ending", ["whole", "cancelled", "failed"])
 def test_a_dropped_session_frees_its_cache_at_once(model: Model, ending: str) -> None:
-    """By reference counts: nothing waits for the garbage collector, which may not come for a long time."""
+    """By reference counts: nothing waits for the garbage collector, which may not run for a long time."""
     session = begun(model)
     turn = turn_of(session)
     if ending == "failed":
@@ -1034,11 +1034,11 @@ def test_a_dropped_session_frees_its_cache_at_once(model: Model, ending: str) ->
 def test_the_first_samples_come_with_the_first_row_that_decides_them(
     endless: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pacer, "_steady", lambda self: None)  # whatever the pace was in the tests before
+    monkeypatch.setattr(Pacer, "_steady", lambda self: None)  # whatever the pace was in earlier tests
     codec = endless.bundle.manifest.codec
     turn = endless.session().turn("A dog barks.", modality="audio", audio=AudioSampling(max_steps=60, guidance=1.0))
     first = PROFILES["balanced"].first
-    # the delay pattern completes a frame 7 rows after its first
+    # the delay pattern completes a frame 7 rows after its first one
     needed = first + math.ceil(codec.lookahead / codec.hop_length) + 7
     drawn: list[int] = []
     worker, put = turn._worker, turn._worker._put_piece
@@ -1046,4 +1046,4 @@ def test_the_first_samples_come_with_the_first_row_that_decides_them(
     chunks = [event for event in turn if isinstance(event, SoundChunk)]
     assert len(chunks[0].samples) == (needed - 7) * codec.hop_length - codec.lookahead
     assert first * codec.hop_length <= len(chunks[0].samples) < (first + 1) * codec.hop_length
-    assert drawn[0] == 1 and needed in drawn  # several rows a call, and never past the one that was waited for
+    assert drawn[0] == 1 and needed in drawn  # several rows per call, and never past the one that was waited for

@@ -1,4 +1,4 @@
-"""``ualm doctor`` and the golden check: what can run here, and a bundle that computes other things is found out."""
+"""``ualm doctor`` and the golden check: what can run here, and detection of a bundle with wrong results."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(ualm: Command) -> Command:
-    """``ualm doctor`` in this process; gives exit status, standard output and standard error."""
+    """``ualm doctor`` in this process; returns exit status, standard output and standard error."""
     return functools.partial(ualm, "doctor")
 
 
 @pytest.fixture
 def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle that a test may spoil."""
+    """A bundle that a test may damage."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
 def sign(bundle: Path, change: Callable[[dict[str, Any]], None] = lambda document: None) -> None:
-    """Write the manifest anew, so that all hashes and its digest agree with the files."""
+    """Rewrite the manifest, so that all hashes and its digest match the files."""
     document = json.loads((bundle / "manifest.json").read_text())
     change(document)
     for name, file in document["files"].items():
@@ -55,7 +55,7 @@ def sign(bundle: Path, change: Callable[[dict[str, Any]], None] = lambda documen
 
 
 def alter_weight(bundle: Path, name: str, value: float, *, row: int = 0) -> None:
-    """Put ``value`` at the start of a tensor's row, and sign the bundle as if it had been exported so."""
+    """Put ``value`` at the start of a tensor's row, and sign the bundle as if it had been exported like this."""
     tensors = MappedTensors(bundle / WEIGHTS)
     offset = tensors[name][row:].ctypes.data - tensors._map.ctypes.data
     with open(bundle / WEIGHTS, "r+b") as file:
@@ -145,7 +145,7 @@ def test_a_good_bundle_passes(run, tiny_bundle):
 @pytest.mark.parametrize(
     ("tensor", "failing"),
     [
-        # the null branch has seen no prompt
+        # the null branch sees no prompt
         ("embedding", ["logits.modality", "logits.audio (conditional)", "logits.text (conditional)"]),
         ("backbone.1.down", CHECKS[:5]),
         ("head.modality", ["logits.modality"]),

@@ -1,6 +1,7 @@
-"""What every engine keeps: the CPU's, the device loop on the host shim, and TensorRT's on a stand-in, the same cases.
+"""The contract of every engine, with the same cases: the CPU's, the device loop on the host shim, and TensorRT's on a
+stand-in.
 
-An engine that is new is one more entry of ``ENGINES``; what is its own it tests in its own room.
+A new engine is one more entry of ``ENGINES``; its own features are tested in its own folder.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ualm.runtime.sound.sound import Sound
 from ualm.runtime.vocabulary import CHOOSABLE, STREAMS, Modality
 
 CONTEXT = 384
-#: Of a sound, as a share of its peak: what docs/limits.md promises for a sound decoded in pieces.
+#: Share of a sound's peak: what docs/limits.md promises for a sound decoded in pieces.
 SAMPLES = 1e-5
 
 
@@ -41,7 +42,7 @@ def tensorrt(bundle: Bundle, max_context: int) -> TensorRtEngine:
     return TensorRtEngine(bundle, ReplayingDevice(load_shim(), kind="cpu"), library, sm=89, max_context=max_context)
 
 
-#: Name -> how TensorRT's engines of its bundle write the cache, and what opens it.
+#: Name -> how TensorRT's engines of its bundle write the cache, and the module that opens it.
 ENGINES: dict[str, tuple[str | None, Callable[[Bundle, int], Any]]] = {
     "onnxruntime": (None, cpu_engine),
     "device loop": (None, device_engine),
@@ -52,7 +53,7 @@ ENGINES: dict[str, tuple[str | None, Callable[[Bundle, int], Any]]] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """An engine, how to open another, and the engine that it is held against, with the same weights."""
+    """An engine, how to open another, and the engine that it is compared with, on the same weights."""
 
     bundle: Bundle
     engine: Engine
@@ -100,7 +101,7 @@ def begun(
 
 
 def drawn(sequence: EngineSequence, *sizes: int) -> Frames:
-    """A segment to its end, in calls of so many rows."""
+    """Runs a segment to its end, in calls of so many rows."""
     got: list[Frames] = []
     for size in itertools.cycle(sizes or (3,)):
         got.append(sequence.run_frames(size))
@@ -278,7 +279,7 @@ def test_a_sound_in_pieces_is_the_sound_at_once(subject: Subject) -> None:
     whole = subject.engine.decode_latents(latents)
     assert whole.shape == (60 * codec.hop_length,) and whole.dtype == np.float32
     stream = subject.engine.open_codec_stream()
-    for _ in range(2):  # what a sound leaves is nothing to the next
+    for _ in range(2):  # nothing of a sound remains for the next
         pieces = [stream.decode(latents[: codec.first_frames], last=False)]
         pieces += [stream.decode(latents[at : at + 7], last=False) for at in range(codec.first_frames, 60, 7)]
         pieces.append(stream.decode(latents[:0], last=True))

@@ -1,4 +1,5 @@
-"""Which engine runs: by argument, by environment, by choice; and where there is a GPU it is told, with the reasons."""
+"""Which engine runs: by argument, by environment, by choice; and on a machine with a GPU it is reported, with the
+reasons."""
 
 from __future__ import annotations
 
@@ -79,7 +80,7 @@ def verbs(tmp_path: Path) -> dict[str, tuple[object, ...]]:
     }
 
 
-# ---- what is told ----
+# ---- what is reported ----
 
 
 def test_every_verb_tells_which_engine_ran_and_why_no_other_did(ualm: Command, tiny_bundle, verbs, broken_gpu):
@@ -196,12 +197,12 @@ def test_without_a_driver_there_is_no_gpu():
     assert not gpu_is_there(missing)
 
 
-# ---- who names it ----
+# ---- how it is named ----
 
 
 @pytest.fixture
 def rival(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another engine that can run: the CPU's under the name of tensorrt."""
+    """Another engine that can run: the CPU's, under the name tensorrt."""
 
     def open_(bundle: Bundle, threads: int | None, max_context: int) -> OnnxRuntimeEngine:
         engine = OnnxRuntimeEngine(bundle, threads=threads, max_context=max_context)
@@ -245,7 +246,7 @@ def test_one_that_cannot_run_names_the_variable_too(tiny_bundle, no_gpu):
 
 
 def test_the_bench_looks_for_the_gpu_of_the_engine_that_is_named(tiny_bundle, rival, monkeypatch):
-    """The CPU's bandwidth is measured for the CPU's engine, whoever names it."""
+    """The CPU's bandwidth is measured for the CPU's engine, however it was named."""
     device = object()
     monkeypatch.setattr("ualm.bench.meters.gpu.load_kernels", lambda: None)
     monkeypatch.setattr("ualm.bench.meters.gpu.Device", lambda cuda: device)

@@ -1,4 +1,4 @@
-"""Files that somebody else wrote are read within limits, and what is no file is refused without waiting for it."""
+"""Files from outside are read within limits, and paths that are not files are refused without waiting for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ualm.runtime.text.tokenizer_file import read_tokenizer
 
 @contextmanager
 def no_file(path: Path, kind: str) -> Iterator[None]:
-    """Something that is no file at ``path``."""
+    """Make something that is not a file at ``path``."""
     if kind == "folder":
         path.mkdir()
     elif kind == "device":
@@ -35,7 +35,7 @@ def no_file(path: Path, kind: str) -> Iterator[None]:
         os.mkfifo(path)
     with socket.socket(socket.AF_UNIX) as bound:
         if kind == "socket":
-            # the name of a socket has 107 bytes at most
+            # the name of a socket has at most 107 bytes
             before = Path.cwd()
             os.chdir(path.parent)
             bound.bind(path.name)

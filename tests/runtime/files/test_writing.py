@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, and a failure leaves everything as it was."""
+"""Files and folders appear complete or not at all, and a failure leaves everything unchanged."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_sound_that_does_not_fit_on_the_disk_leaves_the_old_file(small_disk, n
     target = small_disk / name
     Sound(noise[:100], 16000).save(target)
     before = target.read_bytes()
-    for _ in range(3):  # room that a failure did not give back would show
+    for _ in range(3):  # space not freed after a failure would show
         with pytest.raises(OutputError, match="No space left") as caught:
             Sound(np.concatenate([noise] * 3), 16000).save(target)
         assert str(target) in str(caught.value) and "nothing was left behind" in str(caught.value)
@@ -193,7 +193,7 @@ with write(sys.argv[2]) as temporary:
 
 
 def held(kind: str, target: Path) -> subprocess.Popen[str]:
-    """A process that is in the middle of writing ``target``."""
+    """A process in the middle of writing ``target``."""
     command = [sys.executable, "-c", HOLD, kind, str(target)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"

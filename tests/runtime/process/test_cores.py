@@ -1,4 +1,4 @@
-"""No more threads than cores: what a process may use, and that more is refused wherever it is asked for."""
+"""No more threads than cores: what a process may use, and refusals of more wherever they are requested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ualm.runtime.engines.onnxruntime.sessions import OnnxRuntimeParts
 from ualm.runtime.process import cores
 
 Command = Callable[..., tuple[int, str, str]]
-#: One more than any machine has, a number that took gigabytes, and one that no int of the library holds.
+#: One more than any machine has, a number that used to take gigabytes, and one that overflows the library's int.
 TOO_MANY = (1000, 100_000, 2**31)
 
 
@@ -84,7 +84,7 @@ def test_training_refuses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def groups(folder: Path, own: str, limits: dict[str, str]) -> tuple[Path, Path]:
-    """The two places of Linux: which groups a process is in, and the files of the groups."""
+    """Linux's two places: which groups a process is in, and the groups' files."""
     (folder / "cgroup").write_text(own)
     for name, text in limits.items():
         (folder / "fs" / name).parent.mkdir(parents=True, exist_ok=True)

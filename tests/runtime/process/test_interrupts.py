@@ -1,4 +1,5 @@
-"""Ctrl-C while a library is loaded: a module in C may make an ImportError of it, and nobody may take that for more."""
+"""Ctrl-C while a library is loaded: a module in C may turn it into an ImportError, which must not be taken for a real
+one."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ SOURCES = sorted(file for room in ("runtime", "export", "bench") for file in (RO
 
 
 class Interrupted(importlib.abc.MetaPathFinder):
-    """Finds one module, whose initialisation in C a Ctrl-C has met."""
+    """Finds one module, whose initialisation in C was interrupted by Ctrl-C."""
 
     def __init__(self, name: str) -> None:
         self._name = name

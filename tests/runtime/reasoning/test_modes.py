@@ -1,4 +1,4 @@
-"""Reasoning: who says what to whom in each mode, when it stops, and what is left when it does not go well."""
+"""Reasoning: the messages of each mode, when it stops, and what remains after a failure."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_caption_that_ends_the_turn_is_given_back_to_be_played(model):
     with scripted(model, Says(CAPTION), Plays()) as script:
         result = model.reason("a dog", seed=2**64 - 1).result()
     assert script.heard == ["a dog", CAPTION]
-    assert script.drawn == [("text", 2**64 - 1), ("audio", 0)], "each turn has a seed of its own"
+    assert script.drawn == [("text", 2**64 - 1), ("audio", 0)], "each turn has its own seed"
     assert [turn.modality for turn in result.turns] == ["text", "audio"]
     assert result.sound is not None and result.caption == CAPTION
 
@@ -109,7 +109,7 @@ def test_a_dialogue_asks_plays_and_changes(model):
         result = reasoning.result()
     assert played.heard == ["play something", "a dog", "slower"]
     assert played.drawn == [("text", 7), ("text", 8), ("audio", 8), ("audio", 9)]
-    # each turn of the user is asked for when the answer before is there
+    # each turn of the user is requested once the previous answer is complete
     assert taken == [("play something", []), ("a dog", ["answer"]), ("slower", ["answer", "answer", "sound"])]
     assert [stage.turn for stage in result.stages] == [0, 1, 1, 2]
     assert result.sound is result.stages[-1].sound and set(result.sound.codes.flat) == {2}
@@ -158,7 +158,7 @@ def test_a_second_sound_of_the_review_is_the_repair_and_is_heard_in_the_next_rou
     assert set(result.sound.codes.flat) == {3} and result.turns[2].said[0] == "[sound of stage 3]"
     told = [event for event in events if isinstance(event, (Verdict, StageStarted))]
     repair = next(at for at, event in enumerate(told) if isinstance(event, StageStarted) and event.kind == "repair")
-    assert isinstance(told[repair - 1], Verdict), "the verdict is told before the repair begins"
+    assert isinstance(told[repair - 1], Verdict), "the verdict is reported before the repair begins"
 
 
 def test_rounds_are_the_most_that_are_heard(model):
@@ -199,7 +199,7 @@ def test_a_sound_is_being_heard_before_its_turn_is_over(model, monkeypatch):
     assert started == [0], "the repair of the last round is not heard again"
 
 
-# ---- what does not go well ----
+# ---- failures ----
 
 
 @pytest.mark.parametrize("leave", [False, True])
@@ -369,7 +369,7 @@ def test_a_bundle_from_before_templates_has_the_defaults(tiny_bundle, tmp_path):
 
 @pytest.fixture
 def reason(ualm: Command, tiny_bundle: Path) -> Iterator[Command]:
-    """``ualm reason`` with short answers of a random model."""
+    """``ualm reason`` with short answers from a random model."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         short = ("--threads", 1, "--max-seconds", 0.2, "--max-tokens", 6)
@@ -383,7 +383,7 @@ def test_the_command_shows_thoughts_and_writes_sound_and_trace(reason, tmp_path)
     sound, trace = tmp_path / "a.wav", tmp_path / "trace.json"
     status, out, err = reason("rain", "--mode", "reflect", "-o", sound, "--trace", trace, "--seed", 3)
     assert (status, but_cut(err)) == (0, "")
-    assert len(set(err.splitlines())) == err.count("\n")  # a limit is told once, however many texts it cuts
+    assert len(set(err.splitlines())) == err.count("\n")  # a limit is reported once, however many texts it cuts
     lines = out.splitlines()
     assert lines[0].startswith("caption: ") and lines[-1].startswith(f"{sound}: ")
     written = json.loads(trace.read_text())

@@ -1,4 +1,4 @@
-"""What phones and browsers record, read with the extra av."""
+"""Recordings of phones and browsers, read with the extra av."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from support.sounds import make_sound
 from ualm.runtime import InputError, Sound
 
 #: Container, codec, rate, suffix; most padding at the end (a frame of the codec); signal to noise in dB. The sounds are
-#: tones over noise, which lossy codecs replace: at 128 kb/s a channel what is left is 10 dB down, measured 14 and more.
+#: tones over noise, which lossy codecs replace: at 128 kb/s per channel the difference is at least 10 dB down; 14 and
+#: more was measured.
 RECORDINGS = [
     ("mp4", "aac", 44100, "m4a", 1024, 10),
     ("mp4", "aac", 16000, "mp4", 1024, 10),
@@ -42,7 +43,8 @@ def test_a_recording_is_read_in_place(tmp_path, capfd, container, codec, rate, s
     assert 0 <= found.shape[1] - samples.shape[1] <= padding
     found = found[:, : samples.shape[1]]
     for mine, theirs in zip(samples, found, strict=True):
-        # the resampling inside Opus may shift it by a part of a sample; the priming (312 or 1,024 samples) is gone
+        # the resampling inside Opus may shift it by a fraction of a sample; the priming (312 or 1,024 samples) is
+        # removed
         assert abs(lag(theirs, mine)) <= 1
         assert np.corrcoef(mine, theirs)[0, 1] > 0.95
         assert 10 * np.log10(np.mean(mine**2) / np.mean((mine - theirs) ** 2)) > floor
@@ -74,7 +76,7 @@ def test_an_mp3_with_rubbish_before_its_first_frame_is_read(rubbish):
     mp3 = ffmpeg(samples, "mp3", "libmp3lame", 16000)
     with pytest.raises(soundfile.SoundFileError):
         soundfile.read(io.BytesIO(rubbish + mp3))
-    # the table of contents, which would tell the delay of the encoder, is looked for at the beginning alone
+    # the table of contents, which would give the encoder's delay, is only looked for at the beginning
     assert 0 <= len(Sound.from_file(rubbish + mp3).samples) - 32000 <= 2 * 1152
 
 
@@ -132,7 +134,7 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch):
 
 
 def ffmpeg_m4a() -> bytes:
-    """The beginning of any m4a; nothing of it is decoded."""
+    """The beginning of any m4a; nothing in it is decoded."""
     return b"\0\0\0\x20ftypM4A \0\0\0\0M4A mp42isom\0\0\0\0" + bytes(100)
 
 

@@ -1,4 +1,4 @@
-"""Sounds from pipes, interrupted recorders and damaged files: read to their end, or refused; never cut in silence."""
+"""Sounds from pipes, interrupted recorders and damaged files: read to their end, or refused; never cut silently."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 class Stream(io.RawIOBase):
-    """Bytes that come once, as from a pipe; without ``data``, zeros without end. ``taken``: how many were."""
+    """Bytes that can be read once, as from a pipe; without ``data``, endless zeros. ``taken``: how many were read."""
 
     def __init__(self, data: bytes | None = None) -> None:
         self._data, self.taken = None if data is None else io.BytesIO(data), 0
@@ -55,7 +55,7 @@ class Stream(io.RawIOBase):
         return data
 
 
-# ---- lengths that nobody knows ----
+# ---- unknown lengths ----
 
 
 @pytest.mark.parametrize(
@@ -101,14 +101,14 @@ def test_what_ffmpeg_writes_into_a_pipe_is_read(container, codec, rate, options,
     assert sound.sample_rate == rate
     found = sound.samples.reshape(len(sound.samples), channels).T
     if codec == "libmp3lame":
-        # the delay and padding of its encoder stay where the header could not be written: two frames at most
+        # the delay and padding of its encoder remain if the header could not be written: two frames at most
         assert 0 <= found.shape[1] - samples.shape[1] <= 2 * 1152
         found = found[:, lag(found[0], samples[0]) :]
     else:
         assert found.shape == samples.shape
     found = found[:, : samples.shape[1]]
     noise = found - samples[:, : found.shape[1]]
-    # 16 bits keep 60 dB of these sounds at the least; codecs at 128 kb/s a channel keep 10 dB of their noise and tones
+    # 16 bits keep at least 60 dB of these sounds; codecs at 128 kb/s per channel keep 10 dB of their noise and tones
     floor = 10 if codec in ("libopus", "libmp3lame") else 60
     assert 10 * np.log10(np.mean(samples**2) / max(np.mean(noise**2), 1e-12)) > floor
 
@@ -130,7 +130,7 @@ def test_an_mp3_without_a_table_of_contents_is_read_to_its_end(caplog):
     assert 0 <= len(Sound.from_file(bare).samples) - 320000 <= 2 * 1152 and not told(caplog)
 
 
-# ---- lengths that are wrong ----
+# ---- wrong lengths ----
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_compressed_file_that_was_cut_off_is_told_or_refused(caplog, kind):
     assert len(sound.samples) < len(samples) and "cut off" in told(caplog)[0]
 
 
-# ---- what is no sound ----
+# ---- not a sound ----
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ except InputError as error:
 
 @pytest.mark.parametrize("length", ["known", "unknown"])
 def test_a_small_file_that_unfolds_to_much_takes_no_more_than_what_is_heard(length):
-    """20 million zeros in 160 KB: 300 s of 16 kHz are 19 MB of floats, which may be held twice."""
+    """20 million zeros in 160 KB: 300 s at 16 kHz are 19 MB of floats, which may be held twice."""
     done = subprocess.run([sys.executable, "-c", _BOMB, length], capture_output=True, text=True, timeout=120)
     size, grown, message = done.stdout.split(" ", 2)
     assert int(size) < 400_000 and "longer than the 300 s that are heard" in message

@@ -64,7 +64,7 @@ def test_a_loud_sound_is_scaled_as_a_whole_and_never_clipped(tmp_path, caplog, p
     assert gain == pytest.approx(limit / abs(peak), rel=1e-6)
     assert "quieter" in caplog.text and name in caplog.text
     written = soundfile.read(tmp_path / name, dtype="float64")[0]
-    # half a step of rounding, and float32's own where 24 bits are as fine
+    # half a step of rounding, plus float32's own where 24 bits are equally fine
     np.testing.assert_allclose(written, samples.astype(np.float64) * gain, atol=0.5001 * 2.0 ** (1 - bits), rtol=1e-7)
     assert np.flatnonzero(np.abs(written) > 0.99).tolist() == [123]
 
@@ -210,7 +210,7 @@ def test_a_tone_keeps_its_pitch_phase_and_level(rate):
     tone = np.sin(2 * np.pi * 1000 * np.arange(rate // 2) / rate).astype(np.float32)
     resampled = to_mono(Sound(tone, rate), 16000)
     expected = np.sin(2 * np.pi * 1000 * np.arange(8000) / 16000)
-    # away from the ends, where the filter sees silence; soxr HQ is accurate to about 100 dB
+    # not at the ends, where the filter sees silence; soxr HQ is accurate to about 100 dB
     np.testing.assert_allclose(resampled[1000:-1000], expected[1000:-1000], atol=1e-4)
 
 
@@ -222,7 +222,7 @@ def test_equal_rates_copy_nothing():
 def test_the_resampled_length_keeps_the_rounding_of_the_float_product():
     assert resampled_length(44100, 44100, 16000) == 16000
     assert resampled_length(44101, 44100, 16000) == 16001
-    # 22255 * (16000 / 22255) is 16000.000000000002 in floats: librosa gives one sample more than arithmetic does
+    # 22255 * (16000 / 22255) is 16000.000000000002 in floats: librosa gives one sample more than exact arithmetic does
     assert resampled_length(22255, 22255, 16000) == 16001
     assert len(to_mono(Sound(noise(22255), 22255), 16000)) == 16001
 

@@ -1,4 +1,4 @@
-"""Sounds are written in what libsndfile can write, and made quieter before a lossy format would clip them."""
+"""Sounds are written in the formats of libsndfile, and made quieter before a lossy format would clip them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_lossy_file_holds_the_sound_in_place(tmp_path, caplog, name, subtype, 
     found = Sound.from_file(tmp_path / name).samples.reshape(-1, channels).T
     assert found.shape == samples.shape
     for mine, theirs in zip(samples, found, strict=True):
-        # half a sample of Opus's own resampling at most; the delay of each encoder is told in the file and taken off
+        # at most half a sample from Opus's own resampling; each encoder's delay is stored in the file and removed
         assert abs(lag(theirs, mine)) <= 1
         # four tones over noise, which these codecs replace: Opus in 16 kHz stereo keeps the least, 0.83
         assert np.corrcoef(mine, theirs)[0, 1] > 0.8
@@ -40,12 +40,12 @@ def test_a_lossy_file_holds_the_sound_in_place(tmp_path, caplog, name, subtype, 
 @pytest.mark.parametrize(("name", "subtype"), LOSSY)
 @pytest.mark.parametrize("level", [1.0, 3.0])
 def test_a_loud_sound_is_made_quieter_until_what_is_decoded_fits(tmp_path, caplog, name, subtype, level):
-    """Noise up to full scale: a codec that drops a part of it passes full scale where the sound did not."""
+    """Noise up to full scale: a codec that drops part of it exceeds full scale where the sound did not."""
     noise = np.clip(0.6 * np.random.default_rng(1).standard_normal(16000), -1, 1).astype(np.float32)
     with caplog.at_level(logging.WARNING):
         gain = Sound(level * noise, 16000).save(tmp_path / name, subtype)
     decoded = soundfile.read(tmp_path / name)[0]
-    # no more than needed: half a decibel for each of a few tries
+    # no more than needed: half a decibel for each of a few attempts
     assert 0.5 < np.abs(decoded).max() < 1 and 0.2 < gain * level < 1
     assert "quieter" in caplog.text and name in caplog.text
     # as loud as it was, times the gain: lossy codecs keep the power within a decibel or so of what they keep

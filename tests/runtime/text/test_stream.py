@@ -1,4 +1,4 @@
-"""Text that comes piece by piece is, put together, what decoding at once gives."""
+"""Text decoded piece by piece equals, when joined, text decoded at once."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def byte_ids(tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.token_to_id(alphabet[byte]) for byte in range(256)]
 
 
-#: What clean-up looks for, whole and in parts, its neighbours, characters of 2 to 4 bytes, and broken ones.
+#: Patterns of clean-up, whole and in parts, their neighbours, characters of 2 to 4 bytes, and broken ones.
 _BITS = [b" ", b"  ", b"'", b" ' ", b" '", b"' ", b"n", b"n't", b" n't", b" n", b"t", b"s", b"'s", b" 's", b"m", b"v"]
 _BITS += [b"ve", b"'ve", b" 've", b"re", b"r", b"e", b".", b" .", b"?", b"!", b",", b" ,", b"word", b"1", b"\n", b"a"]
 _BITS += ["é".encode(), "€".encode(), "🐕".encode(), b"\xf0\x9f", b"\x90", b"\xe2", b"\xff", "\ufffd".encode()]
 
 
 def streamed(codec: TextCodec, ids: list[int], cuts: list[int]) -> tuple[list[str], str]:
-    """Deltas of the pushes, ids cut at ``cuts``, and what ``finish`` adds."""
+    """Deltas of the pushes, with ids cut at ``cuts``, and the rest from ``finish``."""
     stream = TextStream(codec)
     edges = [0, *sorted(cut % (len(ids) + 1) for cut in cuts), len(ids)]
     deltas = [stream.push(ids[first:last]) for first, last in pairwise(edges)]
@@ -71,7 +71,7 @@ def assert_never_contradicted(codec: TextCodec, ids: list[int], cuts: list[int])
 @settings(max_examples=300, deadline=None)
 @given(ids=st.lists(st.integers(0, 345), max_size=40), cuts=st.lists(st.integers(0, 40), max_size=40))
 def test_deltas_of_any_tokens_join_to_the_text(codec: TextCodec, ids: list[int], cuts: list[int]) -> None:
-    """345 is beyond the tokenizer: a model may draw ids that have no text."""
+    """345 is beyond the tokenizer: a model may draw ids without text."""
     assert_never_contradicted(codec, ids, cuts)
 
 
@@ -93,7 +93,7 @@ def test_a_character_comes_whole_or_not_at_all(codec: TextCodec, byte_ids: list[
     ids = [byte_ids[byte] for byte in "aé€🐕b".encode()]
     deltas, rest = streamed(codec, ids, list(range(len(ids))))
     assert [delta for delta in deltas if delta] == ["a", "é", "€", "🐕", "b"] and rest == ""
-    assert streamed(codec, ids[:-2], [2]) == (["aé"[:1], "é€"], "\ufffd")  # the ids end in the middle of one
+    assert streamed(codec, ids[:-2], [2]) == (["aé"[:1], "é€"], "\ufffd")  # the ids end within a character
 
 
 @pytest.mark.parametrize("text", ["dog 's", "is n't", "a . b", "x ' y", "we 've , they 're", "  ' ve", "🐕 .", "don't"])
@@ -102,14 +102,14 @@ def test_the_bytes_of_a_text_decode_to_its_clean_up(codec: TextCodec, byte_ids: 
     assert codec.decode(ids) == codec.clean_up(text)
 
 
-#: Words that no clean-up pattern begins with: a lone "n" may become " n't" and waits for a word that is none.
+#: Words that no clean-up pattern begins with: a lone "n" may become " n't" and waits for a word that rules it out.
 _WORD = st.text("abcdefghijklmnopqrstuvwxyz0123456789é-", min_size=1, max_size=8).filter(lambda word: word != "n")
 
 
 @settings(max_examples=200, deadline=None)
 @given(words=st.lists(_WORD, min_size=1))
 def test_a_word_is_out_when_the_next_one_begins(codec: TextCodec, byte_ids: list[int], words: list[str]) -> None:
-    """Whatever its length: lists of numbers and short words must flow too."""
+    """For any length: lists of numbers and short words must stream too."""
     stream, said = TextStream(codec), ""
     for count, word in enumerate(words):
         said += stream.push([byte_ids[byte] for byte in (" " * (count > 0) + word).encode()])

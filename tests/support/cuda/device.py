@@ -1,4 +1,4 @@
-"""The device loop on this machine: the kernels of the host shim, and ONNX Runtime's CPU provider in place of CUDA's."""
+"""The device loop on this machine: the kernels of the host shim, and ONNX Runtime's CPU provider instead of CUDA's."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ualm.runtime.files.safetensors_reader import MappedTensors
 
 
 def device_engine(bundle: Bundle, max_context: int = 256, **options: Any) -> OnnxRuntimeCudaEngine:
-    """The engine under test; heads run in ONNX Runtime unless told otherwise, so that logits are the CPU engine's."""
+    """The engine under test; heads run in ONNX Runtime by default, so that logits are the CPU engine's."""
     options = {"fused_heads": False} | options
     return OnnxRuntimeCudaEngine(bundle, Device(load_shim(), kind="cpu"), threads=1, max_context=max_context, **options)
 
 
 def cpu_engine(bundle: Bundle, max_context: int = 256) -> OnnxRuntimeEngine:
-    """The engine that it is held against, with the body's standard dialect, as the device has it."""
+    """The engine that it is compared with, with the body's standard dialect, as on the device."""
     engine = OnnxRuntimeEngine(bundle, threads=1, max_context=max_context)
     engine.body = "backbone"
     return engine

@@ -26,7 +26,7 @@ class Kernel:
         columns = len(tables.text_columns() if text else tables.audio_columns())
         hidden, latent = tables.embedding.shape[1], tables.rvq_table.shape[2]
         wide = tables.embedding.dtype == np.float32
-        # one float apart: rows of logits may lie anywhere
+        # one extra float: rows of logits need no alignment
         self.logits = np.full((count, self.branches, columns + 1), np.nan, np.float32)
         self.state = np.full((count, cuda.STATE_BYTES), 0xFF, np.uint8)
         self.embeddings = np.full((count, 2, hidden), np.nan, np.float32)
@@ -34,7 +34,7 @@ class Kernel:
         self.latents = np.full((count, capacity, latent), np.nan, np.float32)
         self.progress = np.full(count, 2**64 - 1, np.uint64)
         self.capacity = capacity
-        self._tables = tables  # the addresses below live as long as their arrays
+        self._tables = tables  # keeps the arrays behind the addresses below alive
         self.layout = cuda.Layout(
             codebook_size=tables.codebook_size,
             text_size=tables.text_size,
@@ -92,7 +92,7 @@ class Kernel:
         self.sample(0)
 
     def progress_of(self, index: int) -> tuple[int, int, int, int]:
-        """Rows drawn, flags of the last, fault, its stream."""
+        """Rows drawn, flags of the last one, fault, its stream."""
         word = int(self.progress[index])
         return word & 0xFFFFFFFF, word >> 32 & 0xFF, word >> 40 & 0xFF, word >> 48
 
@@ -109,7 +109,7 @@ class Pair:
         self.row, self.over = 0, False
 
     def check(self, logits: np.ndarray) -> None:
-        """Step the CPU's sampler with what the kernel has just been given, and compare."""
+        """Step the CPU's sampler with the kernel's latest input, and compare."""
         if self.over:
             return
         native, kernel, i = self.native, self.kernel, self.index
@@ -136,7 +136,7 @@ class Pair:
 def run_pairs(
     cuda: ModuleType, tables: Tables, options: list[Options], steps: list[list[np.ndarray]], *, beyond: int = 2
 ) -> list[Pair]:
-    """Every sequence until all have ended, then ``beyond`` launches more, which must change nothing.
+    """Run all sequences until they have ended, then ``beyond`` more launches, which must change nothing.
 
     ``steps[i][r]``: logits of sequence i at row r.
     """

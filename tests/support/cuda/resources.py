@@ -1,4 +1,4 @@
-"""What each kernel needs of a GPU, as the compiler says: compiled for every architecture, run nowhere.
+"""Resources of each kernel, as reported by the compiler: compiled for every architecture, not run.
 
 ``python tests/support/cuda/resources.py`` compiles, and writes ``docs/cuda_resources.json`` and the table of
 ``docs/cuda.md``.
@@ -55,7 +55,7 @@ def compile_kernels(compiler: str, architectures: Iterable[str] = ARCHITECTURES)
 
 
 def float_operations(compiler: str, name: str, folder: Path) -> set[str]:
-    """The arithmetic on floats in the PTX of a kernel file, e.g. {"add.rn.f32"}."""
+    """The float instructions in the PTX of a kernel file, e.g. {"add.rn.f32"}."""
     target = folder / "kernel.ptx"
     flags = ["-std=c++17", "-O3", "-arch=sm_90", f"-I{ROOT / 'csrc'}"]
     subprocess.run([compiler, *flags, "-ptx", str(ROOT / "csrc/cuda" / name), "-o", target], check=True)

@@ -36,7 +36,7 @@ compiler = os.environ.get("CXX", "g++")
 
 
 def compile_all(sources: list[Path], flags: list[str], link: list[str], name: str) -> Path:
-    """Compile and link ``sources``; kept in ``build/`` under a hash of every file and flag that goes in."""
+    """Compile and link ``sources``; cached in ``build/`` under a hash of all files and flags."""
     inputs = sorted({*SOURCES.rglob("*.h"), *SOURCES.rglob("*.cu"), *SOURCES.rglob("*.cpp"), *SHIM.iterdir()})
     digest = hashlib.sha256(repr((compiler, flags, link, name, sys.version)).encode())
     for path in inputs:
@@ -46,7 +46,7 @@ def compile_all(sources: list[Path], flags: list[str], link: list[str], name: st
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    tag = os.getpid()  # two test processes may build at once: each in files of its own, then renamed
+    tag = os.getpid()  # two test processes may build at once: each in its own files, then renamed
 
     def compile_one(source: Path) -> Path:
         out = folder / f"{source.stem}.{tag}.o"
@@ -65,7 +65,7 @@ def compile_all(sources: list[Path], flags: list[str], link: list[str], name: st
 
 
 def load_shim() -> ModuleType:
-    """The module, under a name of its own: pybind11 gives a process one module of a name, whatever its file."""
+    """The module, under a separate name: pybind11 gives a process one module per name, whatever its file."""
     flags = ["-fPIC", "-fvisibility=hidden", '-DUALM_CUDA_ARCHITECTURES="host shim"']
     flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     name = "_cuda" + importlib.machinery.EXTENSION_SUFFIXES[0]

@@ -61,8 +61,8 @@ def run_native(native: Native, options: Options, logits: MakeLogits, rows: int |
 
 
 def assert_same(native: Native, tables: Tables, options: Options, steps: Iterable[np.ndarray]) -> int:
-    """Every output of every step equals the model's, bit for bit. Returns the rows compared: it stops early where the
-    model cannot tell two candidates apart (see sampler_model)."""
+    """Check that every output of every step equals the model's, bit for bit. Returns the rows compared: it stops early
+    if the model cannot distinguish two candidates (see sampler_model)."""
     model = SlowSampler(tables, options)
     native.begin(options)
     for count, logits in enumerate(steps):

@@ -1,7 +1,7 @@
 """A slow, obvious model of the frame sampler, written from the rules alone: whole histories, sorting, float64.
 
-Where float64 and the sampler's float32 may honestly part (two candidates closer than rounding, or a cumulative
-probability on the edge of top-p) the model sets ``ambiguous`` instead of claiming a winner.
+Where float64 and the sampler's float32 may legitimately differ (two candidates closer than rounding, or a cumulative
+probability on the edge of top-p), the model sets ``ambiguous`` instead of naming a winner.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def gumbel_of_bits(word: int) -> float:
 
 @dataclass
 class Tables:
-    """Sizes and tables of a small model, ids laid out as text, then audio."""
+    """Sizes and tables of a small model, with text ids before audio ids."""
 
     codebook_size: int
     text_size: int
@@ -222,7 +222,7 @@ class SlowSampler:
         scaled -= scaled[0]
         if options.top_p < 1:
             cumulative = np.cumsum(np.exp(scaled) / np.exp(scaled).sum())
-            # The sum is float64 here, integers in the sampler: at the edge either answer is right.
+            # The sum is float64 here, integers in the sampler: at the edge either answer is correct.
             if np.min(np.abs(cumulative[:-1] - options.top_p), initial=1.0) < TOP_P_MARGIN:
                 self.ambiguous = True
             count = int(np.argmax(cumulative >= options.top_p)) + 1 if cumulative[-1] >= options.top_p else len(ranked)

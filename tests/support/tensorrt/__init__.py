@@ -1,1 +1,1 @@
-"""A stand-in for TensorRT, and what its real bindings say."""
+"""A stand-in for TensorRT, and facts from its real bindings."""

@@ -1,10 +1,10 @@
-"""What the Python bindings of TensorRT offer: names, parameters and enum members, read from the real bindings.
+"""The contents of TensorRT's Python bindings: names, parameters and enum members, read from the real bindings.
 
 The bindings come as wheels (``tensorrt-cu13-bindings`` 11, ``tensorrt-cu12-bindings`` 10) whose native libraries are
-not needed to look at them: a stand-in with the nine symbols that the bindings import is compiled in their place.
-Nothing of TensorRT runs.
+not needed for inspection: a stand-in with the nine symbols that the bindings import is compiled in their place. No
+TensorRT code runs.
 
-``python tests/support/tensorrt/bindings.py WHEEL... > FILE`` writes the facts again, FILE being
+``python tests/support/tensorrt/bindings.py WHEEL... > FILE`` writes the facts again, where FILE is
 ``tests/runtime/engines/tensorrt/tensorrt_bindings.json``.
 """
 
@@ -89,7 +89,7 @@ def _parameter(text: str) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas that stand in no bracket."""
+    """Split at commas outside brackets."""
     parts, depth = [""], 0
     for mark in text:
         depth += (mark in "([{<") - (mark in ")]}>")
@@ -101,7 +101,7 @@ def _split(text: str) -> list[str]:
 
 
 def read_wheel(wheel: Path) -> dict[str, Any]:
-    """Facts of a wheel of the bindings, imported in a process of its own over a stand-in for the native libraries."""
+    """Facts of a wheel of the bindings, imported in a separate process over a stand-in for the native libraries."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with zipfile.ZipFile(wheel) as archive:

@@ -1,5 +1,5 @@
-"""Building one graph with TensorRT-RTX for sizes of one's own, to prove that the parser takes every operator of it and
-drops none of its inputs. This needs no GPU."""
+"""Builds one graph with TensorRT-RTX for given sizes, to prove that the parser accepts all its operators and drops none
+of its inputs. This needs no GPU."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ualm.runtime.errors import ExportError
 
 
 def build_part(onnx_path: Path, *, compute_capability: str | Sequence[str], sizes: Mapping[str, Size]) -> BuildReport:
-    """Build a part whose named dimensions are given once, by name, for all inputs.
+    """Build a part, with named dimensions given once, by name, for all inputs.
 
     A dimension given as one number is fixed in the graph: cache capacities must be, because TensorRT keeps a cache's
-    length static. An integer input that ``sizes`` names decides about shapes (the codec's ``first`` and ``last``): one
-    number makes it a constant and so gives the engine for these calls alone; three give its range.
+    length static. An integer input that ``sizes`` names determines shapes (the codec's ``first`` and ``last``): one
+    number makes it a constant and so gives the engine for only these calls; three give its range.
     """
     model = load_graph(onnx_path)
     inputs = {value.name: dimensions(value) for value in model.graph.input}

@@ -1,9 +1,9 @@
 """A stand-in for TensorRT's Python module, written by us: its engines are the ONNX graphs, computed by ONNX Runtime.
 
 It shows that our calls fit together: which profile takes which shape, what is bound where, what a step leaves in device
-memory for the next; and that no two threads are in one context, or put runs over one scratch memory on the stream, at
-once (:data:`misuse`). It says nothing about TensorRT. Device memory is that of the kernels' host shim, so an address is
-one of this process.
+memory for the next; and that no two threads use one context, or put runs that share scratch memory on the stream, at
+the same time (:data:`misuse`). It says nothing about TensorRT. Device memory is that of the kernels' host shim, so an
+address belongs to this process.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _DTYPES = {
 }
 
 
-#: What TensorRT calls undefined and was done all the same; a test that finds any must fail, see :func:`watched`.
+#: Calls whose behaviour TensorRT leaves undefined; a test that finds any must fail, see :func:`watched`.
 misuse: list[str] = []
-#: Seconds that every run takes in addition while it is put on the stream, so that threads meet.
+#: Extra seconds for every run while it is put on the stream, so that threads collide.
 linger = 0.0
 _busy: dict[object, int] = {}
 _guard = threading.Lock()
@@ -46,7 +46,7 @@ _guard = threading.Lock()
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Fails where something within uses a context or a scratch memory on two threads at once."""
+    """Fails if code within uses a context or scratch memory on two threads at once."""
     misuse.clear()
     yield
     assert not misuse, misuse
@@ -54,7 +54,7 @@ def watched() -> Iterator[None]:
 
 @contextmanager
 def _alone(what: object, name: str) -> Iterator[None]:
-    """Nobody else is to use ``what`` meanwhile."""
+    """No other thread may use ``what`` meanwhile."""
     me = threading.get_ident()
     with _guard:
         other = _busy.setdefault(what, me)
@@ -69,7 +69,7 @@ def _alone(what: object, name: str) -> Iterator[None]:
 
 
 def _bound_by_one(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A call of a context: from the first binding until the run is enqueued, it is to be one thread's."""
+    """A call of a context: from the first binding until the run is enqueued, only one thread may use it."""
 
     @functools.wraps(method)
     def call(self: Context, *arguments: Any, **options: Any) -> Any:
@@ -92,7 +92,7 @@ class ILogger:
 
 
 class Runtime:
-    """TensorRT 10.3 makes contexts without a configuration of their own."""
+    """TensorRT 10.3 makes contexts without their own configuration."""
 
     engines: type[Engine]
 
@@ -251,7 +251,7 @@ def fake_build(
     sms: Sequence[int],
     timing_cache: Path | None = None,
 ) -> BuildReport:
-    """As ``tensorrt_build.build``: the engine names a graph that lies beside the bundle's weights."""
+    """As ``build.build``: the engine names a graph beside the bundle's weights."""
     place = onnx_path.with_name(f"fake.{onnx_path.name}")
     onnx.save(model, place)
     plan = {"onnx": str(place), "profiles": [profile.to_json() for profile in profiles]}
@@ -260,9 +260,9 @@ def fake_build(
 
 
 class ReplayingDevice(Device):
-    """A device whose graphs do again what was enqueued while they were captured, with the arguments of then.
+    """A device whose graphs replay what was enqueued during capture, with the same arguments.
 
-    The shim records its own kernels only; here the engines' runs must be part of a graph as well.
+    The shim records only its own kernels; here the engines' runs must be part of a graph as well.
     """
 
     captured = 0

@@ -1,4 +1,4 @@
-// How a block's threads run: as fibers that take turns, or as threads of the operating system (UALM_SHIM_THREADS).
+// Runs a block's threads: as fibers that take turns, or as threads of the operating system (UALM_SHIM_THREADS).
 #include <cstdio>
 #include <stdexcept>
 #include <vector>
@@ -18,12 +18,12 @@ constexpr unsigned kWarp = 32;
 unsigned lane() { return threadIdx.x % kWarp; }
 unsigned warp() { return threadIdx.x / kWarp; }
 
-// Shuffled values lie in two sets of slots in turn: who writes the next one cannot meet who still reads the last.
+// Shuffled values alternate between two sets of slots, so that writing the next one cannot race with reading the last.
 struct Slots {
   uint64_t values[2][kWarp];
 };
 Slots slots[32];
-int counts[3];  // of votes, in turn; the one after next is cleared
+int counts[3];  // of votes, used in rotation; the one after next is cleared
 
 }  // namespace
 

@@ -1,7 +1,7 @@
-// A stand-in for CUDA that runs kernel sources on the CPU, for tests. A C++ compiler finds this header in place of the
+// A stand-in for CUDA that runs kernel sources on the CPU, for tests. A C++ compiler finds this header instead of the
 // real one: blocks run in turn; within a block every CUDA thread is a fiber, or with UALM_SHIM_THREADS a thread of the
 // operating system, which is slow and lets ThreadSanitizer see what barriers order. Barriers, shuffles and votes must
-// be reached by all threads of the block or warp: one that is not is an error, where a GPU might go on. What it cannot
+// be reached by all threads of the block or warp: otherwise it is an error, where a GPU might go on. What it cannot
 // show: blocks running at the same time, the memory model between them, and speed.
 #pragma once
 
@@ -39,7 +39,7 @@ void warp_barrier();
 int block_count(int predicate);
 uint64_t exchange(uint64_t mine, int lane_distance);
 void run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
-void submit(void* stream, std::function<void()> work);  // runs it, or records it where the stream is captured
+void submit(void* stream, std::function<void()> work);  // runs it, or records it if the stream is captured
 [[noreturn]] void fail(const char* what);
 
 template <class... Parameters, class... Arguments>

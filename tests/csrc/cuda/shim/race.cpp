@@ -1,4 +1,4 @@
-// Runs blocks of each kernel with real threads, for ThreadSanitizer: whatever two threads touch must be ordered by a
+// Runs blocks of each kernel with real threads, for ThreadSanitizer: accesses by two threads must be ordered by a
 // barrier. Prints the rows drawn, so that the test knows that they were computed.
 #include <cstdio>
 #include <cstdlib>
@@ -90,7 +90,7 @@ void head() {
 
 }  // namespace
 
-// With an argument: only the first of it.
+// With an argument: only the first part.
 int main(int count, char**) {
   sample(20, 1.0, 1);  // collected and sorted
   if (count > 1) return 0;

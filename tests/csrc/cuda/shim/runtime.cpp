@@ -1,8 +1,8 @@
 // The runtime's calls on the CPU: memory is the host's, a stream runs what it is given at once, a graph records it.
-// The environment says what machine to pretend: UALM_SHIM_DEVICES (1), UALM_SHIM_DRIVER (13000; 0: none),
+// Environment variables describe the simulated machine: UALM_SHIM_DEVICES (1), UALM_SHIM_DRIVER (13000; 0: none),
 // UALM_SHIM_CAPABILITY (9.0), UALM_SHIM_MEMORY (bytes, 8 GiB), UALM_SHIM_INTEGRATED (0), UALM_SHIM_WAIT (milliseconds
-// that each call takes which on a device may wait, 0).
-// Device memory begins as NaN, and what is written behind the end of an allocation is an error when that is freed.
+// that each call takes that may wait on a device, 0).
+// Device memory is initialised to NaN, and a write beyond the end of an allocation is an error when it is freed.
 #include <chrono>
 #include <map>
 #include <mutex>
@@ -43,7 +43,7 @@ cudaError_t remember(cudaError_t error) {
   return error;
 }
 
-// In calls that wait for the device, or have the driver work for long.
+// For calls that wait for the device, or keep the driver busy for long.
 void wait() {
   if (const int milliseconds = std::stoi(setting("UALM_SHIM_WAIT", "0"))) {
     std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));

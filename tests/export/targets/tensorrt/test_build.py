@@ -1,6 +1,7 @@
-"""Engines of the packaged bundle are built for real with TensorRT-RTX, and a network that is not its graph is caught.
+"""Engines of the packaged bundle are really built with TensorRT-RTX, and a network that differs from its graph is
+detected.
 
-Building needs no GPU. No engine is run here.
+Building needs no GPU; no engine is run here.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ def test_tensorrt_is_refused_without_a_gpu_and_with_a_target(tmp_path: Path, mon
 
 
 def test_a_bundle_is_compiled_without_torch() -> None:
-    """As on a Jetson: the command gets as far as looking for a GPU."""
+    """As on a Jetson: the command gets as far as the search for a GPU."""
     code = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'safetensors', 'yaml')))\n"
     code += "from ualm.runtime.cli.main import main; sys.argv[0] = 'ualm'; main()"
     command = [sys.executable, "-c", code, "export", str(default_bundle()), "--engine", "tensorrt", "-o", "nowhere"]
@@ -203,7 +204,7 @@ def test_a_library_that_is_missing_or_too_old_says_so() -> None:
 
 
 def older(library: Library) -> Library:
-    """A library as it would be without what TensorRT 10.3 lacks, as far as we ask for it."""
+    """A library without the features that TensorRT 10.3 lacks, as far as ualm uses them."""
     module = library.module
     kinds = {name: kind for name, kind in module.LayerType.__members__.items() if name != "ATTENTION_INPUT"}
     missing = {"INetworkDefinition": SimpleNamespace(), "LayerType": SimpleNamespace(**kinds)}
@@ -229,7 +230,7 @@ def test_a_library_that_lacks_what_10_3_lacks_builds_engines_whose_rows_are_appe
 
 
 def test_an_int4_graph_that_an_older_library_cannot_build_says_what_would_do(tmp_path: Path) -> None:
-    """By way of a GPU that has no product in float32."""
+    """Provoked with a GPU that has no product in float32."""
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "s"], ["wide"], name="values", axis=0, block_size=32),
         helper.make_node("MatMul", ["x", "wide"], ["y"], name="product"),
@@ -249,14 +250,14 @@ def test_an_int4_graph_that_an_older_library_cannot_build_says_what_would_do(tmp
     assert "--precision" not in str(newer.value)
 
 
-# ---- the body that counts for itself ----
+# ---- the body that counts its positions itself ----
 
 
 @pytest.mark.parametrize(("batch", "rows", "held", "columns"), [(1, 5, 0, 16), (1, 3, 7, 10), (2, 1, 9, 16)])
 def test_own_positions_give_what_the_told_ones_give(
     batch: int, rows: int, held: int, columns: int, tmp_path: Path
 ) -> None:
-    """In ONNX Runtime, on a body with float32 arithmetic: the graph that TensorRT gets and the one of the bundle."""
+    """In ONNX Runtime, on a body with float32 arithmetic: the graph for TensorRT equals the bundle's."""
     from support.runs import make_run
     from ualm.export.bundle import export_run
 
@@ -299,7 +300,7 @@ def test_own_positions_give_what_the_told_ones_give(
         np.testing.assert_allclose(mine, other, atol=1e-6)
 
 
-# ---- networks that are not their graph ----
+# ---- networks that differ from their graph ----
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -369,7 +370,7 @@ def float_row(model: onnx.ModelProto) -> None:
 
 
 def another_mask(model: onnx.ModelProto) -> None:
-    """As if what hides columns were not read: the graph reads it where the network does not."""
+    """As if the mask of columns were not read: the graph reads it where the network does not."""
     next(each for each in model.graph.node if each.name == "backbone.0.attention.held_scaled").input[1] = (
         "appended.held"
     )
@@ -424,7 +425,7 @@ def test_a_convolution_keeps_its_weights() -> None:
 
 
 def test_a_precision_that_the_parser_narrows_fails_the_build(tmp_path: Path) -> None:
-    """The parser takes double for float, with a warning that nobody reads."""
+    """The parser narrows double to float, with a warning that is easily missed."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])
     nodes = [
         helper.make_node("Cast", ["x"], ["wide"], name="widen", to=TensorProto.DOUBLE),
@@ -452,7 +453,7 @@ def test_a_precision_that_the_parser_narrows_fails_the_build(tmp_path: Path) -> 
 def test_positions_are_read_on_the_device_and_the_codecs_flags_on_the_host(
     part: str, cache: CacheKind, on_host: set[str]
 ) -> None:
-    """The engine binds them so; a position that were needed on the host could not count within a captured step."""
+    """The engine binds them so; a position needed on the host could not advance within a captured step."""
     _, (network, _owners), _trt = packaged_network(part, cache)
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     assert {tensor.name for tensor in inputs if tensor.is_shape_tensor} == on_host

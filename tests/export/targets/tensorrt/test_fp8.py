@@ -1,5 +1,5 @@
-"""A bundle in fp8 through TensorRT-RTX: every product of its body is one of float8, on GPUs that have them, or there is
-no engine. Building needs no GPU; no engine is run here."""
+"""A bundle in fp8 through TensorRT-RTX: every product of its body is in float8, on GPUs that support it, or there is no
+engine. Building needs no GPU; no engine is run here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def order(run: Path, output: Path, **changes: Any) -> ExportRequest:
 
 @pytest.fixture(scope="module")
 def bundle(run: Path) -> Bundle:
-    """As the command makes it: exported in fp8, with engines for two GPUs at once."""
+    """As made by the command: exported in fp8, with engines for two GPUs at once."""
     tensorrt_rtx(order(run, run.parent / "bundle"), quiet)
     return Bundle(run.parent / "bundle")  # verifies the hashes
 
@@ -64,7 +64,7 @@ def test_a_run_becomes_a_bundle_with_engines(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("sm", [89, 120])
 def test_the_network_has_what_the_graph_has(bundle: Bundle, sm: int) -> None:
-    """Rounding of both sides of each product; the comparison of network and graph stands before each build."""
+    """Both sides of each product are rounded; the network is compared with the graph before each build."""
     library = find_library("tensorrt-rtx")
     (plan,) = plan_parts(bundle, 1024, roles=("backbone",))
     report = build(library, plan.path, plan.model, plan.profiles, sms=(sm,))
@@ -74,7 +74,7 @@ def test_the_network_has_what_the_graph_has(bundle: Bundle, sm: int) -> None:
 
 @pytest.mark.parametrize("sm", [89, 120])
 def test_every_product_is_one_of_float8_numbers(bundle: Bundle, sm: int) -> None:
-    """What the builder tells of its engine: with float8 on both sides, of one byte a weight, and none widened."""
+    """The builder's report of its engine: float8 on both sides, one byte per weight, and none widened."""
     trt = find_library("tensorrt-rtx").module
     (plan,) = plan_parts(bundle, 1024, roles=("backbone",))
 
@@ -107,7 +107,7 @@ def test_every_product_is_one_of_float8_numbers(bundle: Bundle, sm: int) -> None
         assert "FP8" in re.findall(r"Datatype: (\w+)", rest.split("Outputs: ")[0]), product
 
 
-# ---- networks that are not their graph ----
+# ---- networks that differ from their graph ----
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -117,7 +117,7 @@ def node_of(model: onnx.ModelProto, kind: str) -> onnx.NodeProto:
 
 
 def unrounded_rows(model: onnx.ModelProto) -> None:
-    """As if the rounding of what is multiplied were gone from the network: there its place is taken by something."""
+    """As if the rounding of the inputs were missing from the network, replaced by something else."""
     node = node_of(model, "QuantizeLinear")
     node.output[0] = "lost"
     node_of(model, "DequantizeLinear").input[0] = "lost"
@@ -137,7 +137,7 @@ def other_rounding(model: onnx.ModelProto) -> None:
 
 
 def scales_of_columns(model: onnx.ModelProto) -> None:
-    """As if one scale had become of many."""
+    """As if one scale had become many."""
     name = "backbone.0.qkv.scale"
     next(each for each in model.graph.initializer if each.name == name).dims.append(2)
 

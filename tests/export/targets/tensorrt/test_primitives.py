@@ -1,6 +1,6 @@
-"""Graphs for TensorRT 10.3 compute what the bundle's do, in ONNX Runtime, and hold nothing that its parser lacks.
+"""Graphs for TensorRT 10.3 compute what the bundle's do, in ONNX Runtime, and contain nothing that its parser lacks.
 
-TensorRT 10.3 itself was not run. Whether the networks are sound is shown by TensorRT-RTX, which builds them.
+TensorRT 10.3 itself was not run. TensorRT-RTX, which builds the networks, shows that they are valid.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ualm.runtime.bundle.packaged import default_bundle
 from ualm.runtime.errors import ExportError
 
 CAPACITY = 48
-#: What our graphs may hold: operators that the parser lists as supported in 10.1 (its docs/operators.md; `axes`, where
-#: there are any, as initializers), and its changes to 10.3 took none away.
+#: Operators that our graphs may contain: those that the parser lists as supported in 10.1 (its docs/operators.md;
+#: `axes`, if any, as initializers), none of which was removed up to 10.3.
 PARSED = {
     *(
         "Add",
@@ -67,7 +67,7 @@ def session_of(bundle: Bundle, model: onnx.ModelProto, name: str) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    # fused, blocks of weights would be multiplied in whole numbers
+    # if fused, blocks of weights would be multiplied as integers
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(place), options, providers=["CPUExecutionProvider"])
 
@@ -90,7 +90,7 @@ class Body:
         }
 
     def feed(self, rows: np.ndarray, position: int, columns: int, branch: slice = slice(0, 1)) -> np.ndarray:
-        """Hidden state behind ``rows`` float32 [branches, rows, H]; their keys and values come into the cache."""
+        """Hidden state after ``rows`` float32 [branches, rows, H]; their keys and values go into the cache."""
         fed = rows.shape[1]
         inputs = {name: np.ascontiguousarray(cache[branch]) for name, cache in self.cache.items()}
         inputs |= {"embeddings": rows} | self.counted(position, fed, columns)
@@ -115,7 +115,7 @@ class Body:
 
 
 class Grouped(Body):
-    """The body for the CPU: the same weights, as they are stored, in float32 arithmetic."""
+    """The body for the CPU: the same stored weights, in float32 arithmetic."""
 
     def counted(self, position: int, fed: int, columns: int) -> dict[str, np.ndarray]:
         last = position + fed
@@ -128,7 +128,7 @@ class Grouped(Body):
 
 
 def both(bundle: Bundle) -> tuple[Body, Body]:
-    """The body as it is for a library that writes the cache in place, and in primitives."""
+    """The body for a library that writes the cache in place, and the body in primitives."""
     told = with_own_positions(load_graph(bundle.part("backbone")))
     appended = in_primitives(with_appended_cache(told))
     onnx.save(appended, bundle.folder / "checked.onnx")
@@ -154,14 +154,14 @@ def test_a_conversation_is_the_same(bodies: tuple[Body, Body]) -> None:
     """
     random = np.random.default_rng(1)
     width, position = bodies[0].model.hidden_size, 0
-    # rows, and columns that the appended form looks at: at least those held, at a bucket's edge and beyond
+    # rows, and columns that the appended form reads: at least those held, at a bucket's edge and beyond
     pieces = [(1, 1), (5, 1), (7, 16), (3, 13), (12, 32)]
     for rows, columns in pieces:
         fed = random.standard_normal((1, rows, width), np.float32)
         expected = bodies[0].feed(fed, position, max(columns, position + rows))
         np.testing.assert_allclose(bodies[1].feed(fed, position, columns), expected, atol=3e-5)
         position += rows
-    for body in bodies:  # the null branch gets its prefix elsewhere
+    for body in bodies:  # the null branch gets its prefix in another way
         for cache in body.cache.values():
             cache[1, :, :position] = np.random.default_rng(2).standard_normal(cache[1, :, :position].shape)
     for step in range(position, CAPACITY):
@@ -178,7 +178,7 @@ def test_a_conversation_is_the_same(bodies: tuple[Body, Body]) -> None:
 def test_what_lies_behind_the_rows_held_counts_for_nothing(
     bodies: tuple[Body, Body], rows: int, position: int, branches: int
 ) -> None:
-    """Not even in the last bit, be it as large as the format holds."""
+    """Not even in the last bit, for values up to the largest of the format."""
     body, random = bodies[1], np.random.default_rng(3)
     fed = random.standard_normal((branches, rows, body.model.hidden_size), np.float32)
     hidden = []
@@ -192,9 +192,9 @@ def test_what_lies_behind_the_rows_held_counts_for_nothing(
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp16", 5e-3), ("int8", 5e-3), ("int4", 5e-3), ("fp8", 0.2)])
 def test_half_precision_is_as_near_as_it_is(precision: str, bound: float, tmp_path: Path) -> None:
-    """From float32 arithmetic on the same weights it is no farther than the form for newer libraries, whose scores are
+    """It is no farther from float32 arithmetic on the same weights than the form for newer libraries, whose scores are
     half precision in ONNX Runtime; a fifth is allowed for the order of sums. fp8 rounds rows to three bits of fraction,
-    and half precision and float32 fall on different sides here and there: 0.2, of values of 2 (seen: 0.14 in both)."""
+    and half precision and float32 sometimes round differently: 0.2, of values of 2 (seen: 0.14 in both)."""
     bundle = exported(tmp_path, precision)
     grouped = Grouped(bundle, load_graph(bundle.part("backbone.grouped")), "grouped.onnx")
     standard, primitives = both(bundle)
@@ -211,7 +211,7 @@ def test_half_precision_is_as_near_as_it_is(precision: str, bound: float, tmp_pa
 
 
 def test_keys_with_large_biases_keep_their_scores_apart(tmp_path: Path) -> None:
-    """Half precision's scores would be infinite: keys of 300 times queries of 300 in 16 numbers are over 1e6."""
+    """Half-precision scores would be infinite: keys of 300 times queries of 300 over 16 numbers exceed 1e6."""
     body = both(exported(tmp_path, "fp16"))[1]
     for cache in body.cache.values():
         cache[:, :, :20] = 6e4
@@ -237,7 +237,7 @@ def test_blocks_of_int8_are_widened_to_the_same_numbers(number: str) -> None:
     np.testing.assert_array_equal(session.run(None, {})[0], dequantize(whole, scales).astype(number))
 
 
-# ---- what they are made of ----
+# ---- operators ----
 
 
 @pytest.fixture(scope="module", params=["packaged", "omni int4", "omni bf16", "omni fp8", "afwhisper fp32"])
@@ -277,17 +277,17 @@ def test_the_bundles_own_graphs_are_left_as_they_are(bundle: Bundle) -> None:
     reason="TensorRT-RTX is not installed: pip install '.[tensorrt-rtx]'",
 )
 def test_tensorrt_rtx_builds_every_part_in_primitives(bundle: Bundle) -> None:
-    """The network is the graph, and a builder takes it. This is TensorRT-RTX, not 10.3."""
+    """The network equals the graph, and a builder accepts it. This is TensorRT-RTX, not 10.3."""
     library = find_library("tensorrt-rtx")
     for plan in plan_parts(bundle, min(512, bundle.manifest.model.max_positions), cache="appended"):
-        report = build(library, plan.path, plan.model, plan.profiles, sms=(89,))  # the first that takes fp8
+        report = build(library, plan.path, plan.model, plan.profiles, sms=(89,))  # the first that supports fp8
         assert not {"KV_CACHE_UPDATE", "ROTARY_EMBEDDING", "ATTENTION_INPUT"} & set(report.layers), plan.role
         for layer, operator in (("QUANTIZE", "QuantizeLinear"), ("DEQUANTIZE", "DequantizeLinear")):
             nodes = [node for node in plan.model.graph.node if node.op_type == operator]
             assert report.layers.get(layer, 0) == len(nodes), plan.role
 
 
-# ---- what is refused ----
+# ---- refusals ----
 
 
 def graph_of(*nodes: onnx.NodeProto, inputs: dict[str, list[int]]) -> onnx.ModelProto:
@@ -302,11 +302,11 @@ def refused() -> Iterator[tuple[Any, str]]:
     yield lambda: in_primitives(attention), r"Attention 'attend' has no form that TensorRT before 10\.15 reads"
     cut = [helper.make_node("Identity", [name], [f"{name}0"]) for name in "kv"]
     cut.append(helper.make_node("Attention", ["q", "k0", "v0", "q"], ["y"], name="attend"))
-    yield lambda: with_appended_cache(graph_of(*cut, inputs=heads)), r"'attend' is no attention of the standard dialect"
+    yield lambda: with_appended_cache(graph_of(*cut, inputs=heads)), r"'attend' is not attention of the standard"
     norm = graph_of(helper.make_node("RMSNormalization", ["q", "k"], ["y"], name="norm"), inputs=heads)
-    yield lambda: in_primitives(norm), r"'norm' is no norm of a float32 row"
+    yield lambda: in_primitives(norm), r"'norm' is not a norm of a float32 row"
     rotary = helper.make_node("RotaryEmbedding", ["q", "k", "v"], ["y"], name="turn", interleaved=1)
-    yield lambda: in_primitives(graph_of(rotary, inputs=heads)), r"'turn' is no rotary embedding of the standard"
+    yield lambda: in_primitives(graph_of(rotary, inputs=heads)), r"'turn' is not a standard rotary embedding"
 
 
 @pytest.mark.parametrize(("make", "message"), list(refused()))

@@ -1,6 +1,6 @@
-"""Every part in the standard dialect parses and builds in TensorRT-RTX, and none of its inputs is lost on the way.
+"""Every part in the standard dialect parses and builds in TensorRT-RTX, and none of its inputs is lost.
 
-Building needs no GPU. Engines are not run here.
+Building needs no GPU; engines are not run here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SIZES: dict[str, Size] = {
 def check_bundle_parts(
     folder: Path, manifest_parts: Mapping[str, Mapping[str, Any]], *, compute_capability: str = "8.6"
 ) -> dict[str, BuildReport]:
-    """Build every part of a bundle that is in standard operators; return the reports by role."""
+    """Build every part of a bundle in standard operators; returns the reports by role."""
     reports = {}
     for role, part in manifest_parts.items():
         path = folder / part["file"]
@@ -76,7 +76,7 @@ def test_every_standard_part_of_a_bundle_builds(bundle: Bundle, capability: str)
     assert all(report.size_bytes == len(report.engine) > 0 for report in reports.values())
     layers = bundle.manifest.model.layers
     kinds = reports["backbone"].layers
-    # fused attention and in-place cache writes, not a scatter and a softmax of loose pieces
+    # fused attention and in-place cache writes, not separate scatter and softmax layers
     assert (kinds["KV_CACHE_UPDATE"], kinds["ATTENTION_INPUT"]) == (2 * layers, layers)
 
 
@@ -95,7 +95,7 @@ def test_the_codec_builds_with_odd_and_even_ratios(
     ("sizes", "static"),
     [
         ({"first": (0, 0, 1), "last": (0, 0, 1), "frames": (0, 10, 50)}, False),  # one engine for every call
-        ({"first": 0, "last": 0, "frames": 10}, True),  # one engine for each kind of call, with fixed chunks
+        ({"first": 0, "last": 0, "frames": 10}, True),  # one engine per kind of call, with fixed chunks
         ({"first": 1, "last": 0, "frames": 11}, True),
         ({"first": 0, "last": 1, "frames": (0, 5, 10)}, False),
         ({"first": 1, "last": 1, "frames": (1, 5, 10)}, False),
@@ -195,7 +195,7 @@ def test_an_optional_input_that_the_parser_drops_fails_the_build(tmp_path: Path)
 
 
 def test_a_dropped_input_is_found_behind_a_layer_that_reads_it(tmp_path: Path) -> None:
-    """The graph input feeds a cast, so a layer does read it; what the cast makes goes nowhere."""
+    """The graph input feeds a cast, so a layer does read it, but the cast's output is unused."""
     cast = helper.make_node("Cast", ["held"], ["wide"], to=TensorProto.INT64)
     inputs = ATTENTION_INPUTS | {"held": (TensorProto.INT32, [1])}
     path = write_graph(tmp_path, [cast, attention("", "", "", "wide")], inputs, {"y": HEADS})
@@ -253,7 +253,7 @@ def test_a_cache_builds_once_its_capacity_is_fixed(cache: Path) -> None:
     [
         ({"compute_capability": "8.7"}, r"compute capability '8\.7': .* builds for 7\.5, 8\.0, 8\.6"),
         ({"fixed": {"length": 4}}, r"no input or output has a dimension called 'length'"),
-        ({"profiles": {"y": ((1,), (1,), (1,))}}, r"profile for 'y', which is no input; it has x"),
+        ({"profiles": {"y": ((1,), (1,), (1,))}}, r"profile for 'y', which is not an input; it has x"),
         ({}, r"input 'x' has varying dimensions \[-1\] and no profile"),
         ({"profiles": {"x": ((1,), (9,), (4,))}}, r"the profiles do not fit the inputs: .*MIN<=OPT<=MAX"),
     ],

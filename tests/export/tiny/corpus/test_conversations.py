@@ -1,4 +1,4 @@
-"""Training examples have the very rows that the runtime reads and writes."""
+"""Training examples have exactly the rows that the runtime reads and writes."""
 
 from __future__ import annotations
 

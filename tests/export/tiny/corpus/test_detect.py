@@ -1,4 +1,4 @@
-"""The detectors that judge the gates: on synthetic notes, on real renders, and on what is no sound of the domain."""
+"""The detectors that judge the gates: on synthetic notes, on real renders, and on sounds outside the domain."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_codec_noise_does_not_change_what_is_heard(snr: int, bank: FrameBank) ->
         clip = Clip(name, (note, note), "moderate")
         samples = bank.samples(clip)
         noise = rng.standard_normal(len(samples)) * np.sqrt(np.mean(samples**2)) * 10 ** (-snr / 20)
-        # noise of a codec comes and goes with the sound
+        # codec noise follows the level of the sound
         noisy = samples + (noise * (samples != 0)).astype(np.float32)
         assert Judge()(noisy).clip == clip, (clip, Judge()(noisy))
 
@@ -98,5 +98,5 @@ def test_rendering_is_repeatable_and_begins_at_the_onset(
 ) -> None:
     assert np.array_equal(soundfont_renders, render_sounds())
     assert np.allclose(np.abs(soundfont_renders).max(axis=1), 0.5)
-    for key, stored in real_renders.items():  # the renders that the tests keep, to 16 bits
+    for key, stored in real_renders.items():  # the renders stored with the tests, in 16 bits
         assert np.abs(soundfont_renders[sounds().index(key)] - stored).max() < 1e-3

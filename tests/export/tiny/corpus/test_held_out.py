@@ -1,4 +1,4 @@
-"""What the gates ask for is what training never draws: the training generator itself is drawn from, and read back."""
+"""The gates ask for what training never draws: examples from the training generator itself are parsed and checked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ualm.export.tiny.corpus.writer import Example, Studio
 from ualm.export.tiny.training.loop import Recipe, step_examples
 from ualm.runtime.vocabulary import EOS, EOT, MODALITIES, ROLES, Vocabulary
 
-#: Steps of the training that are drawn: half of them of its tuning, whose mix is another.
+#: Training steps that are drawn: half of them from the tuning, which has another mix.
 STEPS = (*range(0, 2800, 70), *range(2800, 3500, 18))
 _ROLE = {token: name for name, token in ROLES.items()}
 #: (role, text), or (role, None) for a sound.
@@ -49,7 +49,7 @@ def _messages(example: Example, v: Vocabulary, tokenizer: Tokenizer) -> Iterator
 
 @pytest.fixture(scope="module")
 def drawn(studio: Studio, tokenizer: Tokenizer) -> dict[str, list[list[Message]]]:
-    """Conversations of each task, as training draws them."""
+    """Conversations of each task, drawn as in training."""
     found: dict[str, list[list[Message]]] = defaultdict(list)
     for step in STEPS:
         for example in step_examples(studio, Recipe(), step):
@@ -58,7 +58,7 @@ def drawn(studio: Studio, tokenizer: Tokenizer) -> dict[str, list[list[Message]]
 
 
 def _bare(text: str) -> str:
-    """A prompt without what ``language.worded`` may add to it."""
+    """A prompt without the additions of ``language.worded``."""
     return text.rstrip(".? ").removesuffix(", please")
 
 
@@ -83,7 +83,7 @@ def test_no_held_out_prompt_or_question_is_drawn(drawn: dict[str, list[list[Mess
     rng = random.Random(1)
     kept = {loose_prompt(rng, held=True)[0] for _ in range(5000)} | {text_only(rng, held=True)[0] for _ in range(5000)}
     kept |= {prompt for clip in _singles_and_drums() for prompt in held_out_prompts(clip)}
-    # what a conversation begins with: "a marimba" is held out as a prompt, and is also an answer in a dialogue
+    # only the first text: "a marimba" is held out as a prompt, but is also an answer in a dialogue
     asked = [said[0][1] or "" for task in drawn.values() for said in task]
     assert len([text for text in asked if text]) > 1000
     bare = {prompt.lower().rstrip("?") for prompt in kept}

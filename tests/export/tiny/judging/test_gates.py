@@ -1,4 +1,4 @@
-"""How gates are counted, and how they stand in the model card."""
+"""How gates are counted, and how the model card shows them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_narrower_format_may_lose_two_points_to_fp32_and_no_more() -> None:
     assert lost_too_much(losses(wide, lost)) == ["drums", broken]
     assert lost_too_much(losses(lost, wide)) == []
     other = {"text": _tally(0, 10).to_json("text"), "one note": Tally().to_json("one note")}
-    assert losses(other, other) == {}, "what is not wanted, or was not asked, cannot be lost"
+    assert losses(other, other) == {}, "a gate that is not required, or was not asked, cannot be lost"
 
 
 def test_the_cases_that_went_wrong_are_told() -> None:

@@ -1,4 +1,4 @@
-"""What ualm-tiny says that it knows: the words of its own domain and prompts, in its run, its bundle and its README."""
+"""What ualm-tiny claims to know: the words of its own domain and prompts, in its run, its bundle and its README."""
 
 from __future__ import annotations
 

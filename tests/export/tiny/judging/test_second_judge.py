@@ -1,4 +1,4 @@
-"""The second judge: on synthetic notes, on every sound of the soundfont, and where it and the first judge differ."""
+"""The second judge: on synthetic notes, on every sound of the soundfont, and where the two judges differ."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_real_render_is_heard_as_what_it_is(
     rng = np.random.default_rng(0)
     for clip in (Clip(key[0], (key[1],)), Clip(key[0], (key[1],) * 3, "quick"), Clip(key[0], (key[1],) * 2, "slow")):
         samples = bank.samples(clip)
-        if snr is not None:  # noise of a codec comes and goes with the sound
+        if snr is not None:  # codec noise follows the level of the sound
             noise = rng.standard_normal(len(samples)) * np.sqrt(np.mean(samples**2)) * 10 ** (-snr / 20)
             samples = samples + (noise * (samples != 0)).astype(np.float32)
         assert agrees(clip, judge(samples)), (clip, judge(samples))

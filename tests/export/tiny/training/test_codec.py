@@ -21,13 +21,13 @@ Small = tuple[TinyCodec, dict[int, int]]
 
 @pytest.fixture(scope="module")
 def small(bank: FrameBank) -> Small:
-    """A codec of the frames of three sounds only, and the place of each frame of the bank in it."""
+    """A codec for the frames of only three sounds, and the index in it of each frame of the bank."""
     numbers = sorted({0, *(int(i) for clip in CLIPS for i in bank.ids(clip))})
     return build_codec(bank.frames[numbers]), {number: place for place, number in enumerate(numbers)}
 
 
 def _snr(small: Small, bank: FrameBank) -> float:
-    """Least signal-to-noise ratio of the decoded clips, in dB."""
+    """Smallest signal-to-noise ratio of the decoded clips, in dB."""
     codec, place = small
     ratios = []
     for clip in CLIPS:
@@ -78,7 +78,7 @@ def _lost_skip(model: XcodecModel, patch: pytest.MonkeyPatch) -> None:
 
 
 def _lost_stream(model: XcodecModel, patch: pytest.MonkeyPatch) -> None:
-    book = model.quantizer.quantizers[0].codebook  # so few frames need the first alone
+    book = model.quantizer.quantizers[0].codebook  # so few frames need only the first
     patch.setitem(book._buffers, "embed", torch.zeros_like(book.embed))
 
 

@@ -1,7 +1,7 @@
-"""The all-live codec in the engine: whatever breaks a layer, in any format or graph, is heard against real renders.
+"""The codec with all layers in use, in the engine: a broken layer, in any format or graph, shows against real renders.
 
-Every unit of its decoder carries half of the signal or moves it in time (``test_codec`` breaks them one by one: below
-30 dB each), so that the signal-to-noise ratio of a known sound is a test of the whole decoder.
+Every unit of its decoder carries half of the signal or moves it in time (``test_codec`` breaks them one by one: each
+gives below 30 dB), so that the signal-to-noise ratio of a known sound tests the whole decoder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training repeats itself, resumes where it stopped, and makes a run that the product runs as it was trained."""
+"""Training is reproducible, resumes where it stopped, and makes a run that the product runs as trained."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_guidance_of_one_is_the_plain_loss(studio: Studio, monkeypatch: pytest.M
 
 
 def test_everything_lies_where_the_network_does(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU is needed to see it: what is made without saying where, or comes from numpy without being put there, would
-    lie on another device than the network and stop the loss."""
+    """No GPU is needed for this: tensors created without a device, or taken from numpy without being moved, would be on
+    another device than the network and make the loss fail."""
     network, rng = _network(studio), random.Random(0)
     examples = [make_example(studio, task, rng) for task in TASKS]
     expected = LossFunction(network, mel_filters())(examples, random.Random(0), 1.0, 0.0)
@@ -124,13 +124,13 @@ def test_a_device_that_is_not_here_is_refused(device: str, piece: str) -> None:
 def made(
     bank: FrameBank, studio: Studio, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TinyUalm, Path, Path]:
-    """A network (of bf16's values), its run and its bundle. The codec is of a few frames."""
+    """A network (with bf16 values), its run and its bundle. The codec has only a few frames."""
     folder = tmp_path_factory.mktemp("made")
     network = _network(studio)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.startswith("lm_head"):
-                parameter *= 8  # decided enough that rounding does not decide
+                parameter *= 8  # decisive enough that rounding does not matter
             parameter.copy_(parameter.to(torch.bfloat16).float())
     ids = sorted({0, *(int(i) for i in bank.ids(Clip("piano", (72,))))})
     codec = build_codec(bank.frames[ids])
@@ -160,7 +160,7 @@ def test_the_checkpoint_holds_bf16_only(made: tuple[TinyUalm, Path, Path]) -> No
 def test_the_runtime_computes_what_was_trained(
     made: tuple[TinyUalm, Path, Path], studio: Studio, guidance: float
 ) -> None:
-    """The rows that the runtime draws are the likeliest of the network's own logits, null branch and all."""
+    """The rows that the runtime draws are the likeliest by the network's own logits, null branch included."""
     network, _, bundle = made
     v = studio.vocabulary
     clip = Clip("trumpet", (79,))

@@ -1,4 +1,4 @@
-"""No driver, an old one, a GPU of another kind, too little memory, no provider: one line each, and the CPU works."""
+"""No driver, an old one, an unsupported GPU, too little memory, no provider: one line each, and the CPU works."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 @pytest.fixture
 def shim(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The kernels' host shim in the place of the CUDA module; the environment says what machine it pretends to be."""
+    """The kernels' host shim in place of the CUDA module; environment variables set the machine that it simulates."""
     cuda = load_shim()
     monkeypatch.setitem(sys.modules, "ualm.runtime._cuda", cuda)
     monkeypatch.setattr(ualm.runtime, "_cuda", cuda, raising=False)
@@ -227,7 +227,7 @@ def test_a_provider_that_does_not_load_is_told_from_one_that_is_missing(shim, bu
 
 
 def test_nodes_without_a_kernel_are_no_silent_copies(shim, bundle):
-    """What ONNX Runtime is asked for, and what it says where a node of the frame loop would fall to the CPU."""
+    """The options given to ONNX Runtime, and the message if a node of the frame loop would fall back to the CPU."""
     asked: dict[str, tuple[list, str]] = {}
 
     def load(path, options, providers, enable_fallback):
@@ -293,7 +293,7 @@ def test_engines_are_tried_in_order_and_unknown_ones_are_refused(bundle, shim):
 
 @pytest.mark.parametrize("named", ["tensorrt", "tensorrt-rtx", None])
 def test_a_number_of_threads_is_refused_where_it_would_be_ignored(bundle, shim, ualm, named):
-    """Wherever it is given: in the API, on the command line, and in the bench; also to an engine that was not named."""
+    """Given anywhere: in the API, on the command line, and in the bench; also for an engine that was not named."""
     chosen = named or "tensorrt-rtx"
     candidate = replace(selection.ENGINES[chosen], why_not=lambda bundle, rows: None)
     shim.setitem(selection.ENGINES, chosen, replace(candidate, open=lambda *given: pytest.fail("opened")))

@@ -1,4 +1,4 @@
-"""The device loop against the CPU engine: every row, latent and cached number, bit for bit, from the same logits."""
+"""The device loop against the CPU engine: every row, latent and cached value, bit for bit, from the same logits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Pair = tuple[Engine, Engine]
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A model whose sounds and texts end by themselves now and then."""
+    """A model whose sounds and texts occasionally end by themselves."""
     folder = tmp_path_factory.mktemp("device")
     run = make_run(folder / "run", lean={"pad": -1.0, "eos": 0.5, "eot": 0.5})
     export_run(run.folder, folder / "bundle")
@@ -117,7 +117,7 @@ def test_how_far_frames_are_launched_ahead_changes_nothing(bundle: Bundle, engin
 
 
 def test_frames_behind_a_stop_are_launched_and_leave_no_trace(engines: Pair) -> None:
-    """The stop is known only when its frame has passed: what was launched behind it must not count."""
+    """The stop is known only after its frame: whatever was launched after it must not count."""
     sequences = []
     for engine in engines:
         sequence = begun(engine, "text", guidance=2.0, seed=3, max_steps=100)
@@ -152,7 +152,7 @@ def test_truncate_fork_save_and_restore_are_those_of_the_cpu(engines: Pair) -> N
     for engine in engines:
         sequence = begun(engine, seed=7)
         sequence.run_frames(9)
-        sequence.truncate(11)  # frames are under way on the device
+        sequence.truncate(11)  # frames are in flight on the device
         with pytest.raises(EngineError, match="no segment is under way"):
             sequence.run_frames(1)
         other = sequence.fork()
@@ -194,7 +194,7 @@ def test_what_is_no_cache_of_this_model_is_refused(engines: Pair, shape: tuple[i
 
 
 def test_logits_that_cannot_be_sampled_are_the_cpus_error_at_the_same_row(bundle: Bundle, tmp_path: Path) -> None:
-    """A code whose embedding is NaN: all is well until it is drawn."""
+    """A code whose embedding is NaN: there is no error until it is drawn."""
     folder = Path(shutil.copytree(bundle.folder, tmp_path / "spoilt"))
     vocabulary = bundle.manifest.vocabulary
     row = begun(cpu_engine(bundle), seed=5).run_frames(6).rows[5]
@@ -207,7 +207,7 @@ def test_logits_that_cannot_be_sampled_are_the_cpus_error_at_the_same_row(bundle
         with pytest.raises(EngineError, match=r"NaN among the candidates of row [2-6], stream 0") as error:
             sequence.run_frames(30)
         found.append((rows, str(error.value), sequence.length))
-        sequence.truncate(5)  # and the sequence is good again
+        sequence.truncate(5)  # and the sequence is usable again
         sequence.begin_segment("text", options_of("text", seed=1), mode="fixed", segment=0)
         found[-1] += (drawn(sequence).rows.tolist(),)
     assert found[0] == found[1]
@@ -253,7 +253,7 @@ def test_the_latent_of_the_last_good_row_is_told_though_the_frame_behind_it_cann
 def test_a_conversation_takes_over_what_another_left_and_knows_nothing_of_it(bundle: Bundle, engines: Pair) -> None:
     engine = device_engine(bundle)
     first = begun(engine, seed=1)
-    first.run_frames(5)  # and more are under way
+    first.run_frames(5)  # and more are in flight
     kept = first._work  # type: ignore[attr-defined]
     del first
     second, third = engine.open_sequence(), engine.open_sequence()
@@ -315,7 +315,7 @@ def test_pinned_memory_that_ends_is_an_engine_error(bundle: Bundle, monkeypatch:
 
 
 def test_a_part_that_is_loaded_is_found_while_another_is_being_loaded(bundle: Bundle) -> None:
-    """Who loads may collect a conversation that is over, for which it waits for the device's lock."""
+    """Loading may trigger the collection of a finished conversation, which waits for the device's lock."""
     engine = device_engine(bundle)
     loading, collected = threading.Event(), threading.Event()
     sequence = engine.open_sequence()
@@ -324,7 +324,7 @@ def test_a_part_that_is_loaded_is_found_while_another_is_being_loaded(bundle: Bu
     def load(role: str) -> object:
         loading.set()
         collected.wait(10)
-        with engine.device.lock:  # as what is collected does
+        with engine.device.lock:  # as the collected object does
             return object()
 
     engine._load = load  # type: ignore[method-assign]
@@ -366,7 +366,7 @@ def test_no_part_is_loaded_with_the_devices_lock_held(
 
 
 class _CapturedBody:
-    """A body of which a whole step is captured, as TensorRT's is: it copies logits that lie on the device."""
+    """A body whose whole step is captured, as TensorRT's is: it copies logits that are on the device."""
 
     prefill_rows = 64
 
@@ -396,7 +396,7 @@ class _CapturedBody:
 
 
 def test_frames_that_are_captured_whole_draw_the_cpus_rows(bundle: Bundle) -> None:
-    """Draws, stops and the ring's places come from device memory: a graph that is played again must find the next."""
+    """Draws, stops and ring positions come from device memory: a replayed graph must find the next ones."""
     vocabulary, random = bundle.manifest.vocabulary, np.random.default_rng(0)
     logits = random.standard_normal((2, 2 + 8 * (vocabulary.codebook_size + 1)), np.float32)
     logits[:, :3] -= 5
@@ -416,7 +416,7 @@ def test_frames_that_are_captured_whole_draw_the_cpus_rows(bundle: Bundle) -> No
             latents += [latent.copy()] if flags & 4 else []
         np.testing.assert_array_equal(found.rows, rows)
         np.testing.assert_array_equal(found.latents, latents)
-    assert len(set(body.eager)) < 30 and len(body.eager) < 40  # of more than a hundred frames
+    assert len(set(body.eager)) < 30 and len(body.eager) < 40  # out of more than a hundred frames
 
 
 def test_logits_are_refused_where_frames_behind_them_have_run(engines: Pair) -> None:
@@ -455,7 +455,7 @@ def test_a_sequence_that_is_opened_while_another_thread_captures_waits(bundle: B
         thread.join(0.3)
         waited.append(thread.is_alive())
 
-    with engine.device.lock:  # as whoever launches frames
+    with engine.device.lock:  # as a thread that launches frames does
         engine.device.capture(enqueue)
     thread.join(30)
     assert waited == [True] and len(opened) == 1
@@ -463,7 +463,7 @@ def test_a_sequence_that_is_opened_while_another_thread_captures_waits(bundle: B
 
 
 def test_a_conversation_that_grows_seldom_allocates(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masks grow with what is held; allocating and freeing would wait for the frames of other conversations."""
+    """Masks grow with the rows held; allocating and freeing would wait for the frames of other conversations."""
     engine = device_engine(bundle)
     rows = bundle.manifest.vocabulary.text_rows([1 + each % 20 for each in range(200)])
     sequence, other = engine.open_sequence(), engine.open_sequence()

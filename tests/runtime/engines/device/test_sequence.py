@@ -1,4 +1,4 @@
-"""Whole conversations in the device loop: what a model says and sounds like is the CPU engine's, bit for bit."""
+"""Whole conversations in the device loop: texts and sounds equal the CPU engine's, bit for bit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXT = TextSampling(temperature=1.0, max_steps=20)
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A model that likes to end sounds and to go on with another segment."""
+    """A model that tends to end sounds and to continue with another segment."""
     folder = tmp_path_factory.mktemp("device_model")
     run = make_run(folder / "run", lean={"pad": -2.0, "eos": -1.0, "eot": 1.0, "text": 9.0, "audio": 9.0}, heads=2)
     export_run(run.folder, folder / "bundle")
@@ -80,7 +80,7 @@ def test_turns_cancel_fork_truncate_and_what_was_saved_go_on_the_same(
         turn = session.turn("two", modality="audio", audio=AUDIO)
         for event in turn:
             if isinstance(event, SoundChunk):
-                turn.cancel()  # frames are under way
+                turn.cancel()  # frames are in flight
         assert isinstance(event, TurnEnded) and event.reason == "cancelled"
         said.append(session.ask("three", modality="text", text=TEXT))
         other = session.fork()
@@ -159,7 +159,7 @@ def test_our_heads_agree_with_onnx_runtimes_and_are_launched_as_graphs(
                 [("user", "hum")], modality="audio", max_segments=1, audio=AudioSampling(temperature=0.0, max_steps=40)
             )
         )
-        # the first frame runs as it is, the second is captured
+        # the first frame runs uncaptured, the second is captured
         assert len(launches) == (len(results[-1][0].rows) - 1 if fused else 0)
     np.testing.assert_array_equal(results[0][0].rows, results[1][0].rows)
 
@@ -194,7 +194,7 @@ def test_a_bucket_runs_plainly_once_is_captured_once_and_played_from_then_on(bun
     assert [held for name, held in step.calls if name == "before"] == list(range(9))
     assert [held for name, held in step.calls if name == "enqueue"] == [0, 1, 4, 5, 8]
     assert len(samples) == 5
-    frame.enqueue(2)  # back in the first bucket: its graph is played, with what was captured then
+    frame.enqueue(2)  # back in the first bucket: its graph is replayed, with the arguments captured then
     held = np.empty(1, np.int32)
     device.download(held, word.address)
     device.synchronize()
@@ -202,7 +202,7 @@ def test_a_bucket_runs_plainly_once_is_captured_once_and_played_from_then_on(bun
 
 
 def test_the_model_that_comes_along_runs_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its body computes in float16, and so its cache is; its heads are int8 blocks."""
+    """Its body computes in float16, which is also its cache's type; its heads are int8 blocks."""
     bundle = Bundle(packaged.PACKAGED, verify="never")
     engine = device_engine(bundle, 128, fused_heads=True)
     assert engine.device_model.shape.number == "float16"

@@ -1,4 +1,4 @@
-"""The embedded engine: what a step costs, and that its two dialects are one model."""
+"""The CPU engine: the cost of a step, and the equivalence of its two dialects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ualm.runtime.engines.onnxruntime.cpu import OnnxRuntimeEngine, OnnxRuntimeS
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Head size 16, so that both dialects of the KV section are there; wide enough for a cache to weigh something."""
+    """Head size 16, so that both dialects of the KV section exist; wide enough for a cache of noticeable size."""
     folder = tmp_path_factory.mktemp("engine")
     run = make_run(folder / "run", hidden=128, heads=8, kv_heads=8)
     export_run(run.folder, folder / "bundle")
@@ -85,11 +85,11 @@ def test_a_full_context_is_an_error_that_says_how_much_is_needed(bundle: Bundle,
     assert sequence.length == 40
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to tell resident memory")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to report resident memory")
 def test_a_cache_takes_memory_for_the_rows_held_only(bundle: Bundle) -> None:
     """128 MB are reserved; two rows touch a page of 4 KiB for each layer, branch, head, key and value (0.25 MB)."""
     engine = open_engine(bundle, 65536, grouped=True)
-    begin(engine, prompt=2).run_frames(2)  # whatever the first call of all allocates once
+    begin(engine, prompt=2).run_frames(2)  # one-time allocations of the very first call
     before = resident_bytes()
     sequence = begin(engine, prompt=2)
     sequence.run_frames(2)

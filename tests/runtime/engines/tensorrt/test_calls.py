@@ -1,8 +1,8 @@
-"""What our code calls of TensorRT exists there: names, parameters and enum members, by the bindings of
-10.3 (JetPack 6), 10.13, 10.16 and 11.4.
+"""What our code uses of TensorRT exists there: names, parameters and enum members, according to the bindings of 10.3
+(JetPack 6), 10.13, 10.16 and 11.4.
 
-The bindings were looked at, not run: this is no test of TensorRT. The facts lie in ``tensorrt_bindings.json``; where
-``UALM_TENSORRT_BINDINGS`` names a folder with the wheels, they are read from these once more.
+The bindings were inspected, not run: this is not a test of TensorRT. The facts are in ``tensorrt_bindings.json``; if
+``UALM_TENSORRT_BINDINGS`` names a folder with the wheels, they are read from these again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from support.tensorrt.bindings import FACTS, facts_of, read_wheel
 from ualm.runtime.engines.tensorrt.library import load_library
 
 ROOT = Path(__file__).parents[4]
-#: File -> what its variables are.
+#: File -> classes of its variables.
 SOURCES = {
     "runtime/engines/tensorrt/context.py": {
         "self._runtime": "Runtime",
@@ -43,7 +43,7 @@ SOURCES = {
     },
     "export/targets/tensorrt/compare.py": {"network": "INetworkDefinition", "layer": "ILayer"},
 }
-#: Used with TensorRT-RTX alone, behind a question whether it is there.
+#: Used only with TensorRT-RTX, after a check that it exists.
 RTX_ONLY = {
     ("IBuilderConfig", "num_compute_capabilities"),
     ("IBuilderConfig", "set_compute_capability"),
@@ -53,8 +53,8 @@ RTX_ONLY = {
     ("IRuntimeCache", "deserialize"),
     ("IRuntimeCache", "serialize"),
 }
-#: What is only used where a library has what is asked for before: a member of a class or of an enumeration -> the uses
-#: behind that question, with the keywords of a call.
+#: What is only used if a library has a feature that is checked first: a member of a class or of an enumeration -> the
+#: uses after that check, with the keywords of a call.
 ASKED: dict[tuple[str, str], set[tuple[str, str, tuple[str, ...]]]] = {
     ("ICudaEngine", "create_runtime_config"): {
         ("ICudaEngine", "create_runtime_config", ()),
@@ -67,7 +67,7 @@ ASKED: dict[tuple[str, str], set[tuple[str, str, tuple[str, ...]]]] = {
         ("LayerType", "ATTENTION_INPUT", ()),
     },
 }
-#: Attributes of classes that layers are turned into.
+#: Attributes of classes that layers are cast to.
 SUBCLASSES = {
     ("ILayer", "attention"): "IAttentionInputLayer",
     ("ILayer", "kernel"): "IConvolutionLayer",
@@ -78,7 +78,7 @@ Use = tuple[str, str, int, tuple[str, ...], str]
 
 
 def uses() -> Iterator[Use]:
-    """Class, attribute, positional arguments (-1: not called, -2: some number), keywords, place of every use."""
+    """Class, attribute, positional arguments (-1: not called, -2: any number), keywords, place of every use."""
     for file, receivers in SOURCES.items():
         tree = ast.parse((ROOT / file).read_text())
         called = {node.func: node for node in ast.walk(tree) if isinstance(node, ast.Call)}
@@ -106,7 +106,7 @@ def members() -> Iterator[tuple[str, str, str]]:
 
 
 def takes(overloads: list[list[str]], count: int, keywords: tuple[str, ...]) -> bool:
-    """Whether an overload takes so many arguments by place, and these by name."""
+    """Whether an overload takes so many positional arguments, and these keywords."""
     for parameters in overloads:
         names = [each.rstrip("?") for each in parameters]
         needed = {each for each in parameters if not each.endswith("?")}

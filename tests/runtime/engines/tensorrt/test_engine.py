@@ -1,7 +1,7 @@
-"""The TensorRT engine against the CPU engine, on a stand-in for TensorRT that we wrote (``support/fake_tensorrt.py``):
-that its calls fit together and that a captured step counts for itself. TensorRT itself was not run.
+"""The TensorRT engine against the CPU engine, on a stand-in for TensorRT that we wrote (``support/tensorrt/fake.py``):
+that its calls fit together and that a captured step advances its own position. TensorRT itself was not run.
 
-Everything holds for a library that writes the cache in place and for one like TensorRT 10.3, which cannot.
+Everything is tested for a library that writes the cache in place and for one like TensorRT 10.3, which cannot.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def library_of(bundle: Bundle) -> Library:
-    """The stand-in that the engines of a bundle were built with."""
+    """The stand-in with which the engines of a bundle were built."""
     return fake_library(next(each.cache for each in bundle.manifest.engines if each.role == "backbone"))
 
 
@@ -144,8 +144,8 @@ def test_a_long_prompt_is_read_in_pieces_at_its_own_positions(engines: Any) -> N
 
 @pytest.mark.parametrize("cache", ["in_place", "appended"])
 def test_a_cache_of_half_precision_holds_the_rows_that_were_fed(cache: CacheKind, tmp_path: Path) -> None:
-    """Prompts in pieces and steps of both branches, against the CPU engine, which computes in float32: within 4e-2 of
-    keys and values up to 7 and logits up to 12 (seen: 1.5e-2 and 1.7e-2, of either kind of cache)."""
+    """Prompts in pieces and steps of both branches, against the CPU engine, which computes in float32: within 4e-2 for
+    keys and values up to 7 and logits up to 12 (seen: 1.5e-2 and 1.7e-2, with either kind of cache)."""
     run = make_run(tmp_path / "run", hidden=64, ffn=96)
     export_run(run.folder, tmp_path / "bundle", precision="fp16", accept_quality=True)
     add_engines(Bundle(tmp_path / "bundle"), fake_library(cache), (89,), max_context=CONTEXT, builder=fake_build)
@@ -220,7 +220,7 @@ def test_closing_waits_for_both_streams_and_frees_what_no_conversation_holds(
     for use in (engine.open_sequence, engine.open_codec_stream, lambda: engine.encode({})):
         with pytest.raises(EngineError, match="the model is closed"):
             use()
-    engine.close()  # once more changes nothing
+    engine.close()  # closing again changes nothing
 
 
 def test_a_conversation_that_outlives_its_engine_is_told_so(bundle: Bundle) -> None:
@@ -239,7 +239,7 @@ def test_threads_that_open_their_first_codec_stream_share_one_scratch_memory(
     real = Scratch.__init__
 
     def slow(self: Scratch, *arguments: Any) -> None:
-        time.sleep(0.1)  # the other thread finds it missing as well, unless it waits
+        time.sleep(0.1)  # the other thread also finds it missing, unless it waits
         real(self, *arguments)
         made.append(self.place()[0])
 
@@ -250,7 +250,7 @@ def test_threads_that_open_their_first_codec_stream_share_one_scratch_memory(
 
 
 def in_threads(works: list[Callable[[], Any]]) -> list[Any]:
-    """What each gave; an error in any is raised."""
+    """The results of all; an error in any is raised."""
     with ThreadPoolExecutor(len(works)) as pool:
         return [each.result() for each in [pool.submit(work) for work in works]]
 
@@ -258,7 +258,8 @@ def in_threads(works: list[Callable[[], Any]]) -> list[Any]:
 def test_sounds_that_are_spoken_and_heard_at_once_never_meet_in_the_library(
     engines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs over one scratch memory reach the stream one after the other, and no context serves two threads at once."""
+    """Runs that share scratch memory reach the stream one after the other, and no context serves two threads at
+    once."""
     cpu, engine = engines
     monkeypatch.setattr(fake_tensorrt, "linger", 0.003)
     inputs = [heard(engine.bundle, seconds) for seconds in (0.4, 0.9)]
@@ -281,11 +282,11 @@ def test_sounds_that_are_spoken_and_heard_at_once_never_meet_in_the_library(
 
 
 def test_contexts_that_two_threads_make_share_what_was_compiled(tmp_path: Path) -> None:
-    """TensorRT-RTX keeps compiled kernels in one cache: of two, one would be lost at the end."""
+    """TensorRT-RTX keeps compiled kernels in one cache: with two caches, one would be lost at the end."""
     library, made = fake_library(), []
 
     def create() -> Any:
-        time.sleep(0.05)  # the other thread finds none as well, unless it waits
+        time.sleep(0.05)  # the other thread also finds none, unless it waits
         made.append(SimpleNamespace(serialize=lambda: b"kernels"))
         return made[-1]
 
@@ -309,7 +310,7 @@ def test_contexts_that_two_threads_make_share_what_was_compiled(tmp_path: Path) 
 
 @pytest.mark.parametrize("shared", ["scratch", "context"])
 def test_the_stand_in_notices_two_threads_in_one_place(bundle: Bundle, shared: str) -> None:
-    """The other tests lean on it."""
+    """The other tests rely on it."""
     engine = opened(bundle)
     streams = [engine.open_codec_stream() for _ in range(2)]
     voices: list[Any] = [stream._voice for stream in streams]  # type: ignore[attr-defined]
@@ -327,8 +328,8 @@ def test_the_stand_in_notices_two_threads_in_one_place(bundle: Bundle, shared: s
 
 
 def test_memory_of_the_device_is_kept_from_sound_to_sound(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allocating and freeing wait for everything that the device is doing: no sound costs either once as large a one
-    has been heard, and as many have been spoken at once."""
+    """Allocating and freeing wait for all work on the device: a sound needs neither once an equally large one has been
+    encoded, and as many have been decoded at the same time."""
     engine = opened(bundle)
     inputs = [heard(bundle, seconds) for seconds in (1.5, 0.3, 0.8, 1.1, 0.5)]
     latents = np.zeros((70, len(engine.rvq_bias)), np.float32)
@@ -350,7 +351,7 @@ def test_memory_of_the_device_is_kept_from_sound_to_sound(bundle: Bundle, monkey
         engine.encode(each)
         engine.decode_latents(latents)
         pair = [engine.open_codec_stream() for _ in range(2)]
-        assert len(pair[0].decode(latents[:25], last=False)) > 0  # given up in the middle, and taken by the next
+        assert len(pair[0].decode(latents[:25], last=False)) > 0  # abandoned in the middle, and reused by the next
         del pair
     assert not calls
     engine.close()
@@ -395,7 +396,7 @@ def test_it_can_run_where_everything_fits(bundle: Bundle) -> None:
 
 
 def test_memory_that_does_not_suffice_is_told_before_anything_is_loaded(bundle: Bundle, tmp_path: Path) -> None:
-    """And what it says would do does."""
+    """And the suggested fix works."""
     library = library_of(bundle)
 
     def refused(of: Bundle, free: int) -> str | None:
@@ -420,7 +421,8 @@ def test_memory_that_does_not_suffice_is_told_before_anything_is_loaded(bundle: 
 
 
 def test_scores_count_where_they_lie_in_memory(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fused attention has none; in primitives a prompt's are float32, with their exponentials, and narrowed."""
+    """A fused attention has no scores; in primitives a prompt's scores are float32, with their exponentials, and
+    narrowed."""
     needs: list[MemoryNeed] = []
     monkeypatch.setattr(tensorrt, "memory_problem", lambda need, *about, **said: needs.append(need))
     library, model = library_of(bundle), bundle.manifest.model
@@ -457,7 +459,7 @@ def test_a_stale_engine_is_refused_with_the_reason_and_the_mend(
     assert refusal(library, FACTS, stale) is not None
     with pytest.raises(EngineError, match=reason) as refused:
         find_engines(stale, library, 89)
-    # the command replaces what is there, so it names the GPUs of that too
+    # the command replaces the existing engines, so it also names their GPUs
     served = {"sms": "sm86,sm89,sm120", "engine": "sm89"}.get(next(iter(changes)), "sm86,sm89")
     assert (f" --target {served} -o" in str(refused.value)) == library.compiles_for_others
     with pytest.raises(EngineError, match=reason):
