@@ -134,8 +134,10 @@ class Writer:
         """A heard sound of the frames given; ``padded``: with some silence around it."""
         rng = self.rng
         if padded:
-            before = rng.choice([0, 0, rng.randrange(10), rng.randrange(_LONG_SILENCE)])
-            after = rng.choice([0, 0, rng.randrange(16), rng.randrange(_LONG_SILENCE)])
+            # long silence is seldom: the bundle has it cut before a sound is heard, as far as it is silent enough
+            long = rng.random() < 0.1
+            before = rng.choice([0, 0, rng.randrange(_LONG_SILENCE if long else 10)])
+            after = rng.choice([0, 0, rng.randrange(_LONG_SILENCE if long else 16)])
             frames = np.concatenate([np.zeros(before, np.int64), frames, np.zeros(after, np.int64)])
         samples = self.studio.bank.frames[frames].reshape(-1)
         if rng.random() < 0.8:  # what a codec of any precision adds
