@@ -24,7 +24,7 @@ from ualm.bench.gpu_acceptance.findings import WHOLE, Findings, Skip
 from ualm.bench.gpu_acceptance.ground import Ground
 from ualm.bench.schema import Report
 from ualm.export import targets, tensorrt_build, tensorrt_target
-from ualm.runtime import EngineError, UalmError
+from ualm.runtime import EngineError, InputError, UalmError
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.engines.device import Device, Event
 from ualm.runtime.engines.device_cache import CacheShape
@@ -145,8 +145,8 @@ def test_a_rehearsal_and_a_gpu_are_not_mixed(run: Run, tmp_path: Path) -> None:
     document = json.loads(path.read_text())
     document["run"]["dry_run"] = False
     path.write_text(json.dumps(document))
-    status, _ = run("--stage", "environment")
-    assert "was made on a GPU, this run was not; give another --out" in str(status)
+    with pytest.raises(InputError, match="was made on a GPU, this run was not; give another --out"):
+        run("--stage", "environment")
 
 
 @pytest.mark.parametrize(
