@@ -134,7 +134,7 @@ class Writer:
         """A heard sound of the frames given; ``padded``: with some silence around it."""
         rng = self.rng
         if padded:
-            # long silence is seldom: the bundle has it cut before a sound is heard, as far as it is silent enough
+            # long silence is rare: the bundle cuts it before a sound is heard, but may take noise for sound
             long = rng.random() < 0.1
             before = rng.choice([0, 0, rng.randrange(_LONG_SILENCE if long else 10)])
             after = rng.choice([0, 0, rng.randrange(_LONG_SILENCE if long else 16)])
