@@ -136,8 +136,10 @@ class Writer:
         """A heard sound with the given frames; ``padded``: with some silence around it."""
         rng = self.rng
         if padded:
-            before = rng.choice([0, 0, rng.randrange(10), rng.randrange(_LONG_SILENCE)])
-            after = rng.choice([0, 0, rng.randrange(16), rng.randrange(_LONG_SILENCE)])
+            # long silence is rare: the bundle cuts it before a sound is heard, but may take noise for sound
+            long = rng.random() < 0.1
+            before = rng.choice([0, 0, rng.randrange(_LONG_SILENCE if long else 10)])
+            after = rng.choice([0, 0, rng.randrange(_LONG_SILENCE if long else 16)])
             frames = np.concatenate([np.zeros(before, np.int64), frames, np.zeros(after, np.int64)])
         samples = self.studio.bank.frames[frames].reshape(-1)
         if rng.random() < 0.8:  # noise that a codec adds in any precision

@@ -46,8 +46,8 @@ class Recipe:
     constant, and falls from ``flat`` on; for the tuning it starts again at ``tuning_rate`` and falls.
     """
 
-    steps: int = 3500
-    tuning: float = 0.2
+    steps: int = 4400
+    tuning: float = 0.364
     tuning_rate: float = 8e-4
     rows: int = 2200
     learning_rate: float = 2e-3
@@ -87,12 +87,12 @@ MIX: Mapping[str, float] = {
 
 #: The same for the tuning: judging what was heard is learnt last, and is hardest.
 TUNING_MIX: Mapping[str, float] = {
-    "direct": 0.08,
+    "direct": 0.06,
     "enriched": 0.05,
-    "hearing": 0.33,
-    "text": 0.02,
-    "dialogue": 0.18,
-    "reflection": 0.34,
+    "hearing": 0.42,
+    "text": 0.03,
+    "dialogue": 0.14,
+    "reflection": 0.30,
 }
 
 

@@ -27,7 +27,7 @@ from ualm.bench.report.schema import Report
 from ualm.export.targets import registry as targets
 from ualm.export.targets.tensorrt import build as tensorrt_build
 from ualm.export.targets.tensorrt import target as tensorrt_target
-from ualm.runtime import EngineError, UalmError
+from ualm.runtime import EngineError, InputError, UalmError
 from ualm.runtime.bundle.bundle import Bundle
 from ualm.runtime.engines.device.cache import CacheShape
 from ualm.runtime.engines.device.device import Device, Event
@@ -148,8 +148,8 @@ def test_a_rehearsal_and_a_gpu_are_not_mixed(run: Run, tmp_path: Path) -> None:
     document = json.loads(path.read_text())
     document["run"]["dry_run"] = False
     path.write_text(json.dumps(document))
-    status, _ = run("--stage", "environment")
-    assert "was made on a GPU, this run was not; give another --out" in str(status)
+    with pytest.raises(InputError, match="was made on a GPU, this run was not; give another --out"):
+        run("--stage", "environment")
 
 
 @pytest.mark.parametrize(

@@ -160,12 +160,21 @@ def test_scale_embedding_changes_nothing_as_in_the_reference():
         ({}, {"n_fft": 401}, "n_fft = 401"),
         ({}, {"chunk_length": 1.5}, "chunk_length = 1.5"),
         ({}, {"feature_extractor_type": "ClapFeatureExtractor"}, "feature_extractor_type = 'ClapFeatureExtractor'"),
+        ({}, {"silence_db": 97}, "silence_db: 97 is not a number of decibels from 0 to 96"),
+        ({}, {"silence_db": "50"}, "silence_db: '50' is not of type int"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_field_and_value(config, features, said):
     _, known, tensors = build(5)
     with pytest.raises(ExportError, match=said):
         plan_encoder(tensors, known | config, FEATURES | features, WeightStore("w"), HIDDEN)
+
+
+def test_silence_is_cut_where_the_run_says_so_and_nowhere_else():
+    _, config, tensors = build(5)
+    for features, expected in ({}, 0), ({"silence_db": 50}, 50):
+        part = plan_encoder(tensors, config, FEATURES | features, WeightStore("w"), HIDDEN)
+        assert part.features.silence_db == expected
 
 
 @pytest.mark.parametrize(

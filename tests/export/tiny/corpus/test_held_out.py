@@ -25,8 +25,8 @@ from ualm.export.tiny.corpus.writer import Example, Studio
 from ualm.export.tiny.training.loop import Recipe, step_examples
 from ualm.runtime.vocabulary import EOS, EOT, MODALITIES, ROLES, Vocabulary
 
-#: Training steps that are drawn: half of them from the tuning, which has another mix.
-STEPS = (*range(0, 2800, 70), *range(2800, 3500, 18))
+#: Training steps that are drawn: more than half of them from the tuning, which has another mix.
+STEPS = (*range(0, 2800, 70), *range(2800, 4400, 28))
 _ROLE = {token: name for name, token in ROLES.items()}
 #: (role, text), or (role, None) for a sound.
 Message = tuple[str, str | None]
