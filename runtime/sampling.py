@@ -10,8 +10,8 @@ from functools import cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 
-from .compiled import check_native
 from .errors import InputError
+from .process.native_module import check_native
 from .vocabulary import STREAMS
 
 #: "fixed" repairs the defects of the published inference code, "reference" reproduces them (for parity tests).

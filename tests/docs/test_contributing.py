@@ -56,9 +56,9 @@ def test_a_tier_that_takes_longer_names_its_slowest_files(monkeypatch: pytest.Mo
 
 
 def test_the_fast_tier_imports_no_other_file() -> None:
-    done = pytest_in_a_process("--fast", "--collect-only", "-q", "tests/runtime", "tests/docs")
+    done = pytest_in_a_process("--fast", "--collect-only", "-q", "tests/runtime", "tests/docs", "tests/parity")
     files = {line.partition("::")[0].removeprefix("tests/") for line in done.stdout.splitlines() if "::" in line}
-    assert files == {name for name in fast_tier.FILES if name.startswith(("runtime/", "docs/"))}, done.stdout
+    assert files == {name for name in fast_tier.FILES if name.startswith(("runtime/", "docs/", "parity/"))}, done.stdout
     for name, parameters in fast_tier.PARAMETERS.items():
         found = [line.partition("[")[2] for line in done.stdout.splitlines() if line.startswith(f"tests/{name}::")]
         assert {part for each in found for part in re.split(r"[\]-]", each)} >= set(parameters)
