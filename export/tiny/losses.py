@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...runtime.hearing import OMNI, FeatureSpec, log_mel, normalized
+from ...runtime.hearing import log_mel, normalized
 from ...runtime.vocabulary import EOS, STREAMS, Vocabulary
 from .network import TinyUalm
-from .writer import AUDIO, MODALITY, TEXT, Example
+from .writer import AUDIO, HEARS, MODALITY, TEXT, Example
 
-SPEC = FeatureSpec(OMNI, 16000, 400, 160, 128, 4_800_000, True, window_frames=200)
 NULL_WEIGHT, PROBE_WEIGHT = 0.3, 0.5
 GUIDANCE = (1.5, 4.0)
 #: Rows of a chunk, padding included: what is computed at once.
@@ -112,7 +111,7 @@ class LossFunction:
         heard = [(index, sound) for index, example in enumerate(examples) for sound in example.heard]
         if not heard:
             return torch.zeros((), device=self._device), found
-        mels = [self._put(log_mel(normalized(sound.samples), SPEC, self._filters)) for _, sound in heard]
+        mels = [self._put(log_mel(normalized(sound.samples), HEARS, self._filters)) for _, sound in heard]
         features = self.network.hear(mels)
         for (index, sound), part in zip(heard, torch.split(features, [s.rows for _, s in heard]), strict=True):
             found[index].append((sound.start, part))

@@ -12,15 +12,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...runtime.hearing import OMNI, FeatureSpec, heard_range
 from ...runtime.vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, STREAMS, Vocabulary
 from .detect import Judge
-from .domain import SLOTS, FrameBank, sounds
+from .domain import HOP, SAMPLE_RATE, SLOTS, FrameBank, sounds
 
 #: What a row is, as a target: nothing to learn, a choice of modality, a text token, an audio row.
 NOTHING, MODALITY, TEXT, AUDIO = 0, 1, 2, 3
 #: Weights of the cells where something is decided; all that follows from what was drawn before weighs 1.
 _FIRST_FRAME, _FIRST_FRAME_REST, _END, _GOES_ON, _CONTENT = 8.0, 2.0, 4.0, 3.0, 3.0
 _SHORT_ANSWER = 6.0
+#: What lies so many decibels below the loudest is silence, and cut at both ends of a heard sound but for a moment.
+SILENCE_DB = 50
+#: How the encoder wants its sounds.
+HEARS = FeatureSpec(OMNI, SAMPLE_RATE, 400, 160, 128, 4_800_000, True, window_frames=200, silence_db=SILENCE_DB)
 #: Silence before or behind a heard sound is shorter than this, in frames: 2.2 s.
 _LONG_SILENCE = 111
 #: Of a review the word that says whether anything was heard at all, and the one that says whether it is right.
@@ -134,16 +139,19 @@ class Writer:
         """A heard sound of the frames given; ``padded``: with some silence around it."""
         rng = self.rng
         if padded:
-            # long silence is rare: the bundle cuts it before a sound is heard, but may take noise for sound
-            long = rng.random() < 0.1
-            before = rng.choice([0, 0, rng.randrange(_LONG_SILENCE if long else 10)])
-            after = rng.choice([0, 0, rng.randrange(_LONG_SILENCE if long else 16)])
+            if rng.random() < 0.3:
+                before, after = rng.randrange(_LONG_SILENCE), rng.randrange(_LONG_SILENCE)
+            else:
+                before, after = rng.choice([0, 0, rng.randrange(10)]), rng.choice([0, 0, rng.randrange(16)])
             frames = np.concatenate([np.zeros(before, np.int64), frames, np.zeros(after, np.int64)])
         samples = self.studio.bank.frames[frames].reshape(-1)
         if rng.random() < 0.8:  # what a codec of any precision adds
             scale = float(np.sqrt(np.mean(samples**2))) * 10 ** (-rng.uniform(25, 70) / 20)
             noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(samples))
             samples = samples + (scale * noise).astype(np.float32)
+        # as the bundle hears it: silence is cut, unless there is too much noise in it
+        first, stop = heard_range(samples, HEARS)
+        samples, frames = samples[first:stop], frames[first // HOP : stop // HOP]
         classes, onsets = self.studio.frame_classes(frames)
         rows = len(frames) // 2
         pairs = classes[: 2 * rows].reshape(rows, 2)
