@@ -19,7 +19,7 @@ from torch import Tensor
 from ...runtime.hearing import log_mel, normalized
 from ...runtime.vocabulary import EOS, STREAMS, Vocabulary
 from .network import TinyUalm
-from .writer import AUDIO, HEARS, MODALITY, TEXT, Example
+from .writer import AUDIO, FEATURES, MODALITY, TEXT, Example
 
 NULL_WEIGHT, PROBE_WEIGHT = 0.3, 0.5
 GUIDANCE = (1.5, 4.0)
@@ -111,7 +111,7 @@ class LossFunction:
         heard = [(index, sound) for index, example in enumerate(examples) for sound in example.heard]
         if not heard:
             return torch.zeros((), device=self._device), found
-        mels = [self._put(log_mel(normalized(sound.samples), HEARS, self._filters)) for _, sound in heard]
+        mels = [self._put(log_mel(normalized(sound.samples), FEATURES, self._filters)) for _, sound in heard]
         features = self.network.hear(mels)
         for (index, sound), part in zip(heard, torch.split(features, [s.rows for _, s in heard]), strict=True):
             found[index].append((sound.start, part))

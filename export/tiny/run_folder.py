@@ -23,7 +23,7 @@ from .examine import FRAMES
 from .language import ADVERBS, COUNTS, PHRASES, TIMES, loose_prompt, question_and_answer, text_only
 from .network import TinyShape, TinyUalm
 from .tokens import TEXT_SIZE
-from .writer import HEARS
+from .writer import FEATURES
 
 CODEC_PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
 ENCODER_PREFIX = "multimodal_io_dict.continuous_audio.model.audio_tower."
@@ -53,7 +53,7 @@ def write_run(
         _write_json(run / "codec" / "config.json", codec.config.to_dict())
         omni = {"model_type": "qwen2_5_omni", "thinker_config": {"audio_config": shape.encoder_config().to_dict()}}
         _write_json(run / "encoder" / "config.json", omni)
-        features = {"feature_size": 128, "chunk_length": 300, "sampling_rate": 16000, "silence_db": HEARS.silence_db}
+        features = {"feature_size": 128, "chunk_length": 300, "sampling_rate": 16000, "silence_db": FEATURES.silence_db}
         _write_json(run / "encoder" / "preprocessor_config.json", features)
         _write_json(run / TEMPLATES_FILE, templates())
         _write_json(run / KNOWS_FILE, knowledge().to_json())

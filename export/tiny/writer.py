@@ -22,10 +22,8 @@ NOTHING, MODALITY, TEXT, AUDIO = 0, 1, 2, 3
 #: Weights of the cells where something is decided; all that follows from what was drawn before weighs 1.
 _FIRST_FRAME, _FIRST_FRAME_REST, _END, _GOES_ON, _CONTENT = 8.0, 2.0, 4.0, 3.0, 3.0
 _SHORT_ANSWER = 6.0
-#: What lies so many decibels below the loudest is silence, and cut at both ends of a heard sound but for a moment.
-SILENCE_DB = 50
-#: How the encoder wants its sounds.
-HEARS = FeatureSpec(OMNI, SAMPLE_RATE, 400, 160, 128, 4_800_000, True, window_frames=200, silence_db=SILENCE_DB)
+#: How the encoder takes its sounds. Silence says nothing of what ualm-tiny knows, and is cut at both ends.
+FEATURES = FeatureSpec(OMNI, SAMPLE_RATE, 400, 160, 128, 4_800_000, True, window_frames=200, silence_db=50)
 #: Silence before or behind a heard sound is shorter than this, in frames: 2.2 s.
 _LONG_SILENCE = 111
 #: Of a review the word that says whether anything was heard at all, and the one that says whether it is right.
@@ -150,7 +148,7 @@ class Writer:
             noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(samples))
             samples = samples + (scale * noise).astype(np.float32)
         # as the bundle hears it: silence is cut, unless there is too much noise in it
-        first, stop = heard_range(samples, HEARS)
+        first, stop = heard_range(samples, FEATURES)
         samples, frames = samples[first:stop], frames[first // HOP : stop // HOP]
         classes, onsets = self.studio.frame_classes(frames)
         rows = len(frames) // 2

@@ -99,7 +99,7 @@ def test_the_newer_evidence_is_of_the_model_that_ualm_brings() -> None:
 
 def test_sound_exports_stand_off_from_the_gates() -> None:
     """By a factor of two and more; what a deeper body may show is in the gate's growth with layers."""
-    for each in EVIDENCE:
+    for each in (*EVIDENCE, *SHIPPED["results"]):
         if each["export"].startswith("sound"):
             halved = {m: each[m] | {"kl": 2 * each[m]["kl"]} for m in ("audio", "text")}
             assert missed(halved, each["precision"]) == []
