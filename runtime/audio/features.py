@@ -34,24 +34,30 @@ def normalized(samples: np.ndarray) -> np.ndarray:
 
 
 def without_silence(samples: np.ndarray, spec: FeatureSpec) -> np.ndarray:
-    """``samples`` float32 [n] without long silence at both ends, see ``FeatureSpec.silence_db``.
+    """``samples`` float32 [n] without long silence at both ends, see ``FeatureSpec.silence_db``."""
+    first, stop = heard_range(samples, spec)
+    return samples[first:stop] if stop - first < len(samples) else samples
 
-    Cut in steps of two mel frames, a codec frame of the published models, and never to less than the encoder can hear;
-    a sound that is silent all over stays as it is.
+
+def heard_range(samples: np.ndarray, spec: FeatureSpec) -> tuple[int, int]:
+    """First sample and the one behind the last that are heard of ``samples`` float32 [n].
+
+    Counted in steps of two mel frames, a codec frame of the published models, and never less than the encoder can hear;
+    a sound that is silent all over is heard whole.
     """
     if not spec.silence_db:
-        return samples
+        return 0, len(samples)
     step = 2 * spec.hop_length
     whole = np.pad(samples, (0, -len(samples) % step)).reshape(-1, step)
     power = np.square(whole, dtype=np.float64).mean(1)
     (loud,) = np.nonzero(power > power.max(initial=0.0) * 10 ** (-spec.silence_db / 10))
     if not len(loud):
-        return samples
+        return 0, len(samples)
     before, behind = (round(seconds * spec.sample_rate / step) for seconds in SILENCE_KEPT)
     first = max(int(loud[0]) - before, 0) * step
     last = min((int(loud[-1]) + 1 + behind) * step, len(samples))
     last = max(last, min(first + spec.min_samples, len(samples)))
-    return samples[max(min(first, last - spec.min_samples), 0) : last]
+    return max(min(first, last - spec.min_samples), 0), last
 
 
 def log_mel(samples: np.ndarray, spec: FeatureSpec, filters: np.ndarray) -> np.ndarray:

@@ -12,15 +12,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ....runtime.audio.features import heard_range
+from ....runtime.bundle.feature_spec import OMNI, FeatureSpec
 from ....runtime.vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, STREAMS, Vocabulary
 from .detect import Judge
-from .domain import SLOTS, FrameBank, sounds
+from .domain import HOP, SAMPLE_RATE, SLOTS, FrameBank, sounds
 
 #: Kinds of targets: nothing to learn, a choice of modality, a text token, an audio row.
 NOTHING, MODALITY, TEXT, AUDIO = 0, 1, 2, 3
 #: Weights of the cells where something is decided; cells that follow from earlier draws have weight 1.
 _FIRST_FRAME, _FIRST_FRAME_REST, _END, _GOES_ON, _CONTENT = 8.0, 2.0, 4.0, 3.0, 3.0
 _SHORT_ANSWER = 6.0
+#: Features of the encoder's input. Silence carries no information for ualm-tiny, and is cut at both ends.
+FEATURES = FeatureSpec(OMNI, SAMPLE_RATE, 400, 160, 128, 4_800_000, True, window_frames=200, silence_db=50)
 #: Silence before or after a heard sound is shorter than this, in frames: 2.2 s.
 _LONG_SILENCE = 111
 #: Weights of the words of a review that say whether anything was heard at all, and whether it is right.
@@ -136,16 +140,19 @@ class Writer:
         """A heard sound with the given frames; ``padded``: with some silence around it."""
         rng = self.rng
         if padded:
-            # long silence is rare: the bundle cuts it before a sound is heard, but may take noise for sound
-            long = rng.random() < 0.1
-            before = rng.choice([0, 0, rng.randrange(_LONG_SILENCE if long else 10)])
-            after = rng.choice([0, 0, rng.randrange(_LONG_SILENCE if long else 16)])
+            if rng.random() < 0.3:
+                before, after = rng.randrange(_LONG_SILENCE), rng.randrange(_LONG_SILENCE)
+            else:
+                before, after = rng.choice([0, 0, rng.randrange(10)]), rng.choice([0, 0, rng.randrange(16)])
             frames = np.concatenate([np.zeros(before, np.int64), frames, np.zeros(after, np.int64)])
         samples = self.studio.bank.frames[frames].reshape(-1)
         if rng.random() < 0.8:  # noise that a codec adds in any precision
             scale = float(np.sqrt(np.mean(samples**2))) * 10 ** (-rng.uniform(25, 70) / 20)
             noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(samples))
             samples = samples + (scale * noise).astype(np.float32)
+        # as the bundle hears it: silence is cut, unless there is too much noise in it
+        first, stop = heard_range(samples, FEATURES)
+        samples, frames = samples[first:stop], frames[first // HOP : stop // HOP]
         classes, onsets = self.studio.frame_classes(frames)
         rows = len(frames) // 2
         pairs = classes[: 2 * rows].reshape(rows, 2)

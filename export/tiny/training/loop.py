@@ -46,8 +46,8 @@ class Recipe:
     constant, and falls from ``flat`` on; for the tuning it starts again at ``tuning_rate`` and falls.
     """
 
-    steps: int = 4400
-    tuning: float = 0.364
+    steps: int = 5000
+    tuning: float = 0.4404
     tuning_rate: float = 8e-4
     rows: int = 2200
     learning_rate: float = 2e-3
@@ -89,9 +89,9 @@ MIX: Mapping[str, float] = {
 TUNING_MIX: Mapping[str, float] = {
     "direct": 0.06,
     "enriched": 0.05,
-    "hearing": 0.42,
+    "hearing": 0.34,
     "text": 0.03,
-    "dialogue": 0.14,
+    "dialogue": 0.22,
     "reflection": 0.30,
 }
 

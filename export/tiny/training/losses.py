@@ -17,12 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....runtime.audio.features import log_mel, normalized
-from ....runtime.bundle.feature_spec import OMNI, FeatureSpec
 from ....runtime.vocabulary import EOS, STREAMS, Vocabulary
-from ..corpus.writer import AUDIO, MODALITY, TEXT, Example
+from ..corpus.writer import AUDIO, FEATURES, MODALITY, TEXT, Example
 from .network import TinyUalm
 
-SPEC = FeatureSpec(OMNI, 16000, 400, 160, 128, 4_800_000, True, window_frames=200)
 NULL_WEIGHT, PROBE_WEIGHT = 0.3, 0.5
 GUIDANCE = (1.5, 4.0)
 #: Rows of a chunk, padding included, computed at once.
@@ -113,7 +111,7 @@ class LossFunction:
         heard = [(index, sound) for index, example in enumerate(examples) for sound in example.heard]
         if not heard:
             return torch.zeros((), device=self._device), found
-        mels = [self._put(log_mel(normalized(sound.samples), SPEC, self._filters)) for _, sound in heard]
+        mels = [self._put(log_mel(normalized(sound.samples), FEATURES, self._filters)) for _, sound in heard]
         features = self.network.hear(mels)
         for (index, sound), part in zip(heard, torch.split(features, [s.rows for _, s in heard]), strict=True):
             found[index].append((sound.start, part))

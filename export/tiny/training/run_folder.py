@@ -21,14 +21,13 @@ from ...bundle import KNOWS_FILE, TEMPLATES_FILE
 from ..corpus.domain import DRUMS, INSTRUMENTS, MAX_EVENTS, NOTES, random_clip
 from ..corpus.language import ADVERBS, COUNTS, PHRASES, TIMES, loose_prompt, question_and_answer, text_only
 from ..corpus.tokens import TEXT_SIZE
+from ..corpus.writer import FEATURES
 from ..judging.examine import FRAMES
 from .network import TinyShape, TinyUalm
 
 CODEC_PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
 ENCODER_PREFIX = "multimodal_io_dict.continuous_audio.model.audio_tower."
 ADAPTOR_PREFIX = "adaptor.continuous_audio."
-#: Silence around a sound carries no information for ualm-tiny, and is cut before it is heard.
-SILENCE_DB = 50
 
 
 def write_run(
@@ -54,7 +53,7 @@ def write_run(
         _write_json(run / "codec" / "config.json", codec.config.to_dict())
         omni = {"model_type": "qwen2_5_omni", "thinker_config": {"audio_config": shape.encoder_config().to_dict()}}
         _write_json(run / "encoder" / "config.json", omni)
-        features = {"feature_size": 128, "chunk_length": 300, "sampling_rate": 16000, "silence_db": SILENCE_DB}
+        features = {"feature_size": 128, "chunk_length": 300, "sampling_rate": 16000, "silence_db": FEATURES.silence_db}
         _write_json(run / "encoder" / "preprocessor_config.json", features)
         _write_json(run / TEMPLATES_FILE, templates())
         _write_json(run / KNOWS_FILE, knowledge().to_json())

@@ -98,7 +98,8 @@ def test_the_verb_leaves_at_a_terminal_what_it_writes_into_a_file(environment):
     command += ["--threads", "1", "-q"]
     known = {name: value for name, value in os.environ.items() if name != "UALM_BUNDLE"}
     *said, last = subprocess.run(command, text=True, capture_output=True, check=True, env=known).stdout.splitlines()
-    assert [line.partition(":")[0] for line in said] == ["caption", "sound", "review", "verdict 1"]
+    # what the model makes of its sound is its own; a repair comes behind a verdict
+    assert [line.partition(":")[0] for line in said][:4] == ["caption", "sound", "review", "verdict 1"]
     assert "a trumpet plays C5 and E5" in said[0] and len(said[0]) > 2 * columns
     wrapped = [line[start : start + columns].rstrip() for line in said for start in range(0, len(line), columns)]
     sent = on_terminal(command, columns, environment={"UALM_BUNDLE": "", **environment})

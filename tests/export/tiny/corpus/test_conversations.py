@@ -9,9 +9,13 @@ import pytest
 
 from ualm.export.tiny.corpus.attempts import strayed
 from ualm.export.tiny.corpus.conversations import TASKS, apply_change, changes, make_example
-from ualm.export.tiny.corpus.domain import TAIL, Clip, held_out, random_clip
+from ualm.export.tiny.corpus.domain import HOP, TAIL, Clip, held_out, random_clip
 from ualm.export.tiny.corpus.language import parse_description
-from ualm.export.tiny.corpus.writer import AUDIO, MODALITY, TEXT, Studio, Writer
+from ualm.export.tiny.corpus.writer import AUDIO, FEATURES, MODALITY, TEXT, Studio, Writer
+from ualm.runtime.audio.features import heard_range
+from ualm.runtime.bundle import Bundle
+from ualm.runtime.bundle.feature_spec import feature_rows
+from ualm.runtime.bundle.packaged import packaged_bundle
 from ualm.runtime.conversation.prompt import prompt_parts
 from ualm.runtime.sound.sound import Sound
 from ualm.runtime.vocabulary import EOS, EOT, MODALITIES, ROLES
@@ -147,3 +151,21 @@ def test_a_change_gives_the_clip_asked_for(change: str, expected: Clip) -> None:
 def test_descriptions_in_the_examples_are_of_trained_clips() -> None:
     clip = parse_description("a trumpet plays C5 and E5")
     assert clip is not None and not held_out(clip), "the README's first command must not be a held-out sequence"
+
+
+def test_what_is_heard_in_training_is_cut_as_the_bundle_cuts_it(studio: Studio) -> None:
+    long = 0
+    for seed in range(40):
+        w = Writer(studio, random.Random(seed), "hearing")
+        clip = Clip("piano", (72, 76), "quick")
+        w.user_sound(studio.bank.ids(clip), padded=True)
+        (heard,) = w.example().heard
+        assert heard_range(heard.samples, FEATURES) == (0, len(heard.samples))
+        assert heard.rows == len(heard.classes) == len(heard.onsets) == feature_rows(len(heard.samples) // 160)
+        long += len(heard.samples) > len(studio.bank.samples(clip)) + 20 * HOP
+    assert 0 < long < 12, "only where there is noise in it does long silence stay"
+
+
+def test_the_bundle_that_ualm_brings_hears_as_training_did() -> None:
+    folder = packaged_bundle()
+    assert folder is not None and Bundle(folder, verify="never").manifest.features == FEATURES.to_json()

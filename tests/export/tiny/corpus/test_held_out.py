@@ -26,7 +26,7 @@ from ualm.export.tiny.training.loop import Recipe, step_examples
 from ualm.runtime.vocabulary import EOS, EOT, MODALITIES, ROLES, Vocabulary
 
 #: Training steps that are drawn: more than half of them from the tuning, which has another mix.
-STEPS = (*range(0, 2800, 70), *range(2800, 4400, 28))
+STEPS = (*range(0, 2800, 70), *range(2800, 5000, 38))
 _ROLE = {token: name for name, token in ROLES.items()}
 #: (role, text), or (role, None) for a sound.
 Message = tuple[str, str | None]

@@ -174,10 +174,10 @@ def test_the_runtime_computes_what_was_trained(
     first = len(prompt) - 1
     with torch.no_grad():
         embedded = network.embed(torch.from_numpy(rows))
-        from ualm.export.tiny.training.losses import SPEC
+        from ualm.export.tiny.corpus.writer import FEATURES
         from ualm.runtime.audio.features import log_mel, normalized
 
-        mel = log_mel(normalized(np.asarray(heard.samples).reshape(-1)), SPEC, mel_filters())
+        mel = log_mel(normalized(np.asarray(heard.samples).reshape(-1)), FEATURES, mel_filters())
         embedded[3 : 3 + clip.frames // 2] = network.hear([torch.from_numpy(mel)])
         null = embedded.clone()
         null[:first] = 0
