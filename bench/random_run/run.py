@@ -9,11 +9,6 @@ only the codec and one block are in memory.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from ualm.runtime.cli import command
-
-    command.run("ualm.bench.random_run.run")
-
 import argparse
 import dataclasses
 import itertools

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..audio.pacing import ChunkProfile
-from ..engines.sequence import check_room
+from ..engines.protocol import check_room
 from ..errors import ContextError, EngineError, InputError, MemoryLimitError, SessionError, UalmError
 from ..files.reading import check_file, check_values, first_line, parse_json
 from ..files.saved_arrays import SavedArrays

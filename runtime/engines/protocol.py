@@ -12,9 +12,19 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from ..errors import ContextError
 from ..sampling import AudioSampling, Mode, TextSampling
 from ..vocabulary import Modality
 from .arithmetic import Arithmetic, Part
+
+
+def check_room(held: int, new: int, limit: int) -> None:
+    """:class:`ContextError` if ``new`` rows do not fit after the ``held`` ones."""
+    if held + new > limit:
+        raise ContextError(
+            f"the conversation needs {held + new} rows ({held} held + {new} new), but "
+            f"max_context = {limit}; open the model with a larger max_context, or shorten the input"
+        )
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,10 @@ import numpy as np
 
 from .. import _native
 from ..bundle import ModelIdentity
-from ..errors import ContextError, EngineError
+from ..errors import EngineError
 from ..vocabulary import STREAMS
-from .protocol import Frames
+from .protocol import Frames, check_room
 from .timing import Clock
-
-
-def check_room(held: int, new: int, limit: int) -> None:
-    """:class:`ContextError` if ``new`` rows do not fit after the ``held`` ones."""
-    if held + new > limit:
-        raise ContextError(
-            f"the conversation needs {held + new} rows ({held} held + {new} new), but "
-            f"max_context = {limit}; open the model with a larger max_context, or shorten the input"
-        )
 
 
 class SequenceBase(ABC):

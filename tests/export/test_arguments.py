@@ -18,7 +18,7 @@ from ualm.runtime.errors import OutputError, UalmError
 #: Runs commands in one process, and reports the error of each, and whether torch was loaded for it.
 _COMMANDS = """
 import contextlib, io, json, sys
-from ualm.runtime import cli
+from ualm.runtime.cli import main as cli
 for command in json.loads(sys.stdin.read()):
     sys.argv, error = ["ualm", "export", *command], io.StringIO()
     with contextlib.redirect_stderr(error), contextlib.suppress(SystemExit):

@@ -92,7 +92,7 @@ print("Model" in vars(runtime), "Model" in vars(ualm), ualm.Model is runtime.Mod
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert found.stdout.splitlines() == [
         "Model ualm.bench",
-        "ualm.runtime.errors ualm.runtime.cli.main ualm.runtime._native False",
+        "ualm.runtime.errors ualm.runtime.cli ualm.runtime._native False",
         "True False True",
     ], found.stderr
 
@@ -102,7 +102,7 @@ print("Model" in vars(runtime), "Model" in vars(ualm), ualm.Model is runtime.Mod
     [
         ("from ualm import Model", "ualm.runtime.errors"),  # the first of those that are searched
         ("from ualm.runtime import Model", "ualm.runtime.errors"),
-        ("from ualm.runtime import sound", "ualm.runtime.sound.sound"),
+        ("from ualm.runtime import sound", "ualm.runtime.sound"),
         ("from ualm import bench", "ualm.bench"),
     ],
 )

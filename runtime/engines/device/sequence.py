@@ -12,7 +12,8 @@ import numpy as np
 from ...errors import EngineError
 from ...sampling import AudioSampling, Mode, TextSampling
 from ...vocabulary import CHOOSABLE, MODALITIES, STREAMS, Modality
-from ..sequence import SequenceBase, check_room
+from ..protocol import check_room
+from ..sequence import SequenceBase
 from .device import told_errors
 from .loop import Drawn, Flight
 from .pool import WorkspacePool

@@ -20,7 +20,8 @@ from ...errors import EngineError
 from ...sampling import AudioSampling, Mode, TextSampling
 from ...vocabulary import MODALITIES, Modality
 from ..arithmetic import Arithmetic, Part
-from ..sequence import SequenceBase, check_room
+from ..protocol import check_room
+from ..sequence import SequenceBase
 from ..tables import rotary_tables
 from ..timing import Clock
 from .binding import Binding

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ualm.bench.harness import measure as scenario
+from ualm.bench.harness.protocol import Derived
 from ualm.bench.meters import core_distance
 from ualm.bench.meters.core_distance import BATCHES, DistanceMeter
 from ualm.bench.report.schema import RoundTrip, Subject
@@ -85,8 +86,8 @@ class _Instant:
     def block(self, count: int) -> dict[str, list[float]]:
         return {"figure": [1.0] * count}
 
-    def derive(self, *_: Any) -> scenario.Derived:
-        return scenario.Derived()
+    def derive(self, *_: Any) -> Derived:
+        return Derived()
 
     def close(self) -> None: ...
 

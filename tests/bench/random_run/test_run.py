@@ -303,7 +303,7 @@ def test_the_tables_of_7b_are_streamed_too(tmp_path: Path) -> None:
     if shutil.disk_usage(tmp_path).free < 6 * GIB:
         pytest.skip("needs 6 GiB of free disk")
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "ualm.bench.random_run.run", str(folder), "--shape", "7b", "--layers", "1"]
+    command = [sys.executable, "-m", "ualm.bench.random_run", str(folder), "--shape", "7b", "--layers", "1"]
     peak = 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:

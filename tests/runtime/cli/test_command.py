@@ -61,7 +61,8 @@ def script(tmp_path: Path) -> Callable[[str], tuple[int, str, str]]:
     """Runs lines of Python after the command has begun its work; returns status and output."""
 
     def run(lines: str) -> tuple[int, str, str]:
-        code = "import os, signal, sys, time\nfrom ualm.runtime import stopping\nstopping.begin()\nstopping.work()\n"
+        code = "import os, signal, sys, time\nfrom ualm.runtime.process import stopping\n"
+        code += "stopping.begin()\nstopping.work()\n"
         done = subprocess.run(
             [sys.executable, "-c", code + textwrap.dedent(lines)],
             capture_output=True,
@@ -87,7 +88,7 @@ def test_what_is_said_with_standard_error_closed_is_nowhere_else(shell: Shell) -
 
 
 def test_files_that_are_opened_take_no_standard_descriptor(tmp_path: Path) -> None:
-    code = "from ualm.runtime import standard_streams as s; s.guard(); print(open('/dev/zero').fileno() > 2)"
+    code = "from ualm.runtime.process import standard_streams as s; s.guard(); print(open('/dev/zero').fileno() > 2)"
     line = f'{shlex.quote(sys.executable)} -c "{code}" 0<&- 2>&-'
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
@@ -188,12 +189,12 @@ def test_a_signal_that_strikes_while_a_failed_command_is_let_go_of_ends_it_in_si
 
 def test_the_other_programs_end_in_silence_too(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(textwrap.dedent(INTERRUPTED.format(number="SIGINT")))
-    for module in ("ualm.bench.random_run.run", "ualm.export.tiny"):
+    for module in ("ualm.bench.random_run", "ualm.export.tiny"):
         assert shell("--help", module=module, PYTHONPATH=str(tmp_path)) == (130, b"", "")
 
 
 def test_a_signal_that_was_to_be_ignored_is(tmp_path: Path) -> None:
-    code = "import os, signal; from ualm.runtime import stopping; stopping.begin()\n"
+    code = "import os, signal; from ualm.runtime.process import stopping; stopping.begin()\n"
     code += "os.kill(os.getpid(), signal.SIGHUP); print('goes on')"
     done = subprocess.run(["nohup", sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "goes on\n")
@@ -224,7 +225,7 @@ def test_no_signal_cuts_the_removal_of_unfinished_work_short(
 ) -> None:
     found = script(
         f"""
-        from ualm.runtime import files
+        from ualm.runtime.files import writing as files
         remove = files.shutil.rmtree
         def removing(*arguments, **options):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -283,7 +284,7 @@ def test_what_was_printed_before_a_signal_reaches_its_reader(script: Callable[[s
 def test_a_reader_that_takes_nothing_does_not_keep_a_command_that_a_signal_ends() -> None:
     code = """
 import os, signal, sys, time
-from ualm.runtime import stopping
+from ualm.runtime.process import stopping
 stopping.begin()
 stopping.work()
 os.set_blocking(1, False)
@@ -323,7 +324,7 @@ sys.modules |= dict.fromkeys(("fcntl", "resource", "termios", "pwd", "grp", "rea
 def test_a_system_without_hangups_and_timers_has_signals_all_the_same(tmp_path: Path, waits: bool) -> None:
     code = f"""{WINDOWS}
 import time
-from ualm.runtime import stopping
+from ualm.runtime.process import stopping
 stopping.begin()
 stopping.work()
 @stopping.unbroken
@@ -350,7 +351,7 @@ with Model.open({str(tiny_bundle)!r}, threads=1) as model:
     sound = model.generate("rain", max_seconds=0.05, guidance=1.0)
     sound.save("rain.wav")
 sys.argv = ["ualm", "inspect", {str(tiny_bundle)!r}, "--json"]
-from ualm.runtime import command
+from ualm.runtime.cli import command
 command.main()
 """
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -392,7 +393,8 @@ exec(compile(open({str(INSTALLED)!r}).read(), "ualm", "exec"), {{"__name__": "__
     handler, *loaded = done.stdout.split() or [done.stderr]
     assert handler == "ualm.runtime.process.stopping"
     assert {each for each in loaded if each.startswith("ualm")} == {
-        *("ualm", "ualm.runtime", "ualm.runtime.cli.command", "ualm.runtime.process.stopping"),
+        *("ualm", "ualm.runtime", "ualm.runtime.cli", "ualm.runtime.cli.command"),
+        *("ualm.runtime.process", "ualm.runtime.process.stopping"),
     }
     assert not set(loaded) & {"typing", "json", "importlib.metadata", "numpy", "typer"}
 
