@@ -226,7 +226,7 @@ def _main() -> None:
     # What a case prints is not an outcome.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path[0] = str(Path(__file__).parents[1])  # in place of this folder, which is no place to import from
     sys.path.insert(0, str(Path(file).parent))
     case: Case = getattr(importlib.import_module(Path(file).stem), name)
     for number in range(int(first), int(count), int(step)):

@@ -75,6 +75,10 @@ def load_library(name: LibraryName, find: Callable[[str], Any] = importlib.impor
     except (ImportError, OSError) as error:  # OSError: a shared library of it cannot be loaded
         raise_interrupt(error)
         raise EngineError(f"{_TITLES[name]} cannot be imported ({error}); install it: {_INSTALL[name]}") from error
+    if not hasattr(module, "INetworkDefinition"):  # such as any folder of that name on the path
+        place = next(iter(getattr(module, "__path__", ())), None)
+        found = f"the module {_MODULES[name]!r} {'' if place is None else f'from {place} '}is not"
+        raise EngineError(f"{_TITLES[name]} cannot be used: {found} its Python package; install it: {_INSTALL[name]}")
     library = Library(name, module)
     if library.cache == "appended":
         if name == "tensorrt-rtx":

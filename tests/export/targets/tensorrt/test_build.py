@@ -203,6 +203,17 @@ def test_a_library_that_is_missing_or_too_old_says_so() -> None:
         load_library("tensorrt-rtx", old("1.1.1"))
 
 
+def test_a_folder_that_only_bears_the_name_is_not_taken_for_tensorrt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python imports any folder on its path, also without ``__init__``."""
+    (tmp_path / "tensorrt").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(EngineError, match=rf"'tensorrt' from {tmp_path}\S+ is not its Python package; install it: "):
+        load_library("tensorrt")
+
+
 def older(library: Library) -> Library:
     """A library without the features that TensorRT 10.3 lacks, as far as ualm uses them."""
     module = library.module
