@@ -1,9 +1,50 @@
-"""ualm.runtime: run exported unified audio language models, streaming, on the local machine.
+"""Run exported unified audio language models, streaming, on the local machine.
 
-from ualm.runtime import Model
+Everything public is a name of this package; ``ualm`` has the same names.
 
-with Model.open("bundle") as model:
-    model.generate("rain on a tin roof").save("rain.wav")
+Examples
+--------
+Open a model; without arguments, it is the one that comes with ualm. One thread is enough for that one.
+
+>>> import numpy as np
+>>> from ualm.runtime import *
+>>> model = Model.open(threads=1)
+
+Make a sound, and save it:
+
+>>> sound = model.generate("a trumpet plays C5 and E5", seed=7)
+>>> sound.samples.dtype, sound.sample_rate, sound.finish  # samples float32 [n]; Hz; how it ended
+(dtype('float32'), 16000, 'stop')
+>>> gain = sound.save("trumpet.wav")
+
+Ask about a sound:
+
+>>> print(model.ask("trumpet.wav", "what is played?"))
+a trumpet plays C5 and E5
+
+Take a sound while it is made; ``async for`` does the same:
+
+>>> chunks = [chunk.samples for chunk in model.stream("a trumpet plays C5 and E5", seed=7)]
+>>> sum(map(len, chunks)) == len(sound.samples)
+True
+
+Talk in turns; only what is new is computed:
+
+>>> session = model.session()
+>>> for event in session.turn([("user", sound), ("user", "what is played?")], modality="text"):
+...     if isinstance(event, TextDelta):
+...         print(event.text, end="")
+...     elif isinstance(event, TurnEnded):
+...         print(f" ({event.reason})")
+a trumpet plays C5 and E5 (eos)
+
+The examples of all names go on from here: they use ``np``, ``model`` and ``sound``, and write into the current folder.
+Close a model that is no longer needed (``model.close()``), or open it in a ``with`` block.
+
+Notes
+-----
+The fields of a dataclass, listed as its attributes, are the parameters that it is made with. Errors have the base
+:class:`UalmError`.
 
 Names are loaded lazily, on first use: the command must be ready for signals before that.
 """

@@ -80,7 +80,28 @@ class _Sampling:
 
     @classmethod
     def from_mapping(cls: type[_Options], values: Mapping[str, Any]) -> _Options:
-        """Options from a mapping; an unknown key is an :class:`InputError`."""
+        """Make options from a mapping of field names to values.
+
+        Parameters
+        ----------
+        values : mapping of str to value
+            The fields to set; those left out have their defaults.
+
+        Returns
+        -------
+        AudioSampling or TextSampling
+            An object of the class that the method was called on.
+
+        Raises
+        ------
+        InputError
+            For an unknown name, or a value that cannot be used.
+
+        Examples
+        --------
+        >>> AudioSampling.from_mapping({"temperature": 0.5, "seed": 7})
+        AudioSampling(temperature=0.5, top_k=20, top_p=1.0, guidance=3.0, max_steps=1024, seed=7)
+        """
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -94,11 +115,41 @@ def _is_number(value: object, kind: type) -> bool:
 
 @dataclass(frozen=True)
 class AudioSampling(_Sampling):
-    """How a sound is drawn; the defaults are those of the published inference configuration.
+    """How a sound is drawn.
 
-    ``temperature`` 0 is greedy; ``top_k`` None keeps all candidates; ``guidance`` is the classifier-free guidance
-    scale, 1 turns it off; ``max_steps`` limits the rows of a segment (a sound of T frames takes T + 7 rows, 50 frames
-    a second); equal ``seed`` and input give equal sound. ``seed`` None draws one, which the options then hold.
+    Attributes
+    ----------
+    temperature : float, default 0.8
+        Divides the logits, at least 0; 0 takes the most likely code of each stream (greedy).
+    top_k : int or None, default 20
+        Candidates that are kept, at least 1; None keeps all.
+    top_p : float, default 1.0
+        Share of the probability that the kept candidates have at least, above 0; 1 keeps all.
+    guidance : float, default 3.0
+        Scale of classifier-free guidance, at least 1; 1 turns it off, which halves the work of a row.
+    max_steps : int, default 1024
+        Most rows of a segment. A sound of T frames takes T + 7 rows, at 50 frames a second for X-Codec; 1024 rows are
+        20.3 s. At least 8 in mode "fixed".
+    seed : int, default 0
+        0 to 2^64 - 1; equal seed and input give equal sound. None, when the object is made, draws one, which the field
+        then holds.
+
+    Raises
+    ------
+    InputError
+        For a value that cannot be used; it names the field, the value and the range.
+
+    Notes
+    -----
+    The defaults are those of the published inference configuration. Options left out of a call come from the bundle,
+    which may have defaults of its own.
+
+    Examples
+    --------
+    >>> model.generate("a trumpet plays C5", audio=AudioSampling(guidance=1, max_steps=12)).duration
+    0.1
+    >>> AudioSampling(seed=None) == AudioSampling(seed=None)
+    False
     """
 
     temperature: float = 0.8
@@ -123,7 +174,34 @@ class AudioSampling(_Sampling):
 
 @dataclass(frozen=True)
 class TextSampling(_Sampling):
-    """How a text is drawn; greedy without guidance by default. Fields as in :class:`AudioSampling`."""
+    """How a text is drawn; greedy without guidance by default.
+
+    Attributes
+    ----------
+    temperature : float, default 0.0
+        Divides the logits, at least 0; 0 takes the most likely token (greedy).
+    top_k : int or None, default 20
+        Candidates that are kept, at least 1; None keeps all.
+    top_p : float, default 1.0
+        Share of the probability that the kept candidates have at least, above 0; 1 keeps all.
+    guidance : float, default 1.0
+        Scale of classifier-free guidance, at least 1; 1 turns it off, which halves the work of a row.
+    max_steps : int, default 1024
+        Most rows of a segment, one a token, at least 1.
+    seed : int, default 0
+        0 to 2^64 - 1; equal seed and input give equal text. None, when the object is made, draws one, which the field
+        then holds.
+
+    Raises
+    ------
+    InputError
+        For a value that cannot be used; it names the field, the value and the range.
+
+    Examples
+    --------
+    >>> model.ask(sound, "what is played?", text=TextSampling(max_steps=2)).finish
+    'max_tokens'
+    """
 
     temperature: float = 0.0
     top_k: int | None = 20

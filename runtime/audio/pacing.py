@@ -31,7 +31,37 @@ _NEW = 0.2
 
 @dataclass(frozen=True)
 class ChunkProfile:
-    """Frames of the pieces of a sound: at least ``first``, then ``growth`` times as many each time, up to ``most``."""
+    """Frames of the pieces of a sound: at least ``first``, then ``growth`` times as many each time, up to ``most``.
+
+    Attributes
+    ----------
+    first : int
+        Frames of the first piece, at least 1.
+    growth : float
+        Factor from one piece to the next, at least 1.
+    most : int
+        Frames of the largest piece, at least ``first``.
+
+    Raises
+    ------
+    InputError
+        For a value that cannot be used.
+
+    Notes
+    -----
+    The profiles by name:
+
+    - ``"first_sound"``, sound as early as possible: ``ChunkProfile(1, 1.5, 25)``
+    - ``"balanced"``, early sound in pieces of some length: ``ChunkProfile(5, 2.0, 50)``
+    - ``"throughput"``, the fewest calls: ``ChunkProfile(50, 1.0, 50)``
+
+    Examples
+    --------
+    >>> profile = ChunkProfile(first=2, growth=1.5, most=20)
+    >>> stream = model.stream("a trumpet plays C5", profile=profile, max_seconds=0.1)
+    >>> sum(len(chunk.samples) for chunk in stream)
+    1600
+    """
 
     first: int
     growth: float
@@ -49,7 +79,28 @@ class ChunkProfile:
 
     @classmethod
     def named(cls, profile: str | ChunkProfile) -> ChunkProfile:
-        """A profile by its name in :data:`PROFILES`, or the profile given."""
+        """Look a profile up by its name.
+
+        Parameters
+        ----------
+        profile : str or ChunkProfile
+            "first_sound", "balanced" or "throughput" (``pacing.PROFILES``), or a profile, which is returned as it is.
+
+        Returns
+        -------
+        ChunkProfile
+            The profile.
+
+        Raises
+        ------
+        InputError
+            For an unknown name.
+
+        Examples
+        --------
+        >>> ChunkProfile.named("balanced")
+        ChunkProfile(first=5, growth=2.0, most=50)
+        """
         if isinstance(profile, ChunkProfile):
             return profile
         if profile not in PROFILES:

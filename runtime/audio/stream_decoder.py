@@ -21,8 +21,41 @@ CALL_FRAMES = 50
 class SoundDecoder:
     """A streaming decoder for one sound after the other; what it holds does not grow with their length.
 
+    Made by :meth:`Model.decoder`. One thread uses it at a time.
+
+    Parameters
+    ----------
+    engine : Engine
+        What computes the codec.
+    bundle : Bundle
+        The opened bundle.
+    profile : str or ChunkProfile, default "balanced"
+        How large the pieces are.
+    pace : Pace or None, default None
+        How long calls take here, for a listener who plays the output at once; see ``pacing``. None: pieces follow the
+        profile alone.
+
+    Attributes
+    ----------
+    sample_rate : int
+        Hz of the output.
+
+    Raises
+    ------
+    InputError
+        For an unknown profile.
+
+    Notes
+    -----
     A codec's sample depends on later frames as well: while a sound goes on, its last ``CodecIdentity.lookahead``
     samples are not certain, and are held back. All output is exact, up to the rounding of float32 sums.
+
+    Examples
+    --------
+    >>> decoder = model.decoder("first_sound")
+    >>> codes = np.zeros((40, 8), np.int16)  # two sounds of 20 frames, 320 samples each
+    >>> [sum(map(len, (decoder.push_codes(part), decoder.flush()))) for part in np.split(codes, 2)]
+    [6400, 6400]
     """
 
     def __init__(
@@ -32,7 +65,6 @@ class SoundDecoder:
         profile: str | ChunkProfile = "balanced",
         pace: Pace | None = None,
     ) -> None:
-        """``pace``: how long calls take here, for a listener who plays the output at once; see ``pacing``."""
         self._engine, self._pace = engine, pace
         self._codec, self._vocabulary = bundle.manifest.codec, bundle.manifest.vocabulary
         self._profile = ChunkProfile.named(profile)
@@ -50,15 +82,64 @@ class SoundDecoder:
         return f"SoundDecoder({self.sample_rate} Hz, {self._profile})"
 
     def push(self, latents: np.ndarray, *, ends: bool = False) -> np.ndarray:
-        """Add frames float32 [m, latent_size]; returns the next piece of sound when one is due.
+        """Add frames, and get the next piece of sound if one is due.
 
-        Sound is float32 [n], or [n, channels] where a stage behind the codec makes several; often empty, n = 0.
-        ``ends``: no frames follow, :meth:`flush` does.
+        Parameters
+        ----------
+        latents : numpy.ndarray
+            Floats [m, latent_size], finite: the codec's input, as codebooks give it.
+        ends : bool, default False
+            No frames follow; :meth:`flush` does.
+
+        Returns
+        -------
+        numpy.ndarray
+            Sound, float32 [n], or [n, channels] where a stage behind the codec makes several; read-only, full scale
+            1.0; often empty, n = 0.
+
+        Raises
+        ------
+        InputError
+            For another shape or type, NaN or infinity.
+        EngineError
+            If the codec gives NaN or infinity.
+
+        Examples
+        --------
+        >>> decoder = model.decoder()
+        >>> latents = np.zeros((3, model.bundle.manifest.codec.latent_size), np.float32)
+        >>> len(decoder.push(latents)), len(decoder.flush())
+        (0, 960)
         """
         return self.push_drawn(self._checked(latents), ends=ends)
 
     def push_drawn(self, frames: np.ndarray, *, ends: bool = False) -> np.ndarray:
-        """Like :meth:`push`, for float32 frames of this model, which are known to be valid and are never written to."""
+        """Add frames as :meth:`push` does, without checking or copying them.
+
+        Parameters
+        ----------
+        frames : numpy.ndarray
+            float32 [m, latent_size] of this model, known to be valid, and never written to afterwards.
+        ends : bool, default False
+            No frames follow; :meth:`flush` does.
+
+        Returns
+        -------
+        numpy.ndarray
+            Sound, as from :meth:`push`.
+
+        Raises
+        ------
+        EngineError
+            If the codec gives NaN or infinity.
+
+        Examples
+        --------
+        >>> decoder = model.decoder()
+        >>> latents = np.zeros((3, model.bundle.manifest.codec.latent_size), np.float32)
+        >>> len(decoder.push_drawn(latents, ends=True)), len(decoder.flush())
+        (0, 960)
+        """
         if len(frames):
             self._waiting.append(frames)
             self._frames += len(frames)
@@ -67,29 +148,108 @@ class SoundDecoder:
         return self._send(self._decode(last=False), ready) if due else self._nothing()
 
     def frames_to_wait(self) -> int:
-        """Frames, at least 1, that can be pushed at once before a piece can be due."""
+        """Count the frames that can be pushed at once before a piece can be due.
+
+        Returns
+        -------
+        int
+            Frames, at least 1.
+
+        Examples
+        --------
+        >>> model.decoder("first_sound").frames_to_wait()  # one, and the 10 that X-Codec looks ahead
+        11
+        """
         return self._pacer.rows_to_wait(self._ready())
 
     def push_codes(self, codes: np.ndarray) -> np.ndarray:
-        """The same for codes, whole numbers [m, 8]; :class:`InputError` where they are not this model's."""
+        """Add codes, and get the next piece of sound if one is due.
+
+        Parameters
+        ----------
+        codes : numpy.ndarray
+            Whole numbers [m, 8], 0 to ``codebook_size`` - 1, m at least 1.
+
+        Returns
+        -------
+        numpy.ndarray
+            Sound, as from :meth:`push`.
+
+        Raises
+        ------
+        InputError
+            For codes that are not this model's.
+        EngineError
+            If the codec gives NaN or infinity.
+
+        Examples
+        --------
+        >>> decoder = model.decoder("first_sound")
+        >>> len(decoder.push_codes(np.zeros((11, 8), np.int16)))  # 11 frames of 320; 3141 samples are held back
+        379
+        """
         checked = check_codes(codes, self._vocabulary.codebook_size)
         return self.push(self._engine.codes_to_latents(checked))
 
     def flush(self) -> np.ndarray:
-        """The sound is over: returns the rest of it. The next frames begin another sound."""
+        """End the sound, and get the rest of it; the next frames begin another.
+
+        Returns
+        -------
+        numpy.ndarray
+            Sound, as from :meth:`push`; empty if no frames were added.
+
+        Raises
+        ------
+        EngineError
+            If the codec gives NaN or infinity.
+
+        Examples
+        --------
+        >>> decoder = model.decoder()
+        >>> len(decoder.push_codes(np.zeros((1, 8), np.int16))), len(decoder.flush()), len(decoder.flush())
+        (0, 320, 0)
+        """
         rest = self._send(self._decode(last=True), 0) if self._frames else self._nothing()
         self._forget()
         return rest
 
     def reset(self) -> None:
-        """Drop the sound under way; the next frames begin another."""
+        """Drop the sound under way; the next frames begin another.
+
+        Examples
+        --------
+        >>> decoder = model.decoder()
+        >>> len(decoder.push_codes(np.zeros((1, 8), np.int16)))
+        0
+        >>> decoder.reset()
+        >>> len(decoder.flush())
+        0
+        """
         self._stream.reset()
         if self._post is not None:
             self._post.reset()
         self._forget()
 
     def preroll(self, frames: int) -> float:
-        """Seconds of sound to hold before playback begins, if the sound has ``frames``; see :meth:`Pacer.preroll`."""
+        """Say how much sound to hold before playback begins, so that it does not starve.
+
+        Parameters
+        ----------
+        frames : int
+            Frames of the whole sound.
+
+        Returns
+        -------
+        float
+            Seconds; 0 where the engine is faster than real time, or no pace is known. :meth:`Pacer.preroll` has the
+            formula.
+
+        Examples
+        --------
+        >>> model.decoder().preroll(500)  # no pace: this one does not play
+        0.0
+        """
         return self._pacer.preroll(frames)
 
     def _ready(self) -> int:

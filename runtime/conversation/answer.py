@@ -6,9 +6,31 @@ from ..finish import FinishReason
 
 
 class Answer(str):
-    """The answer to a question: a ``str``.
+    """The answer to a question: a ``str`` that also records how it ended.
 
-    ``finish``: "stop", or "max_tokens" where its limit cut it. ``seed``: what it was drawn with.
+    Made by :meth:`Model.ask`. What ``str`` methods return is a plain ``str``.
+
+    Parameters
+    ----------
+    text : str
+        The answer.
+    finish : str, default "stop"
+        How it ended.
+    seed : int, default 0
+        What it was drawn with.
+
+    Attributes
+    ----------
+    finish : str
+        "stop", or "max_tokens" where its limit cut it.
+    seed : int
+        What it was drawn with, also where the seed was drawn.
+
+    Examples
+    --------
+    >>> answer = model.ask(sound, "what is played?", max_tokens=2)
+    >>> isinstance(answer, str), answer.finish, answer.seed
+    (True, 'max_tokens', 0)
     """
 
     finish: FinishReason

@@ -26,12 +26,33 @@ class Closing(ABC):
         """Wait until its thread no longer uses the model."""
 
     def close(self) -> None:
-        """Cancel unfinished work, and wait until it has stopped."""
+        """Cancel unfinished work, and wait until it has stopped.
+
+        The session can then be used, and the model closed. Leaving a ``with`` block does the same.
+
+        Examples
+        --------
+        >>> stream = model.stream("a trumpet plays C5", max_seconds=0.1)
+        >>> chunk = next(stream)
+        >>> stream.close()
+        >>> list(stream)
+        []
+        """
         self.cancel()
         self.join()
 
     async def aclose(self) -> None:
-        """:meth:`close`, without blocking the event loop."""
+        """Do what :meth:`close` does without blocking the event loop; leaving an ``async with`` block calls it.
+
+        Examples
+        --------
+        >>> import asyncio
+        >>> stream = model.stream("a trumpet plays C5", max_seconds=0.1)
+        >>> chunk = next(stream)
+        >>> asyncio.run(stream.aclose())
+        >>> list(stream)
+        []
+        """
         self.cancel()
         await asyncio.to_thread(self.join)
 

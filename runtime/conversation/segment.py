@@ -23,10 +23,28 @@ from .loop import Finish
 class Segment:
     """One segment of the model's answer.
 
-    ``rows`` int32 [T, 8] holds absolute ids as drawn, the stop row included if one was drawn. A text segment has
-    ``text``; an audio segment has ``sound``, which is None only if a sound of "reference" mode stopped before its first
-    frame was complete. ``finish`` is "eos" (the turn is over), "eot" (another segment follows) or "max_steps";
-    ``finish_reason`` says it in the words of :attr:`Sound.finish`. ``seed``: what it was drawn with.
+    Attributes
+    ----------
+    modality : str
+        "audio" or "text".
+    rows : numpy.ndarray
+        int32 [T, 8], read-only: absolute ids as drawn, the stop row included if one was drawn.
+    text : str or None
+        The text of a text segment; None for a sound.
+    sound : Sound or None
+        The sound of an audio segment, with its ``codes``; None for a text, and for a sound of "reference" mode that
+        stopped before its first frame was complete.
+    finish : str
+        "eos" (the turn is over), "eot" (another segment follows) or "max_steps" (cut by its limit, and the turn is
+        over). :attr:`finish_reason` says it in the words of :attr:`Sound.finish`.
+    seed : int or None, default None
+        What it was drawn with.
+
+    Examples
+    --------
+    >>> [segment] = model.run([("user", "a trumpet plays C5")], modality="audio", max_seconds=0.1)
+    >>> segment.rows.shape, segment.finish, segment.finish_reason  # 5 frames and 7 rows of delay
+    ((12, 8), 'max_steps', 'max_seconds')
     """
 
     modality: Modality
@@ -38,7 +56,7 @@ class Segment:
 
     @property
     def finish_reason(self) -> FinishReason:
-        """ "stop", or the limit that cut it: "max_seconds" of a sound, "max_tokens" of a text."""
+        """How it ended: "stop", or the limit that cut it, "max_seconds" of a sound, "max_tokens" of a text."""
         return finish_reason(self.modality, self.finish)
 
     def __repr__(self) -> str:

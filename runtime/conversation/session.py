@@ -38,11 +38,35 @@ MOST_ABOUT = 16 << 20
 
 
 class Session:
-    """A conversation with a model. Made by :meth:`Model.session`; one turn at a time.
+    """A conversation with a model, whose cache is kept from turn to turn. Made by :meth:`Model.session`.
+
+    It runs one turn at a time. It needs no closing, since its cache is freed with the last reference; as a context
+    manager, also of ``async with``, or by :meth:`close`, it frees the cache at once.
+
+    Parameters
+    ----------
+    state : SessionState
+        The cache and the limits, as :meth:`Model.session` makes them.
+
+    Attributes
+    ----------
+    state : SessionState
+        What turns and reasonings work on; not for callers.
+
+    Notes
+    -----
+    A turn counts once its :class:`TurnEnded` has been read. One that is cancelled, left, fails or reaches a limit
+    before that is taken back, and the session is as it was before.
 
     Several sessions of one model may run at once; a session itself must not be used by two threads at once, except for
-    :meth:`Turn.cancel`. It needs no closing, since its cache is freed with the last reference; as a context manager,
-    also of ``async with``, or by :meth:`close`, it frees the cache at once.
+    :meth:`Turn.cancel`.
+
+    Examples
+    --------
+    >>> with model.session() as session:
+    ...     [answer] = session.ask([("user", sound), ("user", "what is played?")], modality="text")
+    ...     session.turns
+    1
     """
 
     def __init__(self, state: SessionState) -> None:
@@ -50,7 +74,7 @@ class Session:
 
     @property
     def limits(self) -> Limits:
-        """Limits of each turn; another :class:`Limits` may be set for later turns."""
+        """Limits of each turn (bytes, seconds, segments); another :class:`Limits` may be set for later turns."""
         return self.state.limits
 
     @limits.setter
@@ -59,7 +83,7 @@ class Session:
 
     @property
     def turns(self) -> int:
-        """Whole turns held."""
+        """Number of whole turns held."""
         return self.state.turns
 
     @property
@@ -69,8 +93,10 @@ class Session:
 
     @property
     def transcript(self) -> tuple[Said, ...]:
-        """What was said in the whole turns, as (role, content) pairs: messages as they were given, answers as texts and
-        sounds. :meth:`Model.run` takes it."""
+        """What was said in the whole turns, as (role, content) pairs, for :meth:`Model.run`.
+
+        Messages are as they were given, answers are texts and sounds.
+        """
         return tuple(message for turn in self.state.said for message in turn)
 
     def __repr__(self) -> str:
@@ -94,11 +120,28 @@ class Session:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """:meth:`close`, without blocking the event loop."""
+        """Do what :meth:`close` does without blocking the event loop.
+
+        Examples
+        --------
+        >>> import asyncio
+        >>> session = model.session()
+        >>> asyncio.run(session.aclose())
+        >>> session
+        Session(0 turns, closed)
+        """
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """Cancel a turn that is under way, wait until it has stopped, and free the cache."""
+        """Cancel a turn that is under way, wait until it has stopped, and free the cache.
+
+        Examples
+        --------
+        >>> session = model.session()
+        >>> session.close()
+        >>> session
+        Session(0 turns, closed)
+        """
         self.state.close()
 
     def turn(
@@ -112,13 +155,44 @@ class Session:
         max_seconds: float | None = None,
         max_tokens: int | None = None,
     ) -> Turn:
-        """Say something; iterate over the returned :class:`Turn` for the answer's events.
+        """Say something; iterate over the returned turn for the answer's events.
 
-        ``messages``: a str, a sound or a path as the user's message, or messages as in :meth:`Model.run`.
-        ``max_seconds``: longest sound, in place of the ``max_steps`` of ``audio``; ``max_tokens``: longest text, in
-        place of that of ``text``.
-        ``profile``: how large the pieces of a sound are, "first_sound", "balanced", "throughput" or a ChunkProfile.
         Bad input is refused here; the work starts with the iteration.
+
+        Parameters
+        ----------
+        messages : str, Sound, Speech, path-like, bytes, binary file or list of messages
+            The user's message, or messages as in :meth:`Model.run`: only what is new.
+        modality : {"audio", "text"} or None, default None
+            Modality of the answer's first segment; None lets the model choose.
+        audio : AudioSampling or None, default None
+            How sounds are drawn; None for the bundle's defaults.
+        text : TextSampling or None, default None
+            How texts are drawn; None for the bundle's defaults.
+        profile : str or ChunkProfile, default "balanced"
+            How large the pieces of a sound are: "first_sound", "balanced", "throughput" or a profile.
+        max_seconds : float or None, default None
+            Longest sound in seconds, in place of the ``max_steps`` of ``audio``; None changes nothing.
+        max_tokens : int or None, default None
+            Longest text in tokens, in place of the ``max_steps`` of ``text``; None changes nothing.
+
+        Returns
+        -------
+        Turn
+            The turn, not begun.
+
+        Raises
+        ------
+        InputError
+            For messages or options that cannot be used.
+        SessionError
+            While another turn is under way, and if the session is closed.
+
+        Examples
+        --------
+        >>> turn = model.session().turn("a trumpet plays C5", modality="audio", max_seconds=0.1)
+        >>> [type(event).__name__ for event in turn]
+        ['SegmentStarted', 'SoundChunk', 'SegmentEnded', 'TurnEnded']
         """
         options: dict[str, Any] = {"modality": modality, "audio": audio, "text": text, "profile": profile}
         return open_turn(self.state, messages, **options, max_seconds=max_seconds, max_tokens=max_tokens)
@@ -134,13 +208,84 @@ class Session:
         max_seconds: float | None = None,
         max_tokens: int | None = None,
     ) -> list[Segment]:
-        """One whole turn at once, as :meth:`turn` takes it: its segments."""
+        """Take one whole turn at once, and return its segments.
+
+        The sound is not played meanwhile: its pieces follow the profile, not the clock, so that equal turns give equal
+        bits.
+
+        Parameters
+        ----------
+        messages : str, Sound, Speech, path-like, bytes, binary file or list of messages
+            The user's message, or messages as in :meth:`Model.run`: only what is new.
+        modality : {"audio", "text"} or None, default None
+            Modality of the answer's first segment; None lets the model choose.
+        audio : AudioSampling or None, default None
+            How sounds are drawn; None for the bundle's defaults.
+        text : TextSampling or None, default None
+            How texts are drawn; None for the bundle's defaults.
+        profile : str or ChunkProfile, default "balanced"
+            How large the pieces are in which a sound is decoded: "first_sound", "balanced", "throughput" or a profile.
+        max_seconds : float or None, default None
+            Longest sound in seconds, in place of the ``max_steps`` of ``audio``; None changes nothing.
+        max_tokens : int or None, default None
+            Longest text in tokens, in place of the ``max_steps`` of ``text``; None changes nothing.
+
+        Returns
+        -------
+        list of Segment
+            The segments of the answer, in order.
+
+        Raises
+        ------
+        InputError
+            For messages or options that cannot be used.
+        ContextError
+            Where the rows do not fit into ``max_context``.
+        LimitError
+            Where the turn reaches a limit of the session.
+        ModalityError
+            Where the model chooses a modality that it has no parts for.
+        SessionError
+            While another turn is under way, and if the session is closed.
+        EngineError
+            Where the engine fails, or the model is closed.
+
+        Examples
+        --------
+        >>> session = model.session()
+        >>> [segment] = session.ask("a trumpet plays C5", modality="audio", max_seconds=0.1)
+        >>> segment.sound.duration, session.turns
+        (0.1, 1)
+        """
         options: dict[str, Any] = {"modality": modality, "audio": audio, "text": text, "profile": profile}
         limits: dict[str, Any] = {"max_seconds": max_seconds, "max_tokens": max_tokens}
         return open_turn(self.state, messages, **options, **limits, live=False).segments()
 
     def truncate(self, turns: int) -> None:
-        """Forget all but the first ``turns`` turns."""
+        """Forget all but the first turns.
+
+        Rows become free for later turns; memory is not freed.
+
+        Parameters
+        ----------
+        turns : int
+            Turns to keep, 0 to :attr:`turns`.
+
+        Raises
+        ------
+        InputError
+            For another number.
+        SessionError
+            While a turn is under way, and if the session is closed.
+
+        Examples
+        --------
+        >>> session = model.session()
+        >>> answer = session.ask("a trumpet plays C5", modality="audio", max_seconds=0.1)
+        >>> session.truncate(0)
+        >>> session.turns, session.rows
+        (0, 0)
+        """
         sequence = self.state.settle("truncate")
         if type(turns) is not int or not 0 <= turns <= self.turns:
             raise InputError(f"turns = {turns!r}: give a whole number from 0 to {self.turns}, the turns held")
@@ -148,7 +293,28 @@ class Session:
         sequence.truncate(self.rows)
 
     def fork(self) -> Session:
-        """A second session that holds the same turns; nothing is computed again."""
+        """Make a second session that holds the same turns; nothing is computed again.
+
+        The rows are copied, the limits are kept.
+
+        Returns
+        -------
+        Session
+            The second session, independent of this one.
+
+        Raises
+        ------
+        SessionError
+            While a turn is under way, and if the session is closed.
+
+        Examples
+        --------
+        >>> session = model.session()
+        >>> answer = session.ask("a trumpet plays C5", modality="audio", max_seconds=0.1)
+        >>> other = session.fork()
+        >>> other.rows == session.rows
+        True
+        """
         sequence = self.state.settle("fork")
         other = SessionState(self.state.resources, self.limits, sequence.fork())
         other.ends, other.said = list(self.state.ends), list(self.state.said)
@@ -157,8 +323,31 @@ class Session:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to a file (a NumPy ``.npz``), for :meth:`Model.restore`.
 
-        :class:`SessionError` for what :meth:`Model.restore` would refuse: texts of more than :data:`MOST_ABOUT` bytes,
-        or a sound of more than ``limits.DECODED_BYTES``.
+        The file holds the cache and what was said, sounds included; a sound that was given by its path is a path there
+        too.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file; one that is there is replaced, whole or not at all.
+
+        Raises
+        ------
+        SessionError
+            While a turn is under way, if the session is closed, and for what :meth:`Model.restore` would refuse: texts
+            of more than :data:`MOST_ABOUT` bytes, or a sound of more than ``limits.DECODED_BYTES``.
+        OutputError
+            If the file cannot be written.
+        InputError
+            If ``path`` is no path.
+
+        Examples
+        --------
+        >>> session = model.session()
+        >>> answer = session.ask("a trumpet plays C5", modality="audio", max_seconds=0.1)
+        >>> session.save("talk.npz")
+        >>> model.restore("talk.npz").turns
+        1
         """
         target = _path(path)
         sequence, state = self.state.settle("save"), self.state
@@ -173,7 +362,40 @@ class Session:
 
     @classmethod
     def restored(cls, resources: Resources, path: str | os.PathLike[str], limits: Limits) -> Session:
-        """See :meth:`Model.restore`."""
+        """Read a saved session; :meth:`Model.restore` is the door to it.
+
+        Parameters
+        ----------
+        resources : Resources
+            The opened model.
+        path : str or path-like
+            The file that :meth:`save` wrote.
+        limits : Limits
+            Limits of each turn.
+
+        Returns
+        -------
+        Session
+            A session with the turns of the saved one.
+
+        Raises
+        ------
+        SessionError
+            If the file is missing, cannot be read, is not a saved session, or belongs to another bundle.
+        MemoryLimitError
+            If its rows need more bytes than ``limits.memory``.
+        ContextError
+            If it has more rows than the model's ``max_context``.
+        InputError
+            If ``path`` is no path.
+
+        Examples
+        --------
+        >>> session = model.session()
+        >>> session.save("empty.npz")
+        >>> Session.restored(model.resources, "empty.npz", session.limits)
+        Session(0 turns, 0 of ... rows)
+        """
         file = _path(path)
         try:
             check_file(file)

@@ -15,8 +15,38 @@ from .turn import AsyncEvents, Turn
 class SoundStream(Closing):
     """The chunks of one sound: iterate once, with ``for``, ``next`` or ``async for``.
 
-    Work begins with the iteration. It stops with :meth:`cancel`, at the end of a ``with`` block, and when the stream is
-    dropped, as by leaving a loop that made it. One thread iterates; any may cancel.
+    Made by :meth:`Model.stream`; it gives :class:`SoundChunk` events. Work begins with the iteration. It stops with
+    :meth:`cancel`, at the end of a ``with`` block, and when the stream is dropped, as by leaving a loop that made it;
+    one that is held in a variable can be continued. One thread iterates; any may cancel.
+
+    Parameters
+    ----------
+    turn : Turn
+        The turn that makes the sound, not begun.
+
+    Raises
+    ------
+    SessionError
+        In the iteration: if both ``for`` and ``async for`` read the stream.
+    ContextError
+        In the iteration: where the rows do not fit into ``max_context``.
+    EngineError
+        In the iteration: where the engine fails, or the model is closed.
+
+    Examples
+    --------
+    >>> with model.stream("a trumpet plays C5", seed=7, max_seconds=0.1) as stream:
+    ...     sum(len(chunk.samples) for chunk in stream)
+    1600
+
+    For ``async for``:
+
+    >>> import asyncio
+    >>> async def play() -> int:
+    ...     async with model.stream("a trumpet plays C5", seed=7, max_seconds=0.1) as stream:
+    ...         return sum([len(chunk.samples) async for chunk in stream])
+    >>> asyncio.run(play())
+    1600
     """
 
     def __init__(self, turn: Turn) -> None:
@@ -28,7 +58,7 @@ class SoundStream(Closing):
 
     @property
     def seed(self) -> int:
-        """What the sound is drawn with."""
+        """What the sound is drawn with, also where the seed was drawn."""
         return self._turn.seeds["audio"]
 
     @property
@@ -42,7 +72,18 @@ class SoundStream(Closing):
         return None if self._segment is None else self._segment.sound
 
     def cancel(self) -> None:
-        """Stop soon, from any thread: no further chunk comes, and the iteration ends."""
+        """Stop soon, from any thread: no further chunk comes, and the iteration ends.
+
+        It does not wait.
+
+        Examples
+        --------
+        >>> stream = model.stream("a trumpet plays C5", profile="first_sound")
+        >>> for chunk in stream:
+        ...     stream.cancel()
+        >>> stream.sound is None
+        True
+        """
         self._turn.cancel()
 
     def __iter__(self) -> SoundStream:
@@ -101,5 +142,13 @@ class SoundStream(Closing):
         return self._over
 
     def join(self) -> None:
-        """Wait until its thread no longer uses the model."""
+        """Wait until its thread no longer uses the model.
+
+        Examples
+        --------
+        >>> stream = model.stream("a trumpet plays C5", profile="first_sound")
+        >>> chunk = next(stream)
+        >>> stream.cancel()
+        >>> stream.join()
+        """
         self._turn.join()

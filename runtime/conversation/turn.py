@@ -30,15 +30,54 @@ from .worker import Outcome, Worker
 class Turn(Closing):
     """One turn of a session: iterate over it (``for`` or ``async for``) for its events, once.
 
-    Leaving the loop early cancels the turn. :meth:`cancel` may be called from any thread at any time, and from a signal
-    handler. Neither waits: the session's next use does, until the current computation is done (a few rows, the
-    prompt, or the encoding of a sound). Leaving a ``with`` block of the turn cancels what is left of it, and waits.
+    Made by :meth:`Session.turn`. The events come in this order: :class:`SegmentStarted`, any number of
+    :class:`TextDelta` or :class:`SoundChunk`, :class:`SegmentEnded`; the next segment; :class:`TurnEnded`. Leaving the
+    loop early cancels the turn.
+
+    Parameters
+    ----------
+    state : SessionState
+        The session's state.
+    given : sequence of messages
+        ``messages`` as the caller wrote them.
+    messages : list of checked messages
+        What is said.
+    options : AnswerOptions
+        How the answer is drawn and cut into pieces.
+
+    Raises
+    ------
+    SessionError
+        In the iteration: if the events were read before, another turn is under way, or the session is closed.
+    ContextError
+        In the iteration: where the rows do not fit into ``max_context``.
+    LimitError
+        In the iteration: where the turn reaches a limit of the session.
+    ModalityError
+        In the iteration: where the model chooses a modality that it has no parts for.
+    EngineError
+        In the iteration: where the engine fails, or the model is closed.
+
+    Notes
+    -----
+    A thread of its own computes, at most 64 events ahead of the consumer; then the turn waits, and nothing is dropped.
+
+    :meth:`cancel` may be called from any thread at any time, and from a signal handler. Neither that nor leaving a loop
+    waits: the session's next use does, until the current computation is done (a few rows, the prompt, or the encoding
+    of a sound). Leaving a ``with`` block of the turn cancels what is left of it, and waits.
+
+    Examples
+    --------
+    >>> session = model.session()
+    >>> for event in session.turn("a trumpet plays C5", modality="audio", max_seconds=0.1):
+    ...     if isinstance(event, SoundChunk):
+    ...         print(event.samples.dtype, event.samples.shape)
+    float32 (1600,)
     """
 
     def __init__(
         self, state: SessionState, given: Sequence[Message], messages: list[CheckedMessage], options: AnswerOptions
     ) -> None:
-        """``given``: ``messages`` as the caller wrote them."""
         self._state, self._given = state, given
         self._worker = Worker(state, messages, options)
         self._reader: object = None
@@ -46,7 +85,16 @@ class Turn(Closing):
     def cancel(self) -> None:
         """Stop soon (within a few frames) and take the turn back; the next event is TurnEnded("cancelled").
 
-        Does nothing if the turn's end has been delivered already.
+        Does nothing if the turn's end has been delivered already. Any thread may call it, and a signal handler; it does
+        not wait.
+
+        Examples
+        --------
+        >>> turn = model.session().turn("a trumpet plays C5", modality="audio")
+        >>> for event in turn:
+        ...     turn.cancel()
+        >>> event.reason
+        'cancelled'
         """
         self._worker.cancelled = True
 
@@ -67,7 +115,7 @@ class Turn(Closing):
 
     @property
     def seeds(self) -> Mapping[Modality, int]:
-        """The seeds of a sound and a text of this turn, also where the seed was drawn."""
+        """The seeds of a sound and a text of this turn, by modality, also where the seed was drawn."""
         options = self._worker.options
         return {"audio": options.audio.seed, "text": options.text.seed}
 
@@ -76,10 +124,34 @@ class Turn(Closing):
         return f"Turn({len(self._worker.messages)} messages, {'cancelled, ' if self.cancelled else ''}{state})"
 
     def segments(self) -> list[Segment]:
-        """Run to the end; returns the segments. A cancelled turn has none.
+        """Run to the end, and return the segments.
 
         The sound is not played meanwhile: its pieces follow the profile, not the clock, so that equal turns give equal
         bits.
+
+        Returns
+        -------
+        list of Segment
+            The segments of the answer, in order; none of a cancelled turn.
+
+        Raises
+        ------
+        SessionError
+            If the events were read before, another turn is under way, or the session is closed.
+        ContextError
+            Where the rows do not fit into ``max_context``.
+        LimitError
+            Where the turn reaches a limit of the session.
+        ModalityError
+            Where the model chooses a modality that it has no parts for.
+        EngineError
+            Where the engine fails, or the model is closed.
+
+        Examples
+        --------
+        >>> turn = model.session().turn("a trumpet plays C5", modality="audio", max_seconds=0.1)
+        >>> [segment.modality for segment in turn.segments()]
+        ['audio']
         """
         self._worker.options = replace(self._worker.options, live=False)
         found: list[Segment] = []
@@ -110,7 +182,16 @@ class Turn(Closing):
         return AsyncEvents(self)
 
     def join(self) -> None:
-        """Wait until the turn's thread no longer uses the cache."""
+        """Wait until the turn's thread no longer uses the cache.
+
+        Examples
+        --------
+        >>> turn = model.session().turn("a trumpet plays C5", modality="audio")
+        >>> event = next(iter(turn))  # the iterator is dropped, which cancels the turn
+        >>> turn.join()
+        >>> turn.over
+        True
+        """
         self._worker.join()
 
     def _start(self, reader: object, wake: Callable[[], object] | None = None) -> None:

@@ -56,11 +56,61 @@ _Messages = list[tuple[str, Content]]
 
 
 class Reasoning(Closing):
-    """Made by :meth:`Model.reason`: iterate (``for`` or ``async for``) for its events, once, or take :meth:`result`.
+    """Thought before, between or after sounds: iterate (``for`` or ``async for``) for its events, once.
+
+    Made by :meth:`Model.reason`; :meth:`result` runs it to the end. The events are :class:`StageStarted`,
+    :class:`StageText` or :class:`StageSound`, :class:`StageEnded` for each stage, :class:`Verdict` before a repair or
+    at the end of a review, and :class:`ReasoningEnded` at the end.
+
+    Parameters
+    ----------
+    session : Session
+        The conversation that is gone on with.
+    prompt : str or iterable of str
+        What the user asks; texts only for a "dialogue".
+    mode : {"enrich", "dialogue", "reflect"}, default "enrich"
+        What is done with it, see Notes.
+    rounds : int, default 1
+        How often a sound may be heard again, at least 1; more than 1 only for "reflect".
+    audio : AudioSampling
+        How sounds are drawn.
+    text : TextSampling
+        How texts are drawn.
+
+    Attributes
+    ----------
+    session : Session
+        The conversation, with the whole turns of the reasoning.
+    mode : str
+        "enrich", "dialogue" or "reflect".
+    rounds : int
+        How often a sound may be heard again.
+
+    Raises
+    ------
+    InputError
+        For a prompt, a mode or a number of rounds that cannot be used.
+    UalmError
+        In the iteration: as of a :class:`Turn`, whichever turn fails; its ``segments`` are those of the whole turns and
+        of the turn that failed.
+
+    Notes
+    -----
+    "enrich": the prompt is answered with a caption, and the model goes on with the sound. "dialogue": turns of the
+    user, in each of which the model chooses text or sound; the last sound is the result. "reflect": as "enrich"; then,
+    at most ``rounds`` times, the sound is heard again and judged, and made again where it differs from the request.
 
     Leaving the loop early cancels the turn under way; leaving a ``with`` block waits for that as well. Each turn counts
     by itself: one that fails, is cancelled or reaches a limit is taken back, and the session keeps the whole turns
-    before it. A :class:`UalmError` has the segments of those, and of the turn that failed, in ``segments``.
+    before it.
+
+    Examples
+    --------
+    >>> for event in model.reason("something cheerful on a marimba", max_seconds=0.1):
+    ...     if isinstance(event, StageStarted):
+    ...         print(event.kind)
+    caption
+    sound
     """
 
     def __init__(
@@ -99,13 +149,45 @@ class Reasoning(Closing):
         return tuple(self._stages)
 
     def cancel(self) -> None:
-        """Stop soon, from any thread; after at most one event already waiting comes ReasoningEnded, "cancelled"."""
+        """Stop soon, from any thread.
+
+        After at most one event already waiting comes :class:`ReasoningEnded`, whose result has ``ended`` "cancelled".
+
+        Examples
+        --------
+        >>> reasoning = model.reason("something cheerful on a marimba")
+        >>> for event in reasoning:
+        ...     reasoning.cancel()
+        >>> event.result.ended
+        'cancelled'
+        """
         self._cancelled = True
         if self._turn is not None:
             self._turn.cancel()
 
     def result(self) -> ReasoningResult:
-        """Run to the end. Nothing is played meanwhile: as in :meth:`Turn.segments`, equal runs give equal bits."""
+        """Run to the end, and return everything that was thought and made.
+
+        Nothing is played meanwhile: as in :meth:`Turn.segments`, equal runs give equal bits.
+
+        Returns
+        -------
+        ReasoningResult
+            All stages, turns and verdicts.
+
+        Raises
+        ------
+        SessionError
+            If the events were read before, or the session is busy or closed.
+        UalmError
+            As in the iteration.
+
+        Examples
+        --------
+        >>> result = model.reason("something cheerful on a marimba", max_seconds=0.1).result()
+        >>> [stage.kind for stage in result.stages], result.finish
+        (['caption', 'sound'], 'max_seconds')
+        """
         for event in self.events(live=False):
             if isinstance(event, ReasoningEnded):
                 return event.result
@@ -115,7 +197,32 @@ class Reasoning(Closing):
         return self.events()
 
     def events(self, *, live: bool = True) -> Iterator[ReasoningEvent]:
-        """The events, once. ``live``: sounds are played while they are made, so that their pieces follow the clock."""
+        """Iterate over the events, once.
+
+        Parameters
+        ----------
+        live : bool, default True
+            Sounds are played while they are made, so that their pieces follow the clock. False: they follow the profile
+            alone, and equal runs give equal bits.
+
+        Yields
+        ------
+        StageStarted, StageText, StageSound, StageEnded, Verdict or ReasoningEnded
+            The events in order.
+
+        Raises
+        ------
+        SessionError
+            If the events were read before, or the session is busy or closed.
+        UalmError
+            Where a turn fails; its ``segments`` are those of the whole turns and of the turn that failed.
+
+        Examples
+        --------
+        >>> *_, ended = model.reason("something cheerful on a marimba", max_seconds=0.1).events(live=False)
+        >>> ended.result.sound.duration
+        0.1
+        """
         if self._begun:
             raise SessionError("the events of a reasoning can be read once; begin another")
         self._begun, self._live = True, live
@@ -250,7 +357,14 @@ class Reasoning(Closing):
         self._stages = [stage for stage in self._stages if stage.turn < len(self._turns)]
 
     def join(self) -> None:
-        """Wait until none of our threads uses the model any more, so that it may be closed."""
+        """Wait until none of its threads uses the model any more, so that it may be closed.
+
+        Examples
+        --------
+        >>> reasoning = model.reason("something cheerful on a marimba")
+        >>> event = next(iter(reasoning))  # the iterator is dropped, which cancels the turn under way
+        >>> reasoning.join()
+        """
         if self._turn is not None:
             self._turn.join()
 

@@ -24,8 +24,27 @@ StageKind = Literal["caption", "answer", "sound", "review", "repair"]
 class Stage:
     """One segment and its part in the reasoning.
 
-    ``index`` counts all stages, ``turn`` the turns of the reasoning, both from 0. ``seed``: what it was drawn with.
-    ``seconds``: from its first event to its last, as they were read.
+    Attributes
+    ----------
+    index : int
+        Its number; counts all stages from 0.
+    turn : int
+        Number of its turn in the reasoning, from 0.
+    kind : str
+        "caption", the text that a sound is planned with; "answer", a text of a dialogue; "sound", a sound of the first
+        turn, or of a dialogue; "review", what is said about a sound heard again; "repair", a sound made after a review.
+    segment : Segment
+        The segment.
+    seed : int
+        What it was drawn with.
+    seconds : float
+        Seconds from its first event to its last, as they were read.
+
+    Examples
+    --------
+    >>> result = model.reason("something cheerful on a marimba", seed=7, max_seconds=0.1).result()
+    >>> [(stage.index, stage.turn, stage.kind, stage.seed) for stage in result.stages]
+    [(0, 0, 'caption', 7), (1, 0, 'sound', 7)]
     """
 
     index: int
@@ -63,7 +82,22 @@ class ReasonedTurn:
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage begins; ``stage`` counts from 0, in all events."""
+    """A stage begins.
+
+    Attributes
+    ----------
+    stage : int
+        Its number; counts from 0, in all events.
+    kind : str
+        "caption", "answer", "sound", "review" or "repair", see :class:`Stage`.
+    modality : str
+        "audio" or "text".
+
+    Examples
+    --------
+    >>> next(iter(model.reason("something cheerful on a marimba")))
+    StageStarted(stage=0, kind='caption', modality='text')
+    """
 
     stage: int
     kind: StageKind
@@ -72,7 +106,22 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class StageText:
-    """More text of a stage: the model thinks, asks, answers or judges. All of a stage joined are its text."""
+    """More text of a stage: the model thinks, asks, answers or judges. All of a stage joined are its text.
+
+    Attributes
+    ----------
+    stage : int
+        Number of the stage.
+    text : str
+        What is added, never empty.
+
+    Examples
+    --------
+    >>> events = list(model.reason("something cheerful on a marimba", max_seconds=0.1))
+    >>> written = "".join(event.text for event in events if isinstance(event, StageText) and event.stage == 0)
+    >>> written == events[-1].result.stages[0].text
+    True
+    """
 
     stage: int
     text: str
@@ -80,7 +129,22 @@ class StageText:
 
 @dataclass(frozen=True, eq=False)
 class StageSound:
-    """More sound of a stage, as a :class:`SoundChunk`."""
+    """More sound of a stage.
+
+    Attributes
+    ----------
+    stage : int
+        Number of the stage.
+    chunk : SoundChunk
+        What is added; the chunks of a stage joined are its sound.
+
+    Examples
+    --------
+    >>> for event in model.reason("something cheerful on a marimba", max_seconds=0.1):
+    ...     if isinstance(event, StageSound):
+    ...         print(event.chunk.samples.shape, event.chunk.sample_rate)
+    (1600,) 16000
+    """
 
     stage: int
     chunk: SoundChunk
@@ -88,7 +152,23 @@ class StageSound:
 
 @dataclass(frozen=True, eq=False)
 class StageEnded:
-    """A stage is complete. It counts once its turn is: see ``ReasoningEnded``."""
+    """A stage is complete. It counts once its turn is: see :class:`ReasoningEnded`.
+
+    Attributes
+    ----------
+    stage : int
+        Number of the stage.
+    result : Stage
+        The whole stage.
+
+    Examples
+    --------
+    >>> for event in model.reason("something cheerful on a marimba", max_seconds=0.1):
+    ...     if isinstance(event, StageEnded):
+    ...         print(event.stage, event.result.kind, event.result.segment.finish_reason)
+    0 caption stop
+    1 sound max_seconds
+    """
 
     stage: int
     result: Stage
@@ -96,10 +176,24 @@ class StageEnded:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of hearing the sound again; ``round`` counts from 1.
+    """The result of hearing the sound again, in the mode "reflect".
 
-    ``agrees``: True where the review says so, False where it says otherwise or the model went on with another sound,
-    None where it says neither. ``review``: the model's words.
+    Attributes
+    ----------
+    round : int
+        Counts from 1.
+    agrees : bool or None
+        True where the review says so, False where it says otherwise or the model went on with another sound, None where
+        it says neither.
+    review : str
+        The model's words.
+
+    Examples
+    --------
+    >>> for event in model.reason("a trumpet plays G5", "reflect", max_seconds=0.3):
+    ...     if isinstance(event, Verdict):
+    ...         print(event.round, isinstance(event.review, str))
+    1 True
     """
 
     round: int
@@ -112,7 +206,35 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class ReasoningResult:
-    """Everything that was thought and made; of a cancelled reasoning, its whole turns."""
+    """Everything that was thought and made; of a cancelled reasoning, its whole turns.
+
+    Attributes
+    ----------
+    mode : str
+        "enrich", "dialogue" or "reflect".
+    model : str
+        Digest of the bundle, as :attr:`Model.identity`.
+    prompts : tuple of str
+        What the user asked.
+    audio : AudioSampling
+        How sounds were drawn; turn k, from 0, with its seed + k.
+    text_options : TextSampling
+        How texts were drawn, likewise.
+    turns : tuple of ReasonedTurn
+        The turns: what was said, in which modality an answer was asked for (None: the model chose), and how each ended.
+    stages : tuple of Stage
+        The segments of all turns, in order.
+    verdicts : tuple of Verdict
+        Of the mode "reflect", one a round.
+    ended : str
+        "done" or "cancelled".
+
+    Examples
+    --------
+    >>> result = model.reason("something cheerful on a marimba", max_seconds=0.1).result()
+    >>> result.mode, result.ended, len(result.turns), result.sound.duration
+    ('enrich', 'done', 1, 0.1)
+    """
 
     mode: ReasonMode
     model: str
@@ -148,7 +270,20 @@ class ReasoningResult:
         return texts[-1] if self.mode == "dialogue" else " ".join(texts)
 
     def trace(self) -> dict[str, Any]:
-        """Everything but samples and codes, as JSON holds it."""
+        """Gather everything but samples and codes, as JSON holds it.
+
+        Returns
+        -------
+        dict of str to value
+            "format", "version", "model", "mode", "prompts", "sampling", "turns" with their stages, "verdicts", "finish"
+            and "ended"; times are in seconds, rounded to four digits.
+
+        Examples
+        --------
+        >>> result = model.reason("something cheerful on a marimba", max_seconds=0.1).result()
+        >>> [stage["kind"] for turn in result.trace()["turns"] for stage in turn["stages"]]
+        ['caption', 'sound']
+        """
         turns = []
         for index, turn in enumerate(self.turns):
             stages = [_stage(stage) for stage in self.stages if stage.turn == index]
@@ -171,7 +306,19 @@ class ReasoningResult:
 
 @dataclass(frozen=True, eq=False)
 class ReasoningEnded:
-    """The last event. ``result.ended``: "done", or "cancelled" (the turn under way is taken back with its stages)."""
+    """The last event of a reasoning.
+
+    Attributes
+    ----------
+    result : ReasoningResult
+        Everything. Its ``ended`` is "done", or "cancelled" (the turn under way is taken back with its stages).
+
+    Examples
+    --------
+    >>> *_, event = model.reason("something cheerful on a marimba", max_seconds=0.1)
+    >>> event.result.ended
+    'done'
+    """
 
     result: ReasoningResult
 

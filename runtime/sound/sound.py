@@ -30,12 +30,35 @@ _log = logging.getLogger(__name__)
 class Sound:
     """Samples at a rate.
 
-    ``samples``: float32 ``[n]``, or ``[n, channels]`` as soundfile reads them, full scale at 1.0, read-only; floats of
-    another width are converted. ``sample_rate``: Hz. ``codes``: int16 ``[frames, 8]``, the codes that a generated sound
-    was decoded from. ``notes``: what was irregular about its file. ``finish``: how a sound that a model made ended,
-    "stop", or "max_seconds" where its limit cut it; ``seed``: what it was drawn with. Raises
-    :class:`InputError` for samples that are not a sound: integers (whose full scale is unknown), none at all, NaN or
-    infinity, channels first.
+    Attributes
+    ----------
+    samples : numpy.ndarray
+        float32 [n], or [n, channels] as soundfile reads them, full scale at 1.0; read-only. Floats of another width are
+        converted.
+    sample_rate : int
+        Hz.
+    codes : numpy.ndarray or None, default None
+        int16 [frames, 8], the codes that a generated sound was decoded from; read-only.
+    notes : tuple of str, default ()
+        What was irregular about its file.
+    finish : str or None, default None
+        How a sound that a model made ended: "stop", or "max_seconds" where its limit cut it. None for other sounds.
+    seed : int or None, default None
+        What a sound that a model made was drawn with.
+
+    Raises
+    ------
+    InputError
+        For samples that are not a sound: integers (whose full scale is unknown), none at all, NaN or infinity, channels
+        first. For a rate that is no positive whole number, and codes of another shape or type.
+
+    Examples
+    --------
+    >>> tone = Sound(np.sin(np.arange(8000) * 2 * np.pi * 440 / 16000), sample_rate=16000)
+    >>> tone
+    Sound(0.50 s at 16000 Hz)
+    >>> tone.samples.dtype, tone.samples.shape
+    (dtype('float32'), (8000,))
     """
 
     samples: np.ndarray
@@ -74,14 +97,36 @@ class Sound:
 
     @classmethod
     def from_file(cls, source: Source, *, longest: float | None = None) -> Sound:
-        """Read a sound file: a path, the bytes of a file, or a file object opened in binary mode.
+        """Read a sound file.
 
         Formats that libsndfile knows (WAV, FLAC, OGG, MP3, AIFF and others); with the extra ``av`` also m4a, mp4, 3gp,
-        webm and others. Mono comes as ``[n]``. A file object that cannot seek, such as a pipe, is read to its end, at
-        most ``limits.STREAM_BYTES``; the samples of any sound may take ``limits.DECODED_BYTES``. ``longest``: seconds;
-        anything longer is refused before it is held. An irregularity that does not prevent reading, such as a file that
-        ends before its header says, is logged as a warning and kept in ``notes``. Raises :class:`InputError`, naming
-        the file.
+        webm and others.
+
+        Parameters
+        ----------
+        source : str, path-like, bytes or binary file
+            A path, the bytes of a file, or a file object opened in binary mode. A file object that cannot seek, such as
+            a pipe, is read to its end, at most ``limits.STREAM_BYTES``.
+        longest : float or None, default None
+            Seconds; anything longer is refused before it is held. None: no limit but ``limits.DECODED_BYTES``, which
+            the samples of any sound may take.
+
+        Returns
+        -------
+        Sound
+            The sound; mono comes as [n]. An irregularity that does not prevent reading, such as a file that ends before
+            its header says, is logged as a warning and kept in ``notes``.
+
+        Raises
+        ------
+        InputError
+            If it cannot be read or is too long; the message names the file.
+
+        Examples
+        --------
+        >>> gain = sound.save("trumpet.wav")
+        >>> Sound.from_file("trumpet.wav").samples.shape == sound.samples.shape
+        True
         """
         if longest is not None and (isinstance(longest, bool) or not isinstance(longest, Real) or not longest > 0):
             raise InputError(f"longest = {shown(longest)}: give a positive number of seconds, or None")
@@ -89,7 +134,33 @@ class Sound:
 
     @classmethod
     def read_within(cls, source: Source, limit: Limit) -> Sound:
-        """:meth:`from_file` within a ``limit``, in seconds or in bytes; :class:`InputError` beyond it."""
+        """Read a sound file as :meth:`from_file` does, within a limit in seconds or in bytes.
+
+        Parameters
+        ----------
+        source : str, path-like, bytes or binary file
+            As in :meth:`from_file`.
+        limit : Limit
+            How much is read, see ``sound.limits``.
+
+        Returns
+        -------
+        Sound
+            The sound.
+
+        Raises
+        ------
+        InputError
+            If it cannot be read, or goes beyond the limit; the message names the file.
+
+        Examples
+        --------
+        >>> from ualm.runtime.sound.limits import Limit
+        >>> gain = sound.save("trumpet.wav")
+        >>> Sound.read_within("trumpet.wav", Limit(seconds=0.1))
+        Traceback (most recent call last):
+        ualm.runtime.errors.InputError: trumpet.wav: holds ... s or more, longer than the 0.1 s that are heard; ...
+        """
         found = read(source, limit)
         samples = found.samples[:, 0] if found.samples.shape[1] == 1 else found.samples
         try:
@@ -103,15 +174,39 @@ class Sound:
     def save(
         self, target: str | os.PathLike[str] | BinaryIO, subtype: str | None = None, *, format: str | None = None
     ) -> float:
-        """Write the sound, whole or not at all, and return the gain that was applied (1.0: none).
+        """Write the sound, whole or not at all, and return the gain that was applied.
 
-        ``target``: a path, whose suffix says the format, or a file object opened in binary mode, for which ``format``
-        says it (``"wav"`` by default). ``wav`` is written as ``FLOAT`` (32 bits, also beyond full scale) unless
-        ``subtype`` is ``PCM_16`` or ``PCM_24``; ``flac`` as ``PCM_24`` or ``PCM_16``; ``mp3``; ``ogg`` as ``VORBIS`` or
-        ``OPUS``; ``opus``. All but floats have a largest value: a sound that passes it is made quieter as a whole,
-        never clipped, and that is logged as a warning. For ``mp3``, ``ogg`` and ``opus``, the decoded samples count.
-        Raises :class:`InputError` for another suffix, format or subtype, or a rate that the format
-        lacks, :class:`OutputError` when the file cannot be written.
+        Parameters
+        ----------
+        target : str, path-like or binary file
+            A path, whose suffix says the format, or a file object opened in binary mode, for which ``format`` says it.
+        subtype : str or None, default None
+            How samples are written. "wav": "FLOAT" (the default; 32 bits, also beyond full scale), "PCM_16" or
+            "PCM_24"; "flac": "PCM_24" (the default) or "PCM_16"; "ogg": "VORBIS" (the default) or "OPUS". "mp3" and
+            "opus" have one each.
+        format : str or None, default None
+            "wav", "flac", "mp3", "ogg" or "opus"; None takes the suffix of a path, and "wav" for a file object.
+
+        Returns
+        -------
+        float
+            The gain, 1.0 for none. All subtypes but "FLOAT" have a largest value: a sound that passes it is made
+            quieter as a whole, never clipped, and that is logged as a warning. For "mp3", "ogg" and "opus", the decoded
+            samples count.
+
+        Raises
+        ------
+        InputError
+            For another suffix, format or subtype, or a rate that the format lacks.
+        OutputError
+            When the file cannot be written.
+
+        Examples
+        --------
+        >>> sound.save("trumpet.wav")
+        1.0
+        >>> Sound(np.array([0.0, 2.0, 0.0, -2.0]), 16000).save("loud.wav", "PCM_16") < 0.51
+        True
         """
         file, name = named_target(target)
         encoding = encoding_of(file, subtype, format)
@@ -131,7 +226,25 @@ class Sound:
 
 @dataclass(frozen=True)
 class Speech:
-    """Marks a user's sound, or the file that holds it, as speech (the task ``speech_to_transcription``)."""
+    """Marks a user's sound, or the file that holds it, as speech (the task ``speech_to_transcription``).
+
+    Attributes
+    ----------
+    content : Sound, str or path-like
+        The sound, or the path of its file; here a ``str`` is a path, too.
+
+    Raises
+    ------
+    InputError
+        For content of another type.
+
+    Examples
+    --------
+    >>> messages = [("user", "Transcribe the speech."), ("user", Speech(sound))]
+    >>> [segment] = model.run(messages, modality="text", max_tokens=2, max_segments=1)
+    >>> segment.modality
+    'text'
+    """
 
     content: Sound | str | os.PathLike[str]
 

@@ -1,12 +1,18 @@
-"""ualm: hear, think and speak with an exported unified audio language model, streaming, on the local machine.
+"""Hear, think and speak with an exported unified audio language model, streaming, on the local machine.
 
-from ualm import Model
+The names are those of ``ualm.runtime``, whose docstring has an example of each kind of call. It is loaded when the
+first of them is used.
 
-with Model.open() as model:
-    model.generate("a trumpet plays C5 and E5").save("trumpet.wav")
+Examples
+--------
+>>> from ualm import Model
+>>> with Model.open(threads=1) as model:
+...     gain = model.generate("a trumpet plays C5 and E5").save("trumpet.wav")
 
-The names are those of ``ualm.runtime``, which is loaded when the first of them is used. This folder is installed as the
-package ``ualm`` itself, so a folder that merely has that name, such as a checkout, never takes its place.
+Notes
+-----
+This folder is installed as the package ``ualm`` itself, so a folder that merely has that name, such as a checkout,
+never takes its place.
 """
 
 TYPE_CHECKING = False  # as in typing, without importing it: the command is not ready for signals yet
