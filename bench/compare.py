@@ -26,7 +26,6 @@ from ..export.quality.agreement import (
 )
 from ..runtime.audio.features import LogMelFrontend
 from ..runtime.bundle.bundle import TOKENIZER, Bundle
-from ..runtime.bundle.feature_spec import FeatureSpec
 from ..runtime.bundle.quality import Verdict, ungated, verdicts
 from ..runtime.engines.onnxruntime.cpu import OnnxRuntimeEngine
 from ..runtime.errors import InputError
@@ -138,7 +137,7 @@ def check_comparable(a: Bundle, b: Bundle) -> None:
         "templates": (mine.templates.to_json(), other.templates.to_json()),
         "model": (vars(mine.model), vars(other.model)),
         "codec": (vars(mine.codec), vars(other.codec)),
-        "features": (dict(mine.features), dict(other.features)),
+        "features": (mine.features.to_json(), other.features.to_json()),
     }
     for what, (ours, theirs) in sides.items():
         if ours == theirs:
@@ -199,7 +198,7 @@ def _agreement(
 
 
 def _features(engine: OnnxRuntimeEngine) -> np.ndarray:
-    spec = FeatureSpec.from_json(engine.bundle.manifest.features)
+    spec = engine.bundle.manifest.features
     heard = LogMelFrontend(spec, engine.bundle.table("encoder.mel_filters")).prepare(probe_sound(spec))
     return engine.encode(heard.inputs)[: heard.rows]
 
@@ -233,7 +232,7 @@ def _sizes(a: Bundle, b: Bundle) -> dict[str, tuple[int, int]]:
 
 def _size(bundle: Bundle, role: str) -> int:
     part = bundle.manifest.parts.get(role)
-    return 0 if part is None else bundle.manifest.files[part["file"]].size + int(part.get("weight_bytes", 0))
+    return 0 if part is None else bundle.manifest.files[part.file].size + (part.weight_bytes or 0)
 
 
 def _total(bundle: Bundle) -> int:

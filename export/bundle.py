@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ..runtime.bundle.bundle import MANIFEST, TOKENIZER, WEIGHTS, Bundle, describe_file
+from ..runtime.bundle.entries import Calibration, PartEntry, SamplingDefaults
 from ..runtime.bundle.knowledge import Knowledge, content_words
 from ..runtime.bundle.manifest import BundleFile, CodecIdentity, Manifest, ModelIdentity, PostCodecIdentity
 from ..runtime.bundle.quality import Verdict, verdicts
@@ -24,7 +24,6 @@ from ..runtime.bundle.templates import Templates
 from ..runtime.errors import ExportError, InputError
 from ..runtime.files.safetensors_reader import MappedTensors
 from ..runtime.files.writing import replacing_folder
-from ..runtime.sampling import AudioSampling, TextSampling
 from ..runtime.vocabulary import Vocabulary
 from .formats.precision import BACKBONE, CODEC, ENCODER, PREFILL, Precision
 from .formats.store import WeightStore
@@ -263,7 +262,7 @@ class _Plan:
         """Hidden states of the body with its weights as stored, computed in float32."""
         return hidden_states(self._stored, self.shape, sequences, round_input=self._round_input)
 
-    def calibrate(self, folder: Path, examples: CalibrationSet | None, progress: Progress) -> Mapping[str, Any]:
+    def calibrate(self, folder: Path, examples: CalibrationSet | None, progress: Progress) -> Calibration:
         """Fit the body to what the bundle in ``folder`` reads and says: integer weights are rounded again, and the
         inputs of fp8 matrices get their scales. Returns what the manifest says about it."""
         bundle = Bundle(folder, verify="never")
@@ -287,7 +286,7 @@ class _Plan:
             what = "the scales of fp8" if examples is None else "--calibrate"
             raise ExportError(f"{what}: {error}") from error
         self._rewrite_null_branch(folder)
-        return CalibrationSet(conversations, source).to_json()
+        return CalibrationSet(conversations, source).entry()
 
     def _rewrite_null_branch(self, folder: Path) -> None:
         vectors = null_branch_vectors(self._stored, self.shape, self._round_input)
@@ -318,20 +317,20 @@ class _Plan:
         formats = self.formats.to_json()
         whole = self.integer_graphs()
         parts = {
-            role: {
-                "file": _onnx_name(role),
-                "precision": self.formats.of_part(role),
-                "compute": "int8" if role in whole else graph.compute,
-                "weight_bytes": graph.weight_bytes,
-            }
+            role: PartEntry(
+                _onnx_name(role),
+                self.formats.of_part(role),
+                "int8" if role in whole else graph.compute,
+                graph.weight_bytes,
+            )
             for role, graph in (self.graphs() | whole).items()
         }
         return Manifest(
             model=ModelIdentity(s.hidden_size, s.layers, s.heads, s.kv_heads, s.head_dim, s.max_positions),
             vocabulary=self.vocabulary,
             codec=self.codec_identity,
-            features=MappingProxyType(self.encoder.features.to_json()),
-            sampling={"audio": vars(AudioSampling()), "text": vars(TextSampling())},
+            features=self.encoder.features,
+            sampling=SamplingDefaults(),
             parts=parts,
             precision=formats,
             quality={},

@@ -15,7 +15,6 @@ import numpy as np
 from .audio.pacing import ChunkProfile
 from .audio.stream_decoder import SoundDecoder
 from .bundle.bundle import Bundle, Verify
-from .bundle.feature_spec import FeatureSpec
 from .bundle.knowledge import Knowledge
 from .bundle.packaged import default_bundle
 from .conversation.answer import Answer
@@ -648,7 +647,7 @@ class Model:
         --------
         >>> model.warm_up()
         """
-        spec = FeatureSpec.from_json(self.bundle.manifest.features)
+        spec = self.bundle.manifest.features
         noise = np.random.default_rng(0).normal(scale=0.1, size=min(spec.sample_rate, spec.max_samples))
         heard: list[Message] = [("user", Sound(noise, spec.sample_rate)), ("user", "Listen.")]
         self.run(heard, modality="text", max_segments=1, text=self.resources.text_sampling(None, {"max_steps": 2}))

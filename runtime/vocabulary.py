@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -104,10 +104,6 @@ class Vocabulary:
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Vocabulary:
-        return cls(**{name: int(values[name]) for name in cls.__dataclass_fields__})
 
 
 def check_codes(codes: np.ndarray, codebook_size: int) -> np.ndarray:

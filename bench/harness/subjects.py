@@ -65,7 +65,7 @@ def check_count(option: str, value: int | None) -> None:
 
 def precisions_of(bundle: Bundle) -> dict[str, str]:
     """Precision of each part of a bundle, by its role."""
-    return {role: str(part.get("precision", "unknown")) for role, part in bundle.manifest.parts.items()}
+    return {role: part.precision for role, part in bundle.manifest.parts.items()}
 
 
 class BundleSubject:

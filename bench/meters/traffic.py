@@ -32,10 +32,10 @@ def body_role(bundle: Bundle) -> str:
 def weight_bytes(bundle: Bundle, role: str) -> int:
     """Bytes of weights that one run of a part reads, as counted by the export."""
     bundle.part(role)  # refuses a role that is not there
-    found = bundle.manifest.parts[role].get("weight_bytes")
-    if type(found) is not int or found < 0:
+    found = bundle.manifest.parts[role].weight_bytes
+    if found is None:
         raise BundleError(
-            f"{bundle.folder / MANIFEST}: parts.{role}.weight_bytes = {found!r}: a step cannot be counted; "
+            f"{bundle.folder / MANIFEST}: parts.{role}.weight_bytes = None: a step cannot be counted; "
             "this bundle was made before exports recorded them: export the run again"
         )
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -34,8 +33,8 @@ def sampling_of(
     bundle: Bundle, modality: Modality, guidance: float | None, seed: int = 0, rows: int = 0
 ) -> AudioSampling | TextSampling:
     """The bundle's own sampling with ``guidance`` (None: its own) and ``seed``, for at least ``rows`` rows."""
-    kind: Any = AudioSampling if modality == "audio" else TextSampling
-    options: AudioSampling | TextSampling = kind.from_mapping(bundle.manifest.sampling[modality])
+    defaults = bundle.manifest.sampling
+    options: AudioSampling | TextSampling = defaults.audio if modality == "audio" else defaults.text
     if guidance is not None:
         options = replace(options, guidance=guidance)
     drain = 8  # "fixed" mode ends a sound this many rows before the limit

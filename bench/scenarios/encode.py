@@ -11,7 +11,6 @@ import numpy as np
 
 from ...runtime.audio.features import LogMelFrontend
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.feature_spec import FeatureSpec
 from ...runtime.errors import InputError
 from ...runtime.sound.sound import Sound
 from ..harness.blocks import Samples
@@ -35,7 +34,7 @@ class Encode:
 
     def settings(self, bundle: Bundle) -> Sequence[Mapping[str, Setting]]:
         check_seconds(self.seconds)
-        spec = FeatureSpec.from_json(bundle.manifest.features)
+        spec = bundle.manifest.features
         least, most = spec.min_samples / spec.sample_rate, spec.max_samples / spec.sample_rate
         for seconds in self.seconds:
             if not least <= seconds <= most:
@@ -64,10 +63,10 @@ class Encode:
 
 
 def _hearing(bundle: Bundle) -> LogMelFrontend:
-    return LogMelFrontend(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
+    return LogMelFrontend(bundle.manifest.features, bundle.table("encoder.mel_filters"))
 
 
 def _noise(bundle: Bundle, seconds: float, seed: int) -> Sound:
-    rate = FeatureSpec.from_json(bundle.manifest.features).sample_rate
+    rate = bundle.manifest.features.sample_rate
     samples = np.random.default_rng(seed).uniform(-0.5, 0.5, max(round(seconds * rate), 1))
     return Sound(samples.astype(np.float32), rate)

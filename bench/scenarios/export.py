@@ -228,7 +228,7 @@ class _Exports:
         figures["rest"] = took - sum(told["seconds"].values())
         sizes = {f"peak_{kind}": size for kind, size in watcher.peak.items()}
         sizes |= {"bundle": sum(told["bytes"].values()), "weights": told["bytes"][WEIGHTS]}
-        sizes |= {f"weights.{role}": part["weight_bytes"] for role, part in made.manifest.parts.items()}
+        sizes |= {f"weights.{role}": part.weight_bytes or 0 for role, part in made.manifest.parts.items()}
         figures |= {figure: size / 2**20 for figure, size in sizes.items()}
         figures |= {figure: factor * told["quality"][part][value] for figure, part, value, factor in _AGREEMENT}
         return figures if cached is None else figures | {"cached": 100 * cached}

@@ -19,7 +19,6 @@ from ...runtime.bundle.bundle import Bundle  # noqa: E402
 from ...runtime.conversation.resources import DEFAULT_CONTEXT  # noqa: E402
 from ...runtime.engines.registry import open_engine  # noqa: E402
 from ...runtime.errors import UalmError  # noqa: E402
-from ...runtime.sampling import AudioSampling  # noqa: E402
 from ..meters.memory import memory_of, peak_rss  # noqa: E402
 from .common import random_prompt  # noqa: E402
 
@@ -44,7 +43,7 @@ def main() -> None:
     asked = time.perf_counter()
     sequence = engine.open_sequence()
     sequence.prefill([random_prompt(bundle.manifest.vocabulary, _PROMPT_ROWS, seed=0)])
-    sampling = AudioSampling.from_mapping(bundle.manifest.sampling["audio"])
+    sampling = bundle.manifest.sampling.audio
     sequence.begin_segment("audio", sampling, mode="fixed", segment=0)
     ended = sequence.run_frames(1).end is not None
     drawn = time.perf_counter()

@@ -155,7 +155,7 @@ def measure_builds(
 def _opened(source: Path, precision: str, parts: Sequence[str]) -> Iterator[_Source]:
     if (source / MANIFEST).is_file():
         bundle = Bundle(source, verify="never")
-        formats = {part: str(bundle.manifest.parts[part]["precision"]) for part in parts}
+        formats = {part: bundle.manifest.parts[part].precision for part in parts}
         yield _Source(source, resolved(source).name, formats, bundle.digest)
         return
     if tuple(parts) != (_BODY,):

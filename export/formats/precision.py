@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ...runtime.bundle.entries import Compute
 from ...runtime.errors import ExportError
 
 #: The name of ``float8`` among the dtypes of ``store``: ONNX's, in lower case.
@@ -84,9 +85,10 @@ class Precision:
         return fields.get(role.partition(".")[0], self.backbone)
 
     @property
-    def compute(self) -> str:
+    def compute(self) -> Compute:
         """The type in which the graphs for GPUs multiply."""
-        return {"fp32": "float32", "bf16": "bfloat16"}.get(self.backbone, "float16")
+        types: dict[str, Compute] = {"fp32": "float32", "bf16": "bfloat16"}
+        return types.get(self.backbone, "float16")
 
     def to_json(self) -> Mapping[str, str]:
         return dict(vars(self))

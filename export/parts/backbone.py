@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ...runtime.bundle.entries import Compute
 from ...runtime.errors import ExportError
 from ..formats.store import WeightStore
 from ..quality.reference_body import RoundInput
@@ -102,7 +103,7 @@ class BackbonePlan:
         for matrices, dtype in self.dtypes.items():
             self.store.add_matrix(f"{matrices}.{name}", shape, make, dtype)
 
-    def graph(self, dialect: str, compute: str = "float32", matrices: str = "backbone") -> Graph:
+    def graph(self, dialect: str, compute: Compute = "float32", matrices: str = "backbone") -> Graph:
         """The body in ``dialect`` "standard" or "grouped", multiplying in ``compute``, which is also the cache's type.
 
         ``matrices`` names the set of weights it uses.

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from ...runtime.bundle.entries import Compute
 from ..formats.blocks import BLOCK
 from ..formats.precision import FLOAT8
 from ..formats.store import SCALED_DTYPES, WeightStore
@@ -37,7 +38,7 @@ class Graph:
         *,
         opset: int = OPSET,
         contrib: bool = False,
-        compute: str = "float32",
+        compute: Compute = "float32",
     ) -> None:
         self.name, self.opset = name, opset
         #: The type in which matrices are multiplied: float32, float16 or bfloat16.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import soundfile
 
+from ...runtime.bundle.entries import Calibration
 from ...runtime.conversation.prompt import Message, as_pair
 from ...runtime.errors import ExportError, InputError
 from ...runtime.files.reading import first_line, read_text
@@ -55,11 +56,11 @@ class CalibrationSet:
             raise _nothing(path)
         return cls(conversations, path.name)
 
-    def to_json(self) -> dict[str, object]:
+    def entry(self) -> Calibration:
         """The manifest's record of it: how much there was, and only the name of a path, because a bundle is copied
         elsewhere."""
         sounds = sum(isinstance(as_pair(messages[0])[1], Sound) for messages in self.conversations)
-        return {"source": self.source, "prompts": len(self.conversations) - sounds, "sounds": sounds}
+        return Calibration(self.source, len(self.conversations) - sounds, sounds)
 
 
 def check_calibrated(precision: str) -> None:

@@ -11,7 +11,6 @@ from safetensors.numpy import save
 
 from ...runtime.audio.features import LogMelFrontend
 from ...runtime.bundle.bundle import GOLDEN
-from ...runtime.bundle.feature_spec import FeatureSpec
 from ...runtime.bundle.manifest import Manifest
 from ...runtime.engines.arithmetic import Arithmetic, logits_tolerance, part_tolerance
 from ...runtime.errors import ExportError
@@ -71,7 +70,7 @@ def golden_inputs(manifest: Manifest) -> dict[str, np.ndarray]:
     """A short prompt of text and audio rows, codes, and a third of a second of sound; identical for every export."""
     random = np.random.default_rng(SEED)
     rows, codes = golden_rows(manifest.vocabulary, random)
-    spec = FeatureSpec.from_json(manifest.features)
+    spec = manifest.features
     time = np.arange(spec.sample_rate // 3) / spec.sample_rate
     sound = 0.4 * np.sin(2 * np.pi * (220 + 400 * time) * time) + 0.05 * random.standard_normal(len(time))
     return {"rows": rows, "codes": codes, "sound": sound.astype(np.float32)}
@@ -117,7 +116,7 @@ def write_golden(folder: Path, manifest: Manifest, weights: Mapping[str, np.ndar
     table, bias = widen(weights["codec.rvq_table"]), weights["codec.rvq_bias"]
     latents = table[np.arange(STREAMS), inputs["codes"]].sum(axis=1, dtype=np.float32) + bias
     outputs["pcm"] = run("codec", {"latents": np.ascontiguousarray(latents.T[None])})[0]
-    spec = FeatureSpec.from_json(manifest.features)
+    spec = manifest.features
     heard = LogMelFrontend(spec, weights["encoder.mel_filters"]).prepare(Sound(inputs["sound"], spec.sample_rate))
     outputs["features"] = run("encoder", heard.inputs)[: heard.rows]
     for name, values in outputs.items():
@@ -132,7 +131,7 @@ def _embed(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _run_part(folder: Path, manifest: Manifest, role: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-    return run_as_written(folder / manifest.parts[role]["file"], feeds)
+    return run_as_written(folder / manifest.parts[role].file, feeds)
 
 
 def run_as_written(path: Path, feeds: Mapping[str, np.ndarray]) -> np.ndarray:

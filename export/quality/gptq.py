@@ -16,7 +16,6 @@ import torch
 from ...runtime import _native
 from ...runtime.audio.features import LogMelFrontend
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.feature_spec import FeatureSpec
 from ...runtime.conversation.prompt import Message
 from ...runtime.engines.onnxruntime.cpu import OnnxRuntimeEngine
 from ...runtime.engines.onnxruntime.sessions import OnnxRuntimeParts
@@ -60,7 +59,7 @@ def _context(bundle: Bundle) -> int:
 
 
 def _ears(bundle: Bundle, parts: OnnxRuntimeParts) -> Callable[[Sound], np.ndarray]:
-    hearing = LogMelFrontend(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
+    hearing = LogMelFrontend(bundle.manifest.features, bundle.table("encoder.mel_filters"))
 
     def hear(sound: Sound) -> np.ndarray:
         prepared = hearing.prepare(sound)

@@ -11,7 +11,6 @@ import numpy as np
 
 from ...runtime.audio.features import LogMelFrontend
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.feature_spec import FeatureSpec
 from ...runtime.engines.onnxruntime.cpu import OnnxRuntimeEngine
 from ...runtime.vocabulary import STREAMS
 from ..formats.store import WeightStore
@@ -44,7 +43,7 @@ def measure_quality(
         engine.unload("backbone", "head")  # so that an export holds one part in memory at a time
         codes = held_codes(held, vocabulary)
         pcm = engine.decode_latents(engine.codes_to_latents(codes))
-        spec = FeatureSpec.from_json(bundle.manifest.features)
+        spec = bundle.manifest.features
         heard = LogMelFrontend(spec, bundle.table("encoder.mel_filters")).prepare(probe_sound(spec))
         features = engine.encode(heard.inputs)[: heard.rows]
     finally:

@@ -66,7 +66,7 @@ class Bundle:
         """Path of the ONNX file that plays ``role``."""
         if role not in self.manifest.parts:
             raise BundleError(f"{self.folder / MANIFEST}: lists no part {role!r}; export the run again")
-        return self.path(self.manifest.parts[role]["file"])
+        return self.path(self.manifest.parts[role].file)
 
     def table(self, name: str) -> np.ndarray:
         """A tensor of the weights, mapped read-only; bfloat16 comes as its bits, uint16 (see ``widen``)."""

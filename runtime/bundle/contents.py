@@ -8,7 +8,6 @@ and a bundle that cannot work is one :class:`BundleError` before anything is loa
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +19,8 @@ from ..files.reading import MOST_SIZE, shown
 from ..files.safetensors_reader import MappedTensors
 from ..sound.limits import HIGHEST_RATE, LOWEST_RATE
 from ..vocabulary import CHOOSABLE, SPECIALS, STREAMS
-from .feature_spec import AF_WHISPER, FeatureSpec, feature_rows
+from .entries import STORED
+from .feature_spec import AF_WHISPER, feature_rows
 from .graph_header import MOST_FIELDS, Declared, GraphHeader, read_graph_header
 from .manifest import Manifest
 
@@ -28,8 +28,6 @@ from .manifest import Manifest
 ROLES = ("backbone", "head.text", "head.audio", "head.modality", "encoder", "codec", "codec.stream")
 #: Tensors of the golden vector.
 GOLDEN_TENSORS = ("rows", "codes", "sound", "logits.modality", "logits.audio", "logits.text", "pcm", "features")
-#: Formats of weights by their name in the manifest, and what safetensors calls the type of a matrix in each.
-STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8": "F8_E4M3", "int8": "I8", "int4": "U8"}
 #: A matrix of each part that shows what its weights are stored in.
 _MATRICES = {
     "backbone": "backbone.0.qkv",
@@ -52,6 +50,8 @@ _AS_DECLARED = {
     "U8": "uint8",
 }
 _AS_STORED = {"int4": "uint8"}
+#: Types that a cache is stored in.
+_FLOATS = ("float32", "float16", "bfloat16")
 #: Rows of cache that the check of the golden vector needs: its prompt, a modality row, a drawn row, and some to spare.
 GOLDEN_CONTEXT = 64
 #: Layers of a body, each with tables and inputs to check; the largest dense models have some 130.
@@ -92,10 +92,7 @@ def check_contents(
 class _Contents:
     def __init__(self, manifest: Manifest, where: Path, part: Callable[[str], Path], tables: MappedTensors) -> None:
         self._manifest, self._where, self._part, self._tables = manifest, where, part, tables
-        try:
-            self._features = FeatureSpec.from_json(manifest.features)
-        except BundleError as error:
-            raise BundleError(f"{where}: {error}") from error
+        self._features = manifest.features
 
     def check(self) -> None:
         self._check_sizes()
@@ -158,18 +155,13 @@ class _Contents:
             for name, high in limits.items():
                 if (value := getattr(stage, name)) > high:
                     self._refuse(f"post_codec.{name} = {value}, and {high} is the most")
-        for name, value in manifest.golden.items():
-            if not _is_number(value) or not 0 < value <= sys.float_info.max:
-                self._refuse(f"golden.{name} = {shown(value)} is no tolerance")
 
     def _check_formats(self) -> None:
         parts, precision = self._manifest.parts, self._manifest.precision
         if missing := [role for role in ROLES if role not in parts]:
             self._refuse(f"parts: {', '.join(missing)} missing")
         for role, part in parts.items():
-            stored, field = part["precision"], _precision_field(role)
-            if not isinstance(stored, str) or stored not in STORED:
-                self._refuse(f"parts.{role}.precision = {shown(stored)} is none of {', '.join(STORED)}")
+            stored, field = part.precision, _precision_field(role)
             if field is not None and precision.get(field) != stored:
                 said = precision.get(field)
                 self._refuse(f"parts.{role}.precision = {stored!r}, but precision.{field} = {shown(said)}")
@@ -256,9 +248,9 @@ class _Contents:
                     path,
                 )
             total += weight.length
-        said = self._manifest.parts[role].get("weight_bytes", total)
-        if said != total or type(said) is not int:
-            self._refuse(f"parts.{role}.weight_bytes = {shown(said)}, but its graph reads {total} bytes of weights")
+        recorded = self._manifest.parts[role].weight_bytes
+        if recorded is not None and recorded != total:
+            self._refuse(f"parts.{role}.weight_bytes = {shown(recorded)}, but its graph reads {total} bytes of weights")
 
     def _check_graphs(self, graphs: Mapping[str, GraphHeader]) -> None:
         hidden, vocabulary = self._manifest.model.hidden_size, self._manifest.vocabulary
@@ -268,7 +260,7 @@ class _Contents:
             "head.audio": vocabulary.head_columns("audio"),
         }
         for role, graph in graphs.items():
-            compute = self._manifest.parts[role].get("compute", "float32")
+            compute = self._manifest.parts[role].multiplies_in
             wanted = "float32" if role not in _INTEGER else "int8"
             if _kind(role) == "backbone":
                 inputs, outputs, number = self._body(role, graph)
@@ -309,6 +301,8 @@ class _Contents:
         number = "float32"
         if role == "backbone" and "past_key.0" in graph.inputs:  # that for GPUs: its cache has the computing type
             number = graph.inputs["past_key.0"].dtype
+            if number not in _FLOATS:
+                self._refuse(f"its cache is {number}, none of {', '.join(_FLOATS)}", self._part(role))
         inputs: _Sides = {"embeddings": _floats(None, None, model.hidden_size)}
         if "write_index" in graph.inputs:
             inputs |= {
@@ -446,7 +440,3 @@ def _floats(*shape: int | None) -> Declared:
 def _shown(declared: Declared) -> str:
     sizes = ", ".join("?" if size is None else str(size) for size in declared.shape[:_MOST_SHOWN])
     return f"{declared.dtype} [{sizes}{', ...' if len(declared.shape) > _MOST_SHOWN else ''}]"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

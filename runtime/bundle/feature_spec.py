@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-from ..errors import BundleError
 from ..files.reading import MOST_SIZE, shown
+from .entries import check_names
 
 OMNI = "qwen2.5-omni"
 AF_WHISPER = "af-whisper"
@@ -47,11 +46,11 @@ class FeatureSpec:
             value = getattr(self, field.name)
             expected = {"kind": str, "normalize": bool}.get(field.name, int)
             if type(value) is not expected:
-                raise ValueError(f"{field.name}: {value!r} is not of type {expected.__name__}")
+                raise ValueError(f"{field.name}: {shown(value)} is not of type {expected.__name__}")
             if isinstance(value, int) and abs(value) > MOST_SIZE:
                 raise ValueError(f"{field.name}: {shown(value)}: at most {MOST_SIZE} is supported")
         if self.kind not in (OMNI, AF_WHISPER):
-            raise ValueError(f"kind: {self.kind!r} is unknown; {OMNI!r} or {AF_WHISPER!r} is expected")
+            raise ValueError(f"kind: {shown(self.kind)} is unknown; {OMNI!r} or {AF_WHISPER!r} is expected")
         used = "window_frames" if self.kind == OMNI else "fixed_frames"
         for name in ("sample_rate", "n_fft", "hop_length", "n_mels", "max_samples", used):
             if getattr(self, name) < 1:
@@ -83,17 +82,13 @@ class FeatureSpec:
 
     @classmethod
     def from_json(cls, values: object) -> FeatureSpec:
-        """The inverse of :meth:`to_json`; :class:`BundleError` names the field that is missing, unknown or wrong."""
-        if not isinstance(values, Mapping):
-            raise BundleError(f"features: {values!r} is not an object; export the bundle again")
-        known = {field.name for field in fields(cls)}
-        if missing_or_unknown := (known ^ set(values)) - {"silence_db"}:
-            missing, unknown = sorted(known & missing_or_unknown), sorted(missing_or_unknown - known, key=str)
-            raise BundleError(f"features: missing {missing}, unknown {unknown}; export the bundle again")
+        """The inverse of :meth:`to_json`; ValueError names the field that is missing, unknown or wrong."""
+        required = {field.name for field in fields(cls)} - {"silence_db"}
+        entry = check_names("features", values, required, ("silence_db",))
         try:
-            return cls(**values)
+            return cls(**entry)
         except ValueError as error:
-            raise BundleError(f"features.{error}; export the bundle again") from error
+            raise ValueError(f"features.{error}") from error
 
 
 def feature_rows(mel_frames: int) -> int:

@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import BundleError
 from ..files.reading import MOST_SIZE, first_line, shown
-from ..sampling import AudioSampling, TextSampling, check_options
 from ..vocabulary import Vocabulary
 from .compiled import EngineFile
+from .entries import Calibration, PartEntry, SamplingDefaults, check_names, check_sizes
+from .feature_spec import FeatureSpec
 from .knowledge import Knowledge
 from .templates import Templates
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Section = TypeVar("_Section", bound="DataclassInstance")
 
 #: Version of the schema that this code writes and reads.
 SCHEMA_VERSION = 2
@@ -31,6 +38,16 @@ class BundleFile:
 
     size: int
     sha256: str
+
+    @classmethod
+    def from_json(cls, where: str, values: object) -> BundleFile:
+        """Parse the manifest's entry; ValueError names the field."""
+        entry = check_names(where, values, ("size", "sha256"))
+        if type(entry["size"]) is not int or entry["size"] < 0:
+            raise ValueError(f"{where}.size = {shown(entry['size'])}")
+        if not isinstance(entry["sha256"], str):
+            raise ValueError(f"{where}.sha256 = {shown(entry['sha256'])}")
+        return cls(**entry)
 
 
 @dataclass(frozen=True)
@@ -79,15 +96,15 @@ class PostCodecIdentity:
     options: Mapping[str, Any]
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> PostCodecIdentity:
-        """Parse the manifest's entry; ValueError, KeyError or TypeError if it is invalid."""
-        stage = cls(**entry)
+    def from_json(cls, values: object) -> PostCodecIdentity:
+        """Parse the manifest's entry; ValueError names the field."""
+        stage = cls(**check_names("post_codec", values, _names(cls)))
         least = {"sample_rate": 1, "channels": 1, "delay": 0}
         for name, low in least.items():
             if type(value := getattr(stage, name)) is not int or value < low:
-                raise ValueError(f"post_codec.{name} = {value!r}")
+                raise ValueError(f"post_codec.{name} = {shown(value)}")
         if not isinstance(stage.kind, str) or not isinstance(stage.options, Mapping):
-            raise ValueError(f"post_codec.kind = {stage.kind!r}, options = {stage.options!r}")
+            raise ValueError(f"post_codec.kind = {shown(stage.kind)}, options = {shown(stage.options)}")
         return stage
 
 
@@ -98,19 +115,18 @@ class Manifest:
     model: ModelIdentity
     vocabulary: Vocabulary
     codec: CodecIdentity
-    #: Settings of the sound features, see ``feature_spec.FeatureSpec``.
-    features: Mapping[str, Any]
-    #: Sampling defaults per modality, see ``sampling``.
-    sampling: Mapping[str, Mapping[str, Any]]
-    #: Role of each ONNX part -> {"file", "precision", "compute" (what matrices are multiplied in), "weight_bytes" (of
-    #: the blob, read by one run)}.
-    parts: Mapping[str, Mapping[str, Any]]
-    #: Format of "backbone", "heads", "encoder" and "codec".
+    features: FeatureSpec
+    sampling: SamplingDefaults
+    #: By role.
+    parts: Mapping[str, PartEntry]
+    #: Format of "backbone", "heads", "encoder", "codec" and "prefill" ("none" without such a part).
     precision: Mapping[str, str]
-    #: Agreement with fp32, measured at export: see ``export/quality/agreement.py``.
-    quality: Mapping[str, Any]
-    #: Tolerances of the golden vector, see ``golden.safetensors``.
-    golden: Mapping[str, Any]
+    #: Agreement with fp32, measured at export: see ``export/quality/agreement.py``. Part -> figure -> number, or a
+    #: list of one per stream. No type of its own: which figures there are depends on the export's version, a bundle
+    #: that is being written has none, and those of a comparison (``quality.verdicts`` judges both) are never stored.
+    quality: Mapping[str, Mapping[str, Any]]
+    #: Tolerance of each output of the golden vector, for versions of ualm that take it from here.
+    golden: Mapping[str, float]
     #: Where the weights came from, for people.
     source: Mapping[str, Any]
     files: Mapping[str, BundleFile]
@@ -128,9 +144,8 @@ class Manifest:
 
     #: Parts that were compiled for GPUs.
     engines: tuple[EngineFile, ...] = ()
-    #: What the body was calibrated with at export, if it was: {"source" (a name, None for the export's own prompts),
-    #: "prompts", "sounds"}.
-    calibration: Mapping[str, Any] | None = None
+    #: What the body was calibrated with at export, if it was.
+    calibration: Calibration | None = None
 
     @property
     def sound_rate(self) -> int:
@@ -152,10 +167,10 @@ class Manifest:
             "vocabulary": self.vocabulary.to_json(),
             "codec": vars(self.codec),
             "post_codec": None if self.post_codec is None else vars(self.post_codec),
-            "features": dict(self.features),
-            "sampling": {name: dict(values) for name, values in self.sampling.items()},
+            "features": self.features.to_json(),
+            "sampling": self.sampling.to_json(),
             "templates": self.templates.to_json(),
-            "parts": {name: dict(values) for name, values in self.parts.items()},
+            "parts": {role: part.to_json() for role, part in self.parts.items()},
             "precision": dict(self.precision),
             "quality": dict(self.quality),
             "golden": dict(self.golden),
@@ -165,7 +180,7 @@ class Manifest:
         if self.knows is not None:
             document["knows"] = self.knows.to_json()
         if self.calibration is not None:
-            document["calibration"] = dict(self.calibration)
+            document["calibration"] = self.calibration.to_json()
         if self.engines:
             document["engines"] = [engine.to_json() for engine in self.engines]
         return document | {"digest": digest_of(document)}
@@ -177,40 +192,29 @@ def digest_of(document: Mapping[str, Any]) -> str:
 
 
 def parse_manifest(path: Path, document: Mapping[str, Any]) -> Manifest:
+    """The manifest of a document of this version; :class:`BundleError` names the field that is missing or wrong."""
     try:
-        for section in ("model", "vocabulary", "codec"):
-            for name, value in document[section].items():
-                if type(value) is not int or value < 0:
-                    raise ValueError(f"{section}.{name} = {value!r}")
-        defaults = document["sampling"]
-        check_options(
-            "fixed", AudioSampling.from_mapping(defaults["audio"]), TextSampling.from_mapping(defaults["text"])
-        )
-        for name in ("features", "sampling", "parts", "precision", "quality", "golden", "source", "files"):
-            if not isinstance(document[name], dict):
-                raise ValueError(f"{name} = {shown(document[name])}")
-        for role, part in document["parts"].items():
-            if part["file"] not in document["files"]:
-                raise ValueError(f"parts.{role}.file = {part['file']!r} is not among the files")
-        if not isinstance(document["created_by"], str):
-            raise ValueError(f"created_by = {shown(document['created_by'])}")
-        _check_quality(document["quality"])
-        _check_told("source", document["source"])
-        files = {name: BundleFile(**values) for name, values in document["files"].items()}
+        files = {name: BundleFile.from_json(f"files.{name}", each) for name, each in _object(document, "files").items()}
+        parts = {role: PartEntry.from_json(f"parts.{role}", each) for role, each in _object(document, "parts").items()}
+        for role, part in parts.items():
+            if part.file not in files:
+                raise ValueError(f"parts.{role}.file = {shown(part.file)} is not among the files")
+        if not isinstance(created_by := _value(document, "created_by"), str):
+            raise ValueError(f"created_by = {shown(created_by)}")
         manifest = Manifest(
-            model=ModelIdentity(**document["model"]),
-            vocabulary=Vocabulary.from_json(document["vocabulary"]),
-            codec=CodecIdentity(**document["codec"]),
-            post_codec=None if (stage := document["post_codec"]) is None else PostCodecIdentity.from_json(stage),
-            features=MappingProxyType(document["features"]),
-            sampling=MappingProxyType(document["sampling"]),
-            parts=MappingProxyType(document["parts"]),
-            precision=MappingProxyType(document["precision"]),
-            quality=MappingProxyType(document["quality"]),
-            golden=MappingProxyType(document["golden"]),
-            source=MappingProxyType(document["source"]),
+            model=_sizes(ModelIdentity, "model", document),
+            vocabulary=_sizes(Vocabulary, "vocabulary", document),
+            codec=_sizes(CodecIdentity, "codec", document),
+            post_codec=_post_codec(_value(document, "post_codec")),
+            features=FeatureSpec.from_json(_value(document, "features")),
+            sampling=SamplingDefaults.from_json("sampling", _value(document, "sampling")),
+            parts=MappingProxyType(parts),
+            precision=MappingProxyType(_precision(_object(document, "precision"))),
+            quality=MappingProxyType(_quality(_object(document, "quality"))),
+            golden=MappingProxyType(_tolerances(_object(document, "golden"))),
+            source=MappingProxyType(_for_people("source", _object(document, "source"))),
             files=MappingProxyType(files),
-            created_by=document["created_by"],
+            created_by=created_by,
             templates=_templates(document.get("templates", {})),  # older bundles have the defaults
             knows=_knows(document.get("knows")),
             engines=tuple(EngineFile.from_json(entry) for entry in document.get("engines", ())),
@@ -222,10 +226,35 @@ def parse_manifest(path: Path, document: Mapping[str, Any]) -> Manifest:
         if engine.file not in files:
             raise BundleError(f"{path}: engines: {engine.file!r} is not among the files; export the run again")
     for name in files:
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or any(mark in name for mark in "\\:\0"):
+        steps = PurePosixPath(name).parts
+        if not steps or name.startswith("/") or ".." in steps or any(mark in name for mark in "\\:\0"):
             raise BundleError(f"{path}: files: {name!r} leads outside the bundle; refused, export the run again")
     return manifest
+
+
+def _value(document: Mapping[str, Any], name: str) -> Any:
+    if name not in document:
+        raise ValueError(f"{name} is missing")
+    return document[name]
+
+
+def _object(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = _value(document, name)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} = {shown(value)} is not an object")
+    return value
+
+
+def _names(section: type[DataclassInstance]) -> list[str]:
+    return [each.name for each in fields(section)]
+
+
+def _sizes(section: type[_Section], name: str, document: Mapping[str, Any]) -> _Section:
+    return section(**check_sizes(name, _value(document, name), _names(section)))
+
+
+def _post_codec(values: object) -> PostCodecIdentity | None:
+    return None if values is None else PostCodecIdentity.from_json(values)
 
 
 def _templates(values: object) -> Templates:
@@ -235,21 +264,33 @@ def _templates(values: object) -> Templates:
         raise ValueError(f"templates: {error}") from error
 
 
-def _calibration(values: object) -> Mapping[str, Any] | None:
-    if values is None:
-        return None
-    if not isinstance(values, Mapping) or not {"source", "prompts", "sounds"} <= set(values):
-        raise ValueError(f"calibration = {shown(values)}")
-    if not (values["source"] is None or isinstance(values["source"], str)):
-        raise ValueError(f"calibration.source = {shown(values['source'])}")
-    for name in ("prompts", "sounds"):
-        if type(values[name]) is not int or not 0 <= values[name] <= MOST_SIZE:
-            raise ValueError(f"calibration.{name} = {shown(values[name])}")
-    return MappingProxyType(values)
+def _knows(values: object) -> Knowledge | None:
+    try:
+        return None if values is None else Knowledge.from_json(values)
+    except ValueError as error:
+        raise ValueError(f"knows: {error}") from error
 
 
-def _check_quality(quality: Mapping[str, Any]) -> None:
-    """ValueError unless each part has figures: numbers, or a list of them, one per stream. NaN passes no gate."""
+def _calibration(values: object) -> Calibration | None:
+    return None if values is None else Calibration.from_json("calibration", values)
+
+
+def _precision(formats: Mapping[str, Any]) -> Mapping[str, str]:
+    for part, stored in formats.items():
+        if not isinstance(stored, str):
+            raise ValueError(f"precision.{part} = {shown(stored)}")
+    return formats
+
+
+def _tolerances(golden: Mapping[str, Any]) -> Mapping[str, float]:
+    for name, value in golden.items():
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+            raise ValueError(f"golden.{name} = {shown(value)} is no tolerance")
+    return golden
+
+
+def _quality(quality: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Checked that each part has figures: numbers, or a list of them, one per stream. NaN passes no gate."""
     for part, figures in quality.items():
         if not isinstance(figures, Mapping):
             raise ValueError(f"quality.{part} = {shown(figures)}")
@@ -257,24 +298,19 @@ def _check_quality(quality: Mapping[str, Any]) -> None:
             streams = name.endswith("_by_stream") and isinstance(value, list)
             if not all(map(_is_figure, value if streams else [value])):
                 raise ValueError(f"quality.{part}.{name} = {shown(value)}")
+    return quality
 
 
 def _is_figure(value: object) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) <= MOST_SIZE)
 
 
-def _check_told(name: str, value: object) -> None:
-    """ValueError unless it consists of words and numbers for people, in objects and lists."""
+def _for_people(name: str, value: Any) -> Any:
+    """Checked that it consists of words and numbers, in objects and lists."""
     if isinstance(value, (Mapping, list)):
         inner = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, each in inner:
-            _check_told(f"{name}.{key}", each)
+            _for_people(f"{name}.{key}", each)
     elif not (value is None or isinstance(value, (str, bool)) or _is_figure(value)):
         raise ValueError(f"{name} = {shown(value)}")
-
-
-def _knows(values: object) -> Knowledge | None:
-    try:
-        return None if values is None else Knowledge.from_json(values)
-    except ValueError as error:
-        raise ValueError(f"knows: {error}") from error
+    return value

@@ -13,7 +13,6 @@ from ..audio.features import LogMelFrontend
 from ..audio.pacing import ChunkProfile, Pace
 from ..audio.post_codec import open_post_codec
 from ..bundle.bundle import TOKENIZER, Bundle
-from ..bundle.feature_spec import FeatureSpec
 from ..engines.protocol import Engine
 from ..errors import InputError
 from ..sampling import AudioSampling, TextSampling, check_kind
@@ -52,11 +51,12 @@ class Resources:
         """:class:`BundleError` if the tokenizer, or the stage behind the codec, cannot be used."""
         manifest = bundle.manifest
         tokenizer = TextCodec(bundle.path(TOKENIZER), manifest.vocabulary.text_size)
-        hearing = LogMelFrontend(FeatureSpec.from_json(manifest.features), bundle.table("encoder.mel_filters"))
-        audio = AudioSampling.from_mapping(manifest.sampling["audio"])
-        text = TextSampling.from_mapping(manifest.sampling["text"])
+        hearing = LogMelFrontend(manifest.features, bundle.table("encoder.mel_filters"))
         open_post_codec(bundle)  # an unknown stage is refused when opening, not at the first sound
-        return cls(bundle, engine, max_context, tokenizer, FeatureCache(hearing, engine), Pace(), audio, text)
+        defaults = manifest.sampling
+        return cls(
+            bundle, engine, max_context, tokenizer, FeatureCache(hearing, engine), Pace(), defaults.audio, defaults.text
+        )
 
     @property
     def vocabulary(self) -> Vocabulary:

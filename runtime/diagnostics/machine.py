@@ -19,7 +19,6 @@ from ..audio.features import LogMelFrontend
 from ..bundle.bundle import GOLDEN, Bundle
 from ..bundle.contents import GOLDEN_CONTEXT as GOLDEN_CONTEXT
 from ..bundle.contents import GOLDEN_TENSORS
-from ..bundle.feature_spec import FeatureSpec
 from ..engines.arithmetic import logits_tolerance, part_tolerance
 from ..engines.device.facts import cuda_facts
 from ..engines.protocol import Engine
@@ -127,7 +126,7 @@ def check_golden(bundle: Bundle, engine: Engine) -> list[Check]:
         return np.concatenate([stream.decode(piece, last=piece is pieces[-1]) for piece in pieces])
 
     def features() -> np.ndarray:
-        spec = FeatureSpec.from_json(bundle.manifest.features)
+        spec = bundle.manifest.features
         heard = LogMelFrontend(spec, bundle.table("encoder.mel_filters")).prepare(
             Sound(golden["sound"], spec.sample_rate)
         )

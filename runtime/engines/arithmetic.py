@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
+
+from ..bundle.entries import PartEntry
 
 #: How the matrix products of a part are computed, regardless of the storage format of the weights:
 #:
@@ -36,16 +38,16 @@ FEW = 2.0
 NARROW = 128
 
 
-def arithmetic_of(part: Mapping[str, Any], *, rounds_rows: bool = False) -> Arithmetic:
-    """The arithmetic of a part of a bundle (an entry of ``Manifest.parts``) according to its graph.
+def arithmetic_of(part: PartEntry, *, rounds_rows: bool = False) -> Arithmetic:
+    """The arithmetic of a part of a bundle according to its graph.
 
     ``rounds_rows``: the library multiplies block formats with rows in 8 bits.
     """
-    if part["precision"] == "fp8":
+    if part.precision == "fp8":
         return "float8"
-    if rounds_rows and part["precision"] in ("int8", "int4"):
+    if rounds_rows and part.precision in ("int8", "int4"):
         return "int8"
-    return part.get("compute", "float32")
+    return part.multiplies_in
 
 
 def logits_tolerance(body: Arithmetic, heads: Arithmetic, layers: int, hidden: int, *, few: bool = False) -> float:

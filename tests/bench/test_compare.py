@@ -164,13 +164,12 @@ def _with(bundle: Bundle, document: dict[str, Any]) -> Any:
     """A stand-in for a bundle with this manifest, because some would not open at all."""
     said = SimpleNamespace(to_json=lambda: document["vocabulary"])
     templates = SimpleNamespace(to_json=lambda: document["templates"])
+    features = SimpleNamespace(to_json=lambda: document["features"])
     sections = {name: SimpleNamespace(**document[name]) for name in ("model", "codec")}
     files = {
         name: replace(file, sha256=document["files"][name]["sha256"]) for name, file in bundle.manifest.files.items()
     }
-    manifest = SimpleNamespace(
-        vocabulary=said, templates=templates, files=files, features=document["features"], **sections
-    )
+    manifest = SimpleNamespace(vocabulary=said, templates=templates, files=files, features=features, **sections)
     return SimpleNamespace(folder=Path("other"), manifest=manifest)
 
 

@@ -78,7 +78,7 @@ def test_a_batch_takes_turns_and_is_told_a_frame(bench, tiny_bundle, monkeypatch
 
 def test_text_reads_its_own_head(bench, tiny_bundle):
     measured = bench("decode", tiny_bundle, "--modality", "text", "--repeat", 2).measurements[0]
-    assert measured.traffic.head_bytes == Bundle(tiny_bundle).manifest.parts["head.text"]["weight_bytes"]
+    assert measured.traffic.head_bytes == Bundle(tiny_bundle).manifest.parts["head.text"].weight_bytes
     assert measured.settings["guidance"] == 1.0 and measured.real_time_factor is None
 
 

@@ -113,7 +113,7 @@ class HalfEngine(OnnxRuntimeCudaEngine):
     def _load(self, role: str) -> Any:
         if role != "backbone":
             return super()._load(role)
-        compute = self.bundle.manifest.parts[role]["compute"]
+        compute = self.bundle.manifest.parts[role].multiplies_in
         half = TensorProto.DataType.Value(compute.upper())
         model = onnx.load(self.bundle.part(role), load_external_data=False)
         self._change(model)

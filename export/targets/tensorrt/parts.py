@@ -10,7 +10,7 @@ import onnx
 
 from ....runtime.bundle.bundle import Bundle
 from ....runtime.bundle.compiled import CacheKind, EngineProfile, Range
-from ....runtime.bundle.feature_spec import AF_WHISPER, FeatureSpec
+from ....runtime.bundle.feature_spec import AF_WHISPER
 from ....runtime.engines.tensorrt import names as names
 from ....runtime.errors import ExportError, InputError
 from .appended import with_appended_cache
@@ -99,7 +99,7 @@ def _head(bundle: Bundle, head: str) -> PartPlan:
 def _encoder(bundle: Bundle) -> PartPlan:
     path = bundle.part("encoder")
     model = load_graph(path)
-    features = FeatureSpec.from_json(bundle.manifest.features)
+    features = bundle.manifest.features
     if features.kind == AF_WHISPER:  # always the same length
         return PartPlan("encoder", path, model, (EngineProfile(names.SHORT, {}, {}),))
     second = features.sample_rate / features.hop_length / features.window_frames

@@ -200,7 +200,7 @@ def _entry(manifest: Manifest, plan: PartPlan, name: str, library: Library, sms:
         file=name,
         library_version=library.version,
         sms=sms,
-        onnx_sha256=manifest.files[str(manifest.parts[plan.role]["file"])].sha256,
+        onnx_sha256=manifest.files[manifest.parts[plan.role].file].sha256,
         weights_sha256=manifest.files[WEIGHTS].sha256,
         capacity=plan.capacity,
         profiles=plan.profiles,

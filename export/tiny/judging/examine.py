@@ -60,7 +60,7 @@ def examine(
         return {
             "bundle": model.identity,
             "source": dict(model.bundle.manifest.source),
-            "precisions": {role: part["precision"] for role, part in model.bundle.manifest.parts.items()},
+            "precisions": {role: part.precision for role, part in model.bundle.manifest.parts.items()},
             "seed": seed,
             "share": share,
             "sampling": {"temperature": sampling.temperature, "top_k": sampling.top_k, "guidance": sampling.guidance},

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -15,7 +16,6 @@ from ...audio.pacing import ChunkProfile
 from ...conversation.events import SegmentEnded, SoundChunk
 from ...errors import InputError
 from ...model import Model
-from ...sampling import AudioSampling
 from ...sound.sound import Sound, check_writable
 from ...sound.writing import SUFFIXES, encoding_of
 from ...terminal.live import LiveLine, live_rows, sound_progress
@@ -183,7 +183,7 @@ def _live(
     model: Model, text: str, options: dict[str, Any], profile: str, outputs: list[Output]
 ) -> tuple[Sound, dict[str, Any]]:
     """Play or write the sound while it is made; returns it whole, and a report about the streaming."""
-    audio = AudioSampling.from_mapping({**model.bundle.manifest.sampling["audio"], **options})
+    audio = replace(model.bundle.manifest.sampling.audio, **options)
     line, started = LiveLine(), time.perf_counter()
     about: dict[str, Any] = {}
     turn = model.session(max_segments=1).turn(text, modality="audio", audio=audio, profile=profile)

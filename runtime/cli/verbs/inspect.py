@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ...bundle.bundle import MANIFEST, Bundle
+from ...bundle.bundle import Bundle
+from ...bundle.manifest import SCHEMA_VERSION
 from ...bundle.quality import Verdict, verdicts
 from ...conversation.resources import DEFAULT_CONTEXT
-from ...files.reading import read_json
 from ...shown import in_bytes
 from ...terminal.report import report
 from ...terminal.tables import table, terminal_columns
@@ -49,14 +49,11 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     row = 2 * 2 * model.layers * model.kv_heads * model.head_dim * np.dtype(np.float32).itemsize
     context = min(DEFAULT_CONTEXT, model.max_positions)
     audio_size = vocabulary.audio_size
-    parts = {
-        role: {**part, "size": manifest.files[part["file"]].size if part["file"] in manifest.files else None}
-        for role, part in manifest.parts.items()
-    }
+    parts = {role: {**part.to_json(), "size": manifest.files[part.file].size} for role, part in manifest.parts.items()}
     return {
         "bundle": str(bundle.folder),
         "digest": bundle.digest,
-        "version": read_json(bundle.folder / MANIFEST)["version"],
+        "version": SCHEMA_VERSION,
         "created_by": manifest.created_by,
         "source": dict(manifest.source),
         "model": vars(model),
@@ -71,16 +68,16 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "knows": None if manifest.knows is None else manifest.knows.to_json(),
         "post_codec": None if manifest.post_codec is None else vars(manifest.post_codec),
         "codec": vars(codec) | {"frames_per_second": codec.sample_rate / codec.hop_length},
-        "features": dict(manifest.features),
+        "features": manifest.features.to_json(),
         "parts": parts,
         "precision": dict(manifest.precision),
         "quality": dict(manifest.quality),
         "verdicts": [verdict.to_json() for verdict in _verdicts(bundle)],
-        "calibration": None if manifest.calibration is None else dict(manifest.calibration),
+        "calibration": None if manifest.calibration is None else manifest.calibration.to_json(),
         "engines": [engine.to_json() for engine in manifest.engines],
         "files": {name: vars(file) for name, file in manifest.files.items()},
         "bytes": sum(file.size for file in manifest.files.values()),
-        "sampling": {name: dict(values) for name, values in manifest.sampling.items()},
+        "sampling": manifest.sampling.to_json(),
         "golden": {
             "tensors": {
                 name: {"dtype": str(values.dtype), "shape": list(values.shape)}
@@ -118,7 +115,7 @@ def _plain(about: Mapping[str, Any]) -> str:
         ("look-ahead", f"{codec['lookahead']} samples"),
         ("stage behind it", _stage(about["post_codec"])),
     ]
-    parts = [(role, part["file"], part["precision"], _size(part["size"])) for role, part in about["parts"].items()]
+    parts = [(role, part["file"], part["precision"], in_bytes(part["size"])) for role, part in about["parts"].items()]
     files = [(name, in_bytes(file["size"]), file["sha256"][:12]) for name, file in about["files"].items()]
     tensors = [
         (name, tensor["dtype"], "x".join(map(str, tensor["shape"])))
@@ -205,10 +202,6 @@ def _stage(stage: Mapping[str, Any] | None) -> str:
         return "none"
     sound = f"{stage['sample_rate']} Hz, {stage['channels']} channels, {stage['delay']} samples behind"
     return f"{stage['kind']} {json.dumps(stage['options'])}: {sound}"
-
-
-def _size(size: int | None) -> str:
-    return "missing" if size is None else in_bytes(size)
 
 
 def _ids(about: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,6 @@ from ...reasoning.results import (
     StageText,
     Verdict,
 )
-from ...sampling import TextSampling
 from ...sound.sound import check_writable
 from ...sound.writing import SUFFIXES
 from ...terminal.live import LiveLine, sound_progress
@@ -131,9 +131,7 @@ def reason(
             mode,  # type: ignore[arg-type]  # checked there
             rounds=rounds,
             seed=seed,
-            text=TextSampling.from_mapping(
-                {**manifest.sampling["text"], **given(temperature=text_temperature, max_steps=max_tokens)}
-            ),
+            text=replace(manifest.sampling.text, **given(temperature=text_temperature, max_steps=max_tokens)),
             **given(
                 guidance=guidance, temperature=temperature, top_k=top_k, max_steps=steps_of(max_seconds, manifest.codec)
             ),

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...files.safetensors_reader import widen
 from .device import NUMBER_BYTES, Device, Memory, Number, Part, number_code
+
+if TYPE_CHECKING:
+    from ...bundle.bundle import Bundle
 
 #: Every layer's keys and values begin at a multiple of this many bytes, as separate allocations would.
 ALIGNMENT = 256
@@ -28,6 +31,13 @@ class CacheShape:
     head_dim: int
     capacity: int
     number: Number
+
+    @classmethod
+    def of(cls, bundle: Bundle, capacity: int) -> CacheShape:
+        """The cache as the standard form of the body declares it: in the type that the body computes in."""
+        model, number = bundle.manifest.model, bundle.manifest.parts["backbone"].multiplies_in
+        assert number != "int8", "refused when the bundle was opened"
+        return cls(model.layers, model.kv_heads, model.head_dim, capacity, number)
 
     @property
     def row_bytes(self) -> int:

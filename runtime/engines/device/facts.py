@@ -174,7 +174,7 @@ def memory_need(
     """
     parts, model = bundle.manifest.parts, bundle.manifest.model
     if weights is None:
-        weights = sum(int(parts[role].get("weight_bytes", 0)) for role in _LOADED if role in parts)
+        weights = sum(parts[role].weight_bytes or 0 for role in _LOADED if role in parts)
     tables = sum(bundle.table(name).nbytes for name in _TABLES)
     # a prompt's rows at once: three times the widest activation, which is no wider than 8 hidden states
     activations = 3 * 8 * model.hidden_size * prefill_rows * 4

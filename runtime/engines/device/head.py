@@ -58,9 +58,8 @@ class FusedHead:
 def fused_head(device: Device, bundle: Bundle, modality: Modality, columns: int) -> FusedHead | None:
     """The head of a modality for our kernel; None if the kernel does not support its format or shape."""
     name = f"head.{modality}"
-    number = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}.get(
-        str(bundle.manifest.parts[name]["precision"])
-    )
+    numbers = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+    number = numbers.get(bundle.manifest.parts[name].precision)
     weights = bundle.table(name)
     if number is None or columns % 2 or weights.shape[1] != columns:
         return None

@@ -11,7 +11,7 @@ from ...vocabulary import Modality
 from ..arithmetic import Arithmetic, Part, arithmetic_of
 from ..build_commands import EXPORT_INT8, FP8_SM, RTX_SMS, build_command
 from ..device.cache import CacheShape
-from ..device.device import Device, Number, told_errors
+from ..device.device import Device, told_errors
 from ..device.engine import DeviceEngine
 from ..device.facts import GpuFacts, cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
 from ..device.head import FusedHead, fused_head
@@ -51,7 +51,7 @@ class OnnxRuntimeCudaEngine(DeviceEngine, OnnxRuntimeParts):
         super().__init__(bundle, threads=threads, max_context=max_context)
         self.device = device
         self.session("head.modality")  # a small part first: it shows whether the provider can be loaded at all
-        shape = cache_shape(bundle, max_context)
+        shape = CacheShape.of(bundle, max_context)
         model = self.use_device(device, bundle, shape)
         columns = {modality: self.vocabulary.head_columns(modality) for modality in _HEADS}
         with model.explained_memory():
@@ -138,13 +138,6 @@ class OnnxRuntimeCudaEngine(DeviceEngine, OnnxRuntimeParts):
         self.release_device()
 
 
-def cache_shape(bundle: Bundle, max_context: int) -> CacheShape:
-    """The cache as the standard form of the body declares it: in the type that the body computes in."""
-    model = bundle.manifest.model
-    number: Number = bundle.manifest.parts["backbone"].get("compute", "float32")
-    return CacheShape(model.layers, model.kv_heads, model.head_dim, max_context, number)
-
-
 def _run_options() -> Any:
     options = ort.RunOptions()
     # everything is ordered by the loop's stream, and the loop waits for the frames that it reads
@@ -169,7 +162,8 @@ def why_not(bundle: Bundle | None, max_context: int) -> str | None:
         return None
     if bundle.manifest.precision["backbone"] == "fp8":
         return _fp8_problem(bundle, facts.gpus[0])
-    need = memory_need(bundle, max_context, number=cache_shape(bundle, max_context).number, prefill_rows=PREFILL_ROWS)
+    number = CacheShape.of(bundle, max_context).number
+    need = memory_need(bundle, max_context, number=number, prefill_rows=PREFILL_ROWS)
     return memory_problem(need, facts.gpus[0], bundle.manifest.precision)
 
 

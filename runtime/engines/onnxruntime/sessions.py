@@ -68,7 +68,7 @@ class OnnxRuntimeParts:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # block formats: multiply rows rounded to 8 bits, block by block (docs/precision.md has what that costs)
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-        if self.bundle.manifest.parts[role].get("precision") == "fp8":
+        if self.bundle.manifest.parts[role].precision == "fp8":
             # its matrices would be widened at every run; this widens them once, at loading, as with narrow floats
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.intra_op_num_threads = self._threads

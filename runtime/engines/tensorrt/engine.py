@@ -44,7 +44,7 @@ def find_engines(bundle: Bundle, library: Library, sm: int) -> dict[str, EngineF
         reason = engine.why_stale(
             library_version=library.version,
             sm=sm,
-            onnx_sha256=files[parts[engine.role]["file"]].sha256,
+            onnx_sha256=files[parts[engine.role].file].sha256,
             weights_sha256=files[WEIGHTS].sha256,
         )
         if reason is None:
@@ -73,7 +73,7 @@ def _memory_problem(bundle: Bundle, library: Library, engines: Mapping[str, Engi
     need = memory_need(
         bundle,
         body.capacity,
-        number=bundle.manifest.parts["backbone"].get("compute", "float32"),
+        number=CacheShape.of(bundle, body.capacity).number,
         prefill_rows=prefill_rows,
         weights=sum(bundle.manifest.files[engine.file].size for engine in engines.values()),
         # without an attention layer: scores and their exponentials in float32, and the latter narrowed. A fused layer
@@ -132,8 +132,7 @@ class TensorRtEngine(DeviceEngine):
         self._lock, self._closed = threading.Lock(), False
         self.rvq_table, self.rvq_bias = widen(bundle.table("codec.rvq_table")), bundle.table("codec.rvq_bias")
         model, vocabulary = bundle.manifest.model, bundle.manifest.vocabulary
-        number = bundle.manifest.parts["backbone"].get("compute", "float32")
-        shape = CacheShape(model.layers, model.kv_heads, model.head_dim, capacity, number)
+        shape = CacheShape.of(bundle, capacity)
         on_device = self.use_device(device, bundle, shape, max_context=max_context)
         heads = {head: self._part(f"head.{head}") for head in ("audio", "text", "modality")}
         with on_device.explained_memory():

@@ -276,8 +276,8 @@ def test_a_bundle_says_what_is_stored_in_what(bundle: Bundle) -> None:
         "prefill": "none",
     }
     parts = bundle.manifest.parts
-    assert (parts["backbone"]["precision"], parts["backbone"]["compute"]) == ("fp8", "float16")
-    assert (parts["head.audio"]["precision"], parts["head.modality"]["precision"]) == ("int8", "fp32")
+    assert (parts["backbone"].precision, parts["backbone"].compute) == ("fp8", "float16")
+    assert (parts["head.audio"].precision, parts["head.modality"].precision) == ("int8", "fp32")
     for name in ("qkv", "o", "gate_up", "down"):
         assert bundle._tables.stored_as(f"backbone.0.{name}") == "F8_E4M3"
     assert bundle.table("backbone.0.qkv_bias").dtype == bundle.table("backbone.0.input_norm").dtype == np.float32

@@ -17,6 +17,7 @@ from ualm.export.quality import calibration_set
 from ualm.export.quality.calibration_set import QUESTION, CalibrationSet
 from ualm.export.quality.gptq import gptq
 from ualm.runtime.bundle.bundle import Bundle
+from ualm.runtime.bundle.entries import Calibration
 from ualm.runtime.cli.verbs.inspect import describe
 from ualm.runtime.diagnostics import machine as doctor
 from ualm.runtime.engines.registry import open_engine
@@ -92,8 +93,9 @@ def test_an_export_is_calibrated_on_prompts_and_sounds(run: Path, tmp_path: Path
     assert made.seconds["calibrate"] > 0 and "calibrate" not in plain.seconds
     ours, theirs = Bundle(made.bundle, verify="always"), Bundle(plain.bundle)
     # only the folder's name: a bundle is copied elsewhere
-    assert ours.manifest.calibration == {"source": "examples", "prompts": 2, "sounds": 1}
-    assert describe(ours)["calibration"] == ours.manifest.calibration and theirs.manifest.calibration is None
+    assert ours.manifest.calibration == Calibration("examples", prompts=2, sounds=1)
+    assert describe(ours)["calibration"] == {"source": "examples", "prompts": 2, "sounds": 1}
+    assert theirs.manifest.calibration is None
     for name in ("backbone.3.down", "null.keys"):
         assert not np.array_equal(ours.table(name), theirs.table(name))
     np.testing.assert_array_equal(ours.table("head.audio"), theirs.table("head.audio"))

@@ -35,7 +35,8 @@ def test_no_text_of_a_bundle_is_obeyed_by_a_terminal(ualm, tiny_bundle, tmp_path
 
     def change(document):
         document.update(texts)
-        document["sampling"][f"more{evil}"] = {f"seed{evil}": 1}
+        document["golden"][f"more{evil}"] = 0.5
+        document["parts"][f"codec.more{evil}"] = document["parts"]["codec"]
 
     folder = changed_manifest(tiny_bundle, tmp_path / f"bundle{evil.replace('/', '')}", change)
     for line in (["inspect", folder], ["doctor", folder], ["inspect", folder / "none"]):

@@ -25,7 +25,6 @@ from ualm.export.targets.tensorrt.target import add_engines
 from ualm.runtime import AudioSampling, ContextError, EngineError, TextSampling
 from ualm.runtime.audio.features import LogMelFrontend
 from ualm.runtime.bundle.bundle import Bundle
-from ualm.runtime.bundle.feature_spec import FeatureSpec
 from ualm.runtime.engines.arithmetic import Part
 from ualm.runtime.engines.protocol import Engine, EngineSequence, Frames
 from ualm.runtime.engines.tensorrt.engine import TensorRtEngine
@@ -290,7 +289,7 @@ def test_a_sound_in_pieces_is_the_sound_at_once(subject: Subject) -> None:
 
 
 def test_a_sound_is_heard_as_the_slow_engine_hears_it(subject: Subject) -> None:
-    spec = FeatureSpec.from_json(subject.bundle.manifest.features)
+    spec = subject.bundle.manifest.features
     frontend = LogMelFrontend(spec, subject.bundle.table("encoder.mel_filters"))
     heard = frontend.prepare(Sound(make_sound(0.7)[0], 16000))
     mine, other = (engine.encode(heard.inputs)[: heard.rows] for engine in (subject.engine, subject.slow))

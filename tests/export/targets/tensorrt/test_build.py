@@ -64,7 +64,7 @@ def test_every_part_of_the_packaged_bundle_builds(sm: int) -> None:
     library, packaged = find_library("tensorrt-rtx"), Bundle(default_bundle(), verify="never")
     for plan in plan_parts(packaged):
         report = build(library, plan.path, plan.model, plan.profiles, sms=(sm,))
-        assert report.size_bytes > packaged.manifest.parts[plan.role]["weight_bytes"]
+        assert report.size_bytes > packaged.manifest.parts[plan.role].weight_bytes
         if plan.role == "backbone":
             layers = packaged.manifest.model.layers
             assert (report.layers["KV_CACHE_UPDATE"], report.layers["ATTENTION_INPUT"]) == (2 * layers, layers)
@@ -86,7 +86,7 @@ def test_the_manifest_says_what_an_engine_was_made_of(compiled: Bundle) -> None:
     for engine in compiled.manifest.engines:
         assert (engine.engine, engine.sms) == ("tensorrt-rtx", SMS)
         assert engine.library_version == find_library("tensorrt-rtx").version
-        assert engine.onnx_sha256 == files[parts[engine.role]["file"]].sha256
+        assert engine.onnx_sha256 == files[parts[engine.role].file].sha256
         assert engine.capacity == (1024 if engine.role == "backbone" else 0)
     body = next(engine for engine in compiled.manifest.engines if engine.role == "backbone")
     assert {profile.name: profile.shapes["columns"][2] for profile in body.profiles} == {

@@ -23,6 +23,7 @@ from ualm.export.parts.codec.codec import PREFIX, plan_codec
 from ualm.export.parts.codec.layers import decoder_convolutions
 from ualm.export.targets.tensorrt.parts import Size
 from ualm.runtime.bundle.bundle import Bundle
+from ualm.runtime.bundle.entries import PartEntry
 from ualm.runtime.errors import ExportError
 
 pytestmark = pytest.mark.skipif(
@@ -46,12 +47,12 @@ SIZES: dict[str, Size] = {
 
 
 def check_bundle_parts(
-    folder: Path, manifest_parts: Mapping[str, Mapping[str, Any]], *, compute_capability: str = "8.6"
+    folder: Path, manifest_parts: Mapping[str, PartEntry], *, compute_capability: str = "8.6"
 ) -> dict[str, BuildReport]:
     """Build every part of a bundle in standard operators; returns the reports by role."""
     reports = {}
     for role, part in manifest_parts.items():
-        path = folder / part["file"]
+        path = folder / part.file
         domains = {opset.domain for opset in onnx.load(path, load_external_data=False).opset_import}
         if domains <= {"", "ai.onnx"}:
             reports[role] = build_part(path, compute_capability=compute_capability, sizes=SIZES)

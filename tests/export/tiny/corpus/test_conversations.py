@@ -168,4 +168,4 @@ def test_what_is_heard_in_training_is_cut_as_the_bundle_cuts_it(studio: Studio) 
 
 def test_the_bundle_that_ualm_brings_hears_as_training_did() -> None:
     folder = packaged_bundle()
-    assert folder is not None and Bundle(folder, verify="never").manifest.features == FEATURES.to_json()
+    assert folder is not None and Bundle(folder, verify="never").manifest.features == FEATURES

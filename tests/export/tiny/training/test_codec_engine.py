@@ -67,7 +67,7 @@ def opened(
     bundle = tmp_path_factory.mktemp("bundle") / request.param
     export_run(run[0], bundle, codec_precision=request.param, accept_quality=True)
     with Model.open(bundle, threads=1, verify="never") as model:
-        assert model.bundle.manifest.parts["codec"]["precision"] == request.param
+        assert model.bundle.manifest.parts["codec"].precision == request.param
         yield request.param, model
 
 

@@ -179,7 +179,7 @@ def test_memory_is_counted_from_the_bundle(bundle):
     need = memory_need(bundle, 1000, number="float32", prefill_rows=256)
     model = bundle.manifest.model
     cache = 2 * 2 * model.layers * model.kv_heads * model.head_dim * 4
-    assert need.weights == sum(part["weight_bytes"] for part in bundle.manifest.parts.values())
+    assert need.weights == sum(part.weight_bytes for part in bundle.manifest.parts.values())
     assert need.tables >= bundle.table("embedding").nbytes and need.row > cache
     twice = memory_need(bundle, 2000, number="float32", prefill_rows=256)
     assert twice.total - need.total == 1000 * need.row and twice.fixed == need.fixed

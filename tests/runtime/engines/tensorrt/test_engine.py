@@ -35,7 +35,6 @@ from ualm.runtime import AudioSampling, EngineError, TextSampling
 from ualm.runtime.audio.features import LogMelFrontend
 from ualm.runtime.bundle.bundle import Bundle
 from ualm.runtime.bundle.compiled import CacheKind
-from ualm.runtime.bundle.feature_spec import FeatureSpec
 from ualm.runtime.engines.device.device import Buffer, Grown, Stream
 from ualm.runtime.engines.device.facts import CudaFacts, GpuFacts, MemoryNeed
 from ualm.runtime.engines.onnxruntime.cpu import OnnxRuntimeEngine
@@ -88,7 +87,7 @@ def opened(bundle: Bundle, max_context: int = CONTEXT) -> TensorRtEngine:
 
 def heard(bundle: Bundle, seconds: float) -> Mapping[str, np.ndarray]:
     """The encoder's inputs for a sound."""
-    hearing = LogMelFrontend(FeatureSpec.from_json(bundle.manifest.features), bundle.table("encoder.mel_filters"))
+    hearing = LogMelFrontend(bundle.manifest.features, bundle.table("encoder.mel_filters"))
     return hearing.prepare(Sound(make_sound(seconds)[0], 16000)).inputs
 
 
