@@ -16,10 +16,9 @@ from ..device.engine import DeviceEngine
 from ..device.facts import GpuFacts, cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
 from ..device.head import FusedHead, fused_head
 from ..protocol import EngineSequence
-from .codec import ROLE as CODEC_STREAM
+from .codec import OnnxRuntimeCodecStream
 from .cpu import PREFILL_ROWS
 from .cuda_body import OnnxRuntimeBody, PositionTables
-from .device_codec import DeviceCodecStream
 from .library import ort
 from .sessions import OnnxRuntimeParts
 
@@ -129,8 +128,8 @@ class OnnxRuntimeCudaEngine(DeviceEngine, OnnxRuntimeParts):
         self.check_open()
         return self.new_sequence()
 
-    def open_codec_stream(self) -> DeviceCodecStream:
-        return DeviceCodecStream(self.session(CODEC_STREAM), self.device)
+    def open_codec_stream(self) -> OnnxRuntimeCodecStream:
+        return OnnxRuntimeCodecStream(self, self.device)
 
     def close(self) -> None:
         self.finish_device()
