@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.diagnostics.machine import GOLDEN_CONTEXT, check_golden
+from ...runtime.diagnostics.golden import GOLDEN_CONTEXT, check_golden
 from ...runtime.engines.protocol import Engine
 from ...runtime.process.cores import cores
 from ...runtime.sampling import AudioSampling, TextSampling

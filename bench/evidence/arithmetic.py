@@ -2,7 +2,7 @@
 
 ``ualm bench arithmetic -o FILE.json [--layers 2 8] [--hidden 128 256] [--seeds 3]`` writes runs with random weights of
 each size, computes the golden prompt in float32 and with the rounding of every arithmetic in
-``runtime.engines.arithmetic``, and compares as ``runtime.diagnostics.machine`` does. No engine is needed: rounding is
+``runtime.engines.arithmetic``, and compares as ``runtime.diagnostics.golden`` does. No engine is needed: rounding is
 emulated wherever a graph holds a narrow value. The same is done with damaged bodies, in float32, so that the file holds
 both: the errors of a correct engine, and the errors that must be detected.
 """

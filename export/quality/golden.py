@@ -27,7 +27,7 @@ _ON_CPU: Mapping[str, Arithmetic] = {"fp8": "float8", "int8": "int8", "int4": "i
 def tolerances(precision: Precision, layers: int, hidden: int) -> dict[str, float]:
     """Tolerance of each output on the CPU engine, for versions of ualm that read it from the manifest.
 
-    This version takes it from the engine under check (``runtime.diagnostics.machine``) and only shows the manifest's.
+    This version takes it from the engine under check (``runtime.diagnostics.golden``) and only shows the manifest's.
     """
     body, heads, encoder, codec = (
         _ON_CPU.get(stored, "float32")

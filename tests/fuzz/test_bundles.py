@@ -20,7 +20,7 @@ import pytest
 from support.fuzzing import LONGEST_MESSAGE, run_cases
 from support.mutations import change_value, changed_bytes
 from ualm.runtime import Model, Sound
-from ualm.runtime.diagnostics.machine import check_golden
+from ualm.runtime.diagnostics.golden import check_golden
 from ualm.runtime.errors import EngineError, UalmError
 
 pytestmark = pytest.mark.fuzz

@@ -19,7 +19,7 @@ from support.runs import make_run
 from ualm.export.bundle import export_run
 from ualm.runtime import BundleError
 from ualm.runtime.bundle.bundle import Bundle
-from ualm.runtime.diagnostics.machine import GOLDEN_CONTEXT, Check, check_golden
+from ualm.runtime.diagnostics.golden import GOLDEN_CONTEXT, Check, check_golden
 from ualm.runtime.engines.arithmetic import UNIT, logits_tolerance
 from ualm.runtime.engines.onnxruntime.cpu import OnnxRuntimeEngine
 

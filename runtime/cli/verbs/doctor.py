@@ -9,17 +9,8 @@ import typer
 
 from ...bundle.bundle import Bundle
 from ...bundle.packaged import packaged_bundle
-from ...diagnostics.machine import (
-    GOLDEN_CONTEXT,
-    Check,
-    check_golden,
-    cuda_build,
-    engines,
-    gpus,
-    machine,
-    native_module,
-    versions,
-)
+from ...diagnostics.golden import GOLDEN_CONTEXT, Check, check_golden
+from ...diagnostics.machine import cuda_build, engines, gpus, machine, native_module, versions
 from ...engines.registry import choose
 from ...errors import UalmError
 from ...process.stopping import raise_interrupt

@@ -27,7 +27,7 @@ from ualm.export.run.qwen2 import BackboneShape
 from ualm.runtime.bundle import quality as quality_of
 from ualm.runtime.bundle.bundle import Bundle
 from ualm.runtime.bundle.quality import misses
-from ualm.runtime.diagnostics import machine as doctor
+from ualm.runtime.diagnostics.golden import check_golden
 from ualm.runtime.engines.registry import open_engine
 from ualm.runtime.errors import ExportError
 from ualm.runtime.files.safetensors_reader import widen
@@ -59,7 +59,7 @@ def test_the_engine_computes_what_the_stored_weights_mean(exported: Any, precisi
     """The golden vector is float32 arithmetic on the weights as stored: narrow floats cost an engine nothing."""
     bundle = Bundle(exported(precision).bundle)
     engine = open_engine(None, bundle, threads=1, max_context=128)
-    checks = doctor.check_golden(bundle, engine)
+    checks = check_golden(bundle, engine)
     engine.close()
     assert checks and all(check.passed for check in checks)
     exact = [check for check in checks if check.tolerance <= 1e-4]

@@ -19,7 +19,7 @@ from ualm.export.quality.gptq import gptq
 from ualm.runtime.bundle.bundle import Bundle
 from ualm.runtime.bundle.entries import Calibration
 from ualm.runtime.cli.verbs.inspect import describe
-from ualm.runtime.diagnostics import machine as doctor
+from ualm.runtime.diagnostics.golden import check_golden
 from ualm.runtime.engines.registry import open_engine
 from ualm.runtime.errors import ExportError
 from ualm.runtime.sound.sound import Sound
@@ -101,7 +101,7 @@ def test_an_export_is_calibrated_on_prompts_and_sounds(run: Path, tmp_path: Path
     np.testing.assert_array_equal(ours.table("head.audio"), theirs.table("head.audio"))
     # the null branch and the golden vector are those of the current weights
     engine = open_engine(None, ours, threads=1, max_context=128)
-    assert all(check.passed for check in doctor.check_golden(ours, engine))
+    assert all(check.passed for check in check_golden(ours, engine))
     engine.close()
 
 

@@ -16,7 +16,7 @@ from ualm.export.bundle import export_run
 from ualm.runtime import AudioSampling, EngineError, Model, Segment, Sound, SoundChunk, TextSampling, TurnEnded
 from ualm.runtime.bundle import packaged
 from ualm.runtime.bundle.bundle import Bundle
-from ualm.runtime.diagnostics.machine import check_golden
+from ualm.runtime.diagnostics.golden import check_golden
 from ualm.runtime.engines.device.device import Graph
 from ualm.runtime.engines.device.loop import Frame
 from ualm.runtime.engines.onnxruntime.cuda_body import OnnxRuntimeStep
