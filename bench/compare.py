@@ -116,7 +116,7 @@ def compare_bundles(
         for bundle in (a, b):
             decode.settings(bundle)  # refuse first what cannot be measured
     progress(f"agreement: {first}")
-    held, features, codes, samples = _said(a, threads)
+    held, features, codes, samples = _reference(a, threads)
     progress(f"agreement: {second}")
     quality = _agreement(b, threads, held, features, codes, samples)
     judged = verdicts(quality, b.manifest.precision, b.manifest.model.layers)
@@ -152,7 +152,7 @@ def check_comparable(a: Bundle, b: Bundle) -> None:
         )
 
 
-def _said(bundle: Bundle, threads: int | None) -> tuple[list[HeldSegment], np.ndarray, np.ndarray, np.ndarray]:
+def _reference(bundle: Bundle, threads: int | None) -> tuple[list[HeldSegment], np.ndarray, np.ndarray, np.ndarray]:
     """A's answers to the prompts, its features of the probe (float32 [n, H]), and its codes with the samples they
     decode to."""
     engine = OnnxRuntimeEngine(bundle, threads=threads, max_context=_context(bundle))

@@ -57,7 +57,7 @@ def gates_table(result: Mapping[str, Any]) -> str:
     lines = [table(result["gates"])]
     if "against" in result:
         lost = result["against"]
-        told = [f"{name} ({100 * lost['lost'][name]:.1f})" for name in lost["too_much"]]
+        losses = [f"{name} ({100 * lost['lost'][name]:.1f})" for name in lost["too_much"]]
         allowed = f"points more than {100 * lost['allowed']:g} lost to the wider format"
-        lines.append(f"{allowed}: {', '.join(told) or 'none'}")
+        lines.append(f"{allowed}: {', '.join(losses) or 'none'}")
     return "\n".join(lines)

@@ -37,7 +37,7 @@ from .parts.heads import HeadsPlan
 from .parts.integer import integer_products
 from .quality.calibration_set import CalibrationSet, check_calibrated
 from .quality.golden import check_onnxruntime, tolerances, write_golden
-from .quality.gptq import calibrate, rows_read, rows_said
+from .quality.gptq import calibrate, rows_generated, rows_read
 from .quality.input_scales import InputScales, built_in_conversations
 from .quality.measure import measure_quality
 from .quality.reference_body import hidden_states
@@ -269,19 +269,19 @@ class _Plan:
         conversations = [] if examples is None else list(examples.conversations)
         source = None if examples is None else examples.source
 
-        def tell(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             progress("calibrate", done, total)
 
         try:
             if self.formats.backbone == "fp8":
                 conversations += built_in_conversations(self.encoder.features)
-                scales = InputScales(folder, self.store, self.shape, tell)
+                scales = InputScales(folder, self.store, self.shape, on_progress)
                 scales.see(rows_read(bundle, conversations))  # enough to generate answers
                 self._rewrite_null_branch(folder)
-                scales.see(rows_said(bundle, conversations))
+                scales.see(rows_generated(bundle, conversations))
             else:
-                said = rows_said(bundle, conversations)
-                calibrate(folder, self.store, self.shape, BACKBONE[self.formats.backbone], said, tell)
+                generated = rows_generated(bundle, conversations)
+                calibrate(folder, self.store, self.shape, BACKBONE[self.formats.backbone], generated, on_progress)
         except InputError as error:
             what = "the scales of fp8" if examples is None else "--calibrate"
             raise ExportError(f"{what}: {error}") from error

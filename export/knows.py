@@ -1,7 +1,7 @@
 """Record in an existing bundle what its model knows: ``python -m ualm.export.knows BUNDLE KNOWS.json``.
 
-A bundle takes that from the ``knows.json`` of its training run when it is exported. This is for a bundle whose run said
-nothing then, or something else: its manifest is written again, with a new digest, and no other file is touched.
+A bundle takes that from the ``knows.json`` of its training run when it is exported. This is for a bundle whose run
+had no such file then, or another one: its manifest is written again, with a new digest, and no other file is touched.
 ``--tiny`` takes the words of ualm-tiny's recipe instead of a file.
 """
 

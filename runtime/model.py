@@ -76,7 +76,7 @@ class Model:
     Raises
     ------
     BundleError
-        If the tokenizer, or the stage behind the codec, cannot be used.
+        If the tokenizer, or the stage after the codec, cannot be used.
 
     Examples
     --------

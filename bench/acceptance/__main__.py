@@ -66,9 +66,9 @@ def run_stages(ground: Ground, names: list[str], *, minutes: float) -> bool:
 def _run_stage(ground: Ground, name: str) -> Findings:
     """A stage that cannot continue at all becomes one check that says why."""
     whole, found = Findings(name), None
-    with whole.checking("the stage as a whole") as said:
+    with whole.checking("the stage as a whole") as details:
         found = STAGES[name](ground)
-        said.append(f"{len(found.checks)} checks")
+        details.append(f"{len(found.checks)} checks")
     return whole if found is None else found
 
 

@@ -31,8 +31,8 @@ def check_engines(ground: Ground) -> Findings:
     found = Findings("engines")
     for name in _LIBRARIES:
         folder = ground.work / f"engines_{name}"
-        with found.checking(f"{name}: engines for this GPU") as said:
-            said.append(_build(ground, name, folder))
+        with found.checking(f"{name}: engines for this GPU") as details:
+            details.append(_build(ground, name, folder))
         if found.checks[-1].verdict == "pass":
             check_bundle(ground, found, name, Bundle(folder))
             measure_bundle(ground, found, name, folder, contexts=(256, 1024))

@@ -70,12 +70,12 @@ def check_kernels(ground: Ground) -> Findings:
         ("true sizes", large, true_trials(ground.dry_run)),
     ):
         tables = Tables(device, shape, ground.seed)
-        with found.checking(f"rows, embeddings, latents, stops: {name}") as said:
+        with found.checking(f"rows, embeddings, latents, stops: {name}") as details:
             rows = 0
             for index, trial in enumerate(trials):
                 ground.progress(f"kernels: {name}, {index + 1}/{len(trials)}")
                 rows += same_as_cpu(tables, trial, ground.seed + index)
-            said.append(f"{len(trials)} trials, {rows} rows are equal bit for bit")
+            details.append(f"{len(trials)} trials, {rows} rows are equal bit for bit")
     for stored in ("float32", "float16", "bfloat16", "int8"):
         found.check(f"head, {stored}", partial(_head, device, stored, large, ground.seed))
     for number in NUMBER_BYTES:
@@ -161,8 +161,8 @@ def _compare_row(
     try:
         expected = sampler.step(np.ascontiguousarray(logits), ids, embedding, latent)
     except ValueError as error:
-        said = _native.FAULTS[fault] % (drawn, stream) if fault in _native.FAULTS else "nothing"
-        assert said == str(error), f"row {row}: the CPU says {error}, the device fault {fault}: {said}"
+        expected = _native.FAULTS[fault] % (drawn, stream) if fault in _native.FAULTS else "nothing"
+        assert expected == str(error), f"row {row}: the CPU says {error}, the device fault {fault}: {expected}"
         return False
     assert fault == 0, f"row {row}: the device found fault {fault} in stream {stream}, the CPU none"
     assert (drawn, flags) == (row + 1, expected), f"row {row}: row {drawn - 1}, flags {flags}, not {expected}"

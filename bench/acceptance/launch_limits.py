@@ -24,19 +24,19 @@ _IMPOSSIBLE = 1e5
 def measure_limits(ground: Ground) -> Findings:
     """The stage: bandwidth is part of the run's facts; launches are measurements."""
     found, device = Findings("limits"), ground.device
-    with found.checking("copy bandwidth") as said:
+    with found.checking("copy bandwidth") as details:
         best = ground.meter.result
         for rate in (best.best, best.median):
             assert 0 < rate < _IMPOSSIBLE, f"{rate:g} GB/s: the copies, or the clock that timed them, are broken"
-        said.append(f"{best.best:.0f} GB/s, median {best.median:.0f}, over {best.bytes >> 20} MiB")
-    with found.checking("launches") as said:
+        details.append(f"{best.best:.0f} GB/s, median {best.median:.0f}, over {best.bytes >> 20} MiB")
+    with found.checking("launches") as details:
         launches = _launches(device)
         subject = Subject("one small kernel", "CUDA" if device.kind == "cuda" else "host shim", None, {})
         for figure, samples in launches.items():
             summary = summarize(samples)
             assert 0 < summary.p50 < math.inf, f"{figure}: {summary.p50:g} us: the clock is broken"
             found.measurements.append(Measurement("launch", subject, {"batch": _LAUNCHES}, figure, "us", summary))
-            said.append(f"{figure} {summary.p50:.2f} us")
+            details.append(f"{figure} {summary.p50:.2f} us")
     return found
 
 

@@ -251,8 +251,8 @@ def measure(body: Body) -> Iterator[dict[str, Any]]:
         stored = body.stored(precision)
         expected = stored.logits()
         for arithmetic in arithmetics:
-            told = errors(expected, computed(stored, arithmetic))
-            yield {"stored": precision, "arithmetic": arithmetic, "errors": told}
+            found = errors(expected, computed(stored, arithmetic))
+            yield {"stored": precision, "arithmetic": arithmetic, "errors": found}
 
 
 def measure_damage(body: Body) -> Iterator[dict[str, Any]]:

@@ -119,8 +119,11 @@ class Trained:
             states = [next(hidden)[len(segment.prefix) - 1 :] for _ in range(segment.logits.shape[1])]
             rows = [rounded_rows(each) if heads == "int8" else each for each in states]
             found.append(replace(segment, logits=np.stack([each @ head + bias for each in rows], axis=1)))
-        told = compare(found, self.read, self.shape, self.bundle.manifest.vocabulary, embedding)
-        return {modality: {key: counted.to_json()[key] for key in ("top1", "kl")} for modality, counted in told.items()}
+        agreements = compare(found, self.read, self.shape, self.bundle.manifest.vocabulary, embedding)
+        return {
+            modality: {key: counted.to_json()[key] for key in ("top1", "kl")}
+            for modality, counted in agreements.items()
+        }
 
     def importance(self) -> Mapping[str, torch.Tensor]:
         """The inputs of each matrix on the held rows, float32 [rows, in]."""

@@ -59,10 +59,10 @@ def run_scenario(scenario: BundleScenario, request: Request, progress: Progress 
         meter=None if device is None else CopyMeter(device),
         gpu=None if device is None else describe_gpu(device),
     )
-    told = [
-        f"{each.about.name}: {each.told}" for each in (mine, other) if isinstance(each, BundleSubject) and each.told
+    notice = [
+        f"{each.about.name}: {each.notice}" for each in (mine, other) if isinstance(each, BundleSubject) and each.notice
     ]
-    return replace(report, notes=(*report.notes, *told))
+    return replace(report, notes=(*report.notes, *notice))
 
 
 def measure_subjects(

@@ -79,7 +79,7 @@ class BundleSubject:
         self._request, self._name = request, name
         self._engine: tuple[Engine, int] | None = None
         #: Which engine runs and why no faster one does, if there is a GPU and an engine was opened.
-        self.told: str | None = None
+        self.notice: str | None = None
 
     def engine(self, rows: int = 0) -> Engine:
         """An engine whose sequences hold at least ``rows`` rows, and at least :attr:`least_context`."""
@@ -98,9 +98,9 @@ class BundleSubject:
     def open(self, max_context: int) -> Engine:
         """The engine that the request names, loaded; the first time, prints which one runs and why."""
         choice = choose(self._request.engine, self.bundle, threads=self._request.threads, max_context=max_context)
-        if choice.told() != self.told and not self._request.quiet:
+        if choice.notice() != self.notice and not self._request.quiet:
             tell_engine(choice)
-        self.told = choice.told()
+        self.notice = choice.notice()
         return choice.engine
 
     @property

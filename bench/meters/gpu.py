@@ -91,8 +91,8 @@ def _clocks() -> dict[str, int]:
     """Highest clocks in MHz, from nvidia-smi; empty if it does not say."""
     query = ["nvidia-smi", "--query-gpu=clocks.max.sm,clocks.max.mem", "--format=csv,noheader,nounits", "-i", "0"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
-        processors, memory = (int(part) for part in said.split(","))
+        output = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
+        processors, memory = (int(part) for part in output.split(","))
     except (OSError, subprocess.SubprocessError, ValueError):
         return {}
     return {"processors": processors, "memory": memory}

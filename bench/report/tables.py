@@ -50,8 +50,8 @@ class _Grid:
         found = {name: {row[at] for row in self.rows} for at, name in enumerate(self.columns)}
         common = [name for name, cells in found.items() if name not in _KEPT and len(cells) == 1]
         kept = [at for at, name in enumerate(self.columns) if name not in common]
-        said = ", ".join(f"{name} {next(iter(found[name]))}" for name in common)
-        title = f"{self.title} ({said})" if said else self.title
+        shared = ", ".join(f"{name} {next(iter(found[name]))}" for name in common)
+        title = f"{self.title} ({shared})" if shared else self.title
         return self._of_columns(title, kept)
 
     def bands(self, columns: int | None) -> list[_Grid]:

@@ -220,17 +220,17 @@ class _Exports:
                 watcher.stop()
         if process.returncode:
             raise ExportError(f"{self._subject.folder}: the export failed: {self._why(process.returncode, errors)}")
-        told: dict[str, Any] = json.loads(out)
+        reported: dict[str, Any] = json.loads(out)
         made = self._subject.made = Bundle(self._bundle, verify="never")
         self._digests.add(made.digest)
-        self._missed += [clause for clause in told["missed"] if clause not in self._missed]
-        figures = {"export": took} | {_stage(name): seconds for name, seconds in told["seconds"].items()}
-        figures["rest"] = took - sum(told["seconds"].values())
+        self._missed += [clause for clause in reported["missed"] if clause not in self._missed]
+        figures = {"export": took} | {_stage(name): seconds for name, seconds in reported["seconds"].items()}
+        figures["rest"] = took - sum(reported["seconds"].values())
         sizes = {f"peak_{kind}": size for kind, size in watcher.peak.items()}
-        sizes |= {"bundle": sum(told["bytes"].values()), "weights": told["bytes"][WEIGHTS]}
+        sizes |= {"bundle": sum(reported["bytes"].values()), "weights": reported["bytes"][WEIGHTS]}
         sizes |= {f"weights.{role}": part.weight_bytes or 0 for role, part in made.manifest.parts.items()}
         figures |= {figure: size / 2**20 for figure, size in sizes.items()}
-        figures |= {figure: factor * told["quality"][part][value] for figure, part, value, factor in _AGREEMENT}
+        figures |= {figure: factor * reported["quality"][part][value] for figure, part, value, factor in _AGREEMENT}
         return figures if cached is None else figures | {"cached": 100 * cached}
 
     def _why(self, status: int, errors: str) -> str:

@@ -110,10 +110,10 @@ class _Builds:
         if process.returncode:
             lines = errors.strip().splitlines() or [f"its process ended with status {process.returncode}"]
             raise ExportError(f"{self._folder}: {self._setting['part']} was not built: {lines[-1]}")
-        told: dict[str, float] = json.loads(out.splitlines()[-1])
+        reported: dict[str, float] = json.loads(out.splitlines()[-1])
         sizes = {f"peak_{kind}": size for kind, size in watcher.peak.items()}
-        sizes |= {"engine": int(told["engine"]), "stored": int(told["stored"])}
-        return {name: told[name] for name in ("process", "build")} | {n: size / 2**20 for n, size in sizes.items()}
+        sizes |= {"engine": int(reported["engine"]), "stored": int(reported["stored"])}
+        return {name: reported[name] for name in ("process", "build")} | {n: size / 2**20 for n, size in sizes.items()}
 
 
 def measure_builds(

@@ -33,8 +33,8 @@ def main(folder: str, part: str, targets: str, max_context: str, cache: CacheKin
         for entry in tensor.external_data
         if entry.key == "length"
     )
-    told = {"build": report.seconds, "engine": report.size_bytes, "stored": stored}
-    print(json.dumps(told | {"process": time.perf_counter() - started}))
+    figures = {"build": report.seconds, "engine": report.size_bytes, "stored": stored}
+    print(json.dumps(figures | {"process": time.perf_counter() - started}))
 
 
 if __name__ == "__main__":

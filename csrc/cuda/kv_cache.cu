@@ -1,4 +1,4 @@
-// Rows of the KV cache that no engine writes: the null branch's prefix, and rows that an engine hands over apart.
+// Rows of the KV cache that no engine writes: the null branch's prefix, and rows that an engine returns separately.
 #include "core/numbers.h"
 #include "cuda/device.h"
 

@@ -1,6 +1,6 @@
 // What the CUDA side of the frame loop offers: kernels behind plain structs of raw pointers and sizes. Every launch_*
 // checks its arguments, puts one kernel on a stream and returns; it allocates nothing, synchronises with nothing, and
-// may be captured into a graph. Pointers are device memory, or pinned host memory where that is said. docs/cuda.md has
+// may be captured into a graph. Pointers are device memory, or pinned host memory where stated. docs/cuda.md has
 // the kernels' inner workings and what they need of a GPU.
 #pragma once
 

@@ -29,9 +29,9 @@ ReadPass read_once(const uint64_t* words, int64_t count, int32_t threads, const 
     const int64_t begin = lines * index / threads * kLineWords;
     const int64_t end = index + 1 == threads ? count : lines * (index + 1) / threads * kLineWords;
     ready.fetch_add(1);
-    int32_t told;
-    while ((told = go.load(std::memory_order_acquire)) == 0) std::this_thread::yield();
-    if (told < 0) return;
+    int32_t command;
+    while ((command = go.load(std::memory_order_acquire)) == 0) std::this_thread::yield();
+    if (command < 0) return;
     sums[index] = kernel.sum(words + begin, end - begin);
     ends[index] = Clock::now();
   };

@@ -1,4 +1,4 @@
-// Arrays as Python hands them over: checked, never converted or copied. Another dtype is a TypeError, anything else that
+// Arrays as Python passes them: checked, never converted or copied. Another dtype is a TypeError, anything else that
 // does not fit a ValueError.
 #pragma once
 

@@ -38,11 +38,11 @@ Layout check_layout(int64_t codebook_size, int64_t text_size, int64_t audio_base
 }
 
 std::string fault_text(const StepResult& result) {
-  char said[256] = "logits: cannot be drawn from";
+  char message[256] = "logits: cannot be drawn from";
   for (const FaultText& text : kFaultTexts) {
-    if (text.fault == result.fault) std::snprintf(said, sizeof said, text.format, result.row, result.stream);
+    if (text.fault == result.fault) std::snprintf(message, sizeof message, text.format, result.row, result.stream);
   }
-  return said;
+  return message;
 }
 
 py::dict fault_formats() {

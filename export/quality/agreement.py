@@ -43,7 +43,7 @@ MODALITY_ROWS: Mapping[Modality, int] = {"audio": 32, "text": 16}
 
 @dataclass(frozen=True)
 class HeldSegment:
-    """What the engine said: embeddings fed before the first row, rows int32 [n, 8], logits float32 [n, branches, L].
+    """An engine's answer: embeddings fed before the first row, rows int32 [n, 8], logits float32 [n, branches, L].
 
     ``prompt``: what it read before the segment, as :func:`read_rows` returns it.
     """

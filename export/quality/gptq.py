@@ -37,17 +37,17 @@ def rows_read(bundle: Bundle, conversations: Sequence[Sequence[Message]]) -> lis
     parts = OnnxRuntimeParts(bundle, threads=None, max_context=_context(bundle))
     table = bundle.table("embedding")
     try:
-        read = [embed_parts(table, each) for each in read_rows(bundle, conversations, _ears(bundle, parts))]
+        read = [embed_parts(table, each) for each in read_rows(bundle, conversations, _sound_encoder(bundle, parts))]
     finally:
         parts.close()
     return [*read, np.zeros((1, table.shape[1]), np.float32)]
 
 
-def rows_said(bundle: Bundle, conversations: Sequence[Sequence[Message]]) -> list[np.ndarray]:
+def rows_generated(bundle: Bundle, conversations: Sequence[Sequence[Message]]) -> list[np.ndarray]:
     """Input embeddings float32 [n, H] of what the model reads and answers, both branches of guidance."""
     engine = OnnxRuntimeEngine(bundle, max_context=_context(bundle))
     try:
-        held = hold_rows(engine, bundle, conversations, _ears(bundle, engine))
+        held = hold_rows(engine, bundle, conversations, _sound_encoder(bundle, engine))
     finally:
         engine.close()
     table = bundle.table("embedding")
@@ -58,7 +58,7 @@ def _context(bundle: Bundle) -> int:
     return min(CONTEXT, bundle.manifest.model.max_positions)
 
 
-def _ears(bundle: Bundle, parts: OnnxRuntimeParts) -> Callable[[Sound], np.ndarray]:
+def _sound_encoder(bundle: Bundle, parts: OnnxRuntimeParts) -> Callable[[Sound], np.ndarray]:
     hearing = LogMelFrontend(bundle.manifest.features, bundle.table("encoder.mel_filters"))
 
     def hear(sound: Sound) -> np.ndarray:

@@ -38,8 +38,8 @@ PROMPTS = (
 
 def built_in_conversations(spec: FeatureSpec) -> list[list[Message]]:
     """The conversations that every bundle is scaled by, with or without a calibration set."""
-    told: list[list[Message]] = [[("user", prompt)] for prompt in PROMPTS]
-    return [*told, [("user", probe_sound(spec)), ("user", QUESTION)]]
+    asked: list[list[Message]] = [[("user", prompt)] for prompt in PROMPTS]
+    return [*asked, [("user", probe_sound(spec)), ("user", QUESTION)]]
 
 
 class InputScales:

@@ -31,9 +31,9 @@ class Fields:
         value = self.values.get(name)
         return default if value is None else value
 
-    def expect(self, name: str, wanted: Any, default: Any, mend: str) -> None:
+    def expect(self, name: str, wanted: Any, default: Any, fix: str) -> None:
         if self.get(name, default) != wanted:
-            self.refuse(name, mend, default)
+            self.refuse(name, fix, default)
 
     def name(self, field: str, why: str, default: str | None = None) -> str:
         """A non-empty string; required if there is no default."""

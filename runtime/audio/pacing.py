@@ -9,7 +9,7 @@ of n frames c(n), where c(n) / n does not grow with n; and let the first piece h
 While a piece of m >= n frames plays, m rows can be drawn and decoded, for m r + c(m) <= m t. At the end of a sound the
 l frames that the codec looks ahead come at once: if c(1) + c(l) <= n t, they are in time as well, in a call of their
 own where one for all would be late. The pacer makes the first piece large enough, and calls the codec before what was
-sent is played out. A stage behind the codec counts as a part of its calls; the d seconds that it holds back shorten the
+sent is played out. A stage after the codec counts as a part of its calls; the d seconds that it holds back shorten the
 first piece: n t - d takes the place of n t. Where no n is large enough the engine is slower than real time: see
 :meth:`Pacer.preroll`.
 """
@@ -161,7 +161,7 @@ class Pacer:
         clock: Callable[[], float] = time.perf_counter,
         delay: float = 0.0,
     ) -> None:
-        """``lookahead``: frames that the codec holds back; ``delay``: seconds that a stage behind it does.
+        """``lookahead``: frames that the codec holds back; ``delay``: seconds that a stage after it does.
 
         ``pace`` None: pieces follow the profile alone.
         """
@@ -212,7 +212,7 @@ class Pacer:
 
         0 where the engine is faster than real time. Otherwise, with q seconds a frame of which each lasts t, and
         pieces of m frames: the player may hold b seconds, gets m frames every m q seconds, and needs b - t for each
-        frame; it is served to the end if b >= t (frames (1 - t/q) + m t/q). What a stage behind the codec holds back
+        frame; it is served to the end if b >= t (frames (1 - t/q) + m t/q). What a stage after the codec holds back
         is held in addition. Assumes that rows go on taking as long as measured.
         """
         if self._pace is None or self._steady() is not None:

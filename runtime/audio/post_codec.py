@@ -89,7 +89,7 @@ STAGES: Mapping[str, Any] = {"resample": Resampler}
 
 
 def open_post_codec(bundle: Bundle) -> PostCodec | None:
-    """The bundle's stage behind the codec; None where it has none.
+    """The bundle's stage after the codec; None where it has none.
 
     :class:`BundleError` for a kind that this version does not know, and for options that it does not take.
     """

@@ -70,7 +70,7 @@ class SoundDecoder:
         self._profile = ChunkProfile.named(profile)
         stage = bundle.manifest.post_codec
         self._channels = 1 if stage is None else stage.channels
-        #: Seconds that the stage behind the codec holds back.
+        #: Seconds that the stage after the codec holds back.
         self._delay = 0.0 if stage is None else stage.delay / self._codec.sample_rate
         #: Hz of the output.
         self.sample_rate = bundle.manifest.sound_rate
@@ -94,7 +94,7 @@ class SoundDecoder:
         Returns
         -------
         numpy.ndarray
-            Sound, float32 [n], or [n, channels] where a stage behind the codec makes several; read-only, full scale
+            Sound, float32 [n], or [n, channels] where a stage after the codec makes several; read-only, full scale
             1.0; often empty, n = 0.
 
         Raises

@@ -62,7 +62,7 @@ MOST_PARTS = 64
 MOST_POSITIONS = 1 << 24
 #: No turn of a conversation holds that much sound.
 MOST_HEARD_SECONDS = 3600
-#: Channels of a stage behind the codec, which itself has one.
+#: Channels of a stage after the codec, which itself has one.
 MOST_CHANNELS = 64
 #: How far the sum of a mel filter, which is 1 except for being sampled at few bins, is off in Whisper's banks.
 _FILTER_SUM = 0.05
@@ -163,8 +163,8 @@ class _Contents:
         for role, part in parts.items():
             stored, field = part.precision, _precision_field(role)
             if field is not None and precision.get(field) != stored:
-                said = precision.get(field)
-                self._refuse(f"parts.{role}.precision = {stored!r}, but precision.{field} = {shown(said)}")
+                recorded = precision.get(field)
+                self._refuse(f"parts.{role}.precision = {stored!r}, but precision.{field} = {shown(recorded)}")
             if role in _MATRICES:
                 name = _MATRICES[role]
                 if (found := self._stored_as(name)) != STORED[stored]:

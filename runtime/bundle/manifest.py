@@ -84,7 +84,7 @@ class CodecIdentity:
 
 @dataclass(frozen=True)
 class PostCodecIdentity:
-    """A stage behind the codec, see ``post_codec``: what it is, and the sound that it returns.
+    """A stage after the codec, see ``post_codec``: what it is, and the sound that it returns.
 
     ``delay``: samples of the codec that it holds back at most, until the sound ends. ``options`` are its own.
     """
@@ -133,7 +133,7 @@ class Manifest:
     created_by: str
     #: The prompts of the reasoning modes, see ``templates``.
     templates: Templates = field(default_factory=Templates)
-    #: The stage behind the codec, if there is one.
+    #: The stage after the codec, if there is one.
     post_codec: PostCodecIdentity | None = None
     #: What the model knows, if its training run says so.
     knows: Knowledge | None = None
@@ -212,7 +212,7 @@ def parse_manifest(path: Path, document: Mapping[str, Any]) -> Manifest:
             precision=MappingProxyType(_precision(_object(document, "precision"))),
             quality=MappingProxyType(_quality(_object(document, "quality"))),
             golden=MappingProxyType(_tolerances(_object(document, "golden"))),
-            source=MappingProxyType(_for_people("source", _object(document, "source"))),
+            source=MappingProxyType(_metadata("source", _object(document, "source"))),
             files=MappingProxyType(files),
             created_by=created_by,
             templates=_templates(document.get("templates", {})),  # older bundles have the defaults
@@ -305,12 +305,12 @@ def _is_figure(value: object) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) <= MOST_SIZE)
 
 
-def _for_people(name: str, value: Any) -> Any:
+def _metadata(name: str, value: Any) -> Any:
     """Checked that it consists of words and numbers, in objects and lists."""
     if isinstance(value, (Mapping, list)):
         inner = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, each in inner:
-            _for_people(f"{name}.{key}", each)
+            _metadata(f"{name}.{key}", each)
     elif not (value is None or isinstance(value, (str, bool)) or _is_figure(value)):
         raise ValueError(f"{name} = {shown(value)}")
     return value

@@ -54,11 +54,11 @@ def _done(module: str) -> str | int | None:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return None if stopping.caught() else _told(error)
+        return None if stopping.caught() else _message(error)
     return 0
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """One line about an error that no verb has turned into one."""
     if os.environ.get(TRACEBACK):
         raise error
@@ -68,9 +68,9 @@ def _told(error: Exception) -> str:
 
     if isinstance(error, UalmError):
         return f"ualm: {in_a_line(error)}"
-    said = first_line(error) if str(error) else ""
+    text = first_line(error) if str(error) else ""
     if isinstance(error, MemoryError):
-        return f"ualm: out of memory{said and f' ({said})'}"
+        return f"ualm: out of memory{text and f' ({text})'}"
     if isinstance(error, OSError) and error.strerror:
         return f"ualm: {error.strerror if error.filename is None else f'{error.filename}: {error.strerror}'}"
     trace = error.__traceback__
@@ -78,7 +78,7 @@ def _told(error: Exception) -> str:
         trace = trace.tb_next
     where = f", {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
     return (
-        f"ualm: internal error, please report it: {type(error).__name__}: {said}{where}; "
+        f"ualm: internal error, please report it: {type(error).__name__}: {text}{where}; "
         f"{TRACEBACK}=1 in the environment shows all"
     )
 

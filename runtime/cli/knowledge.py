@@ -27,7 +27,7 @@ class Outside:
         #: Whether a prompt was about nothing that the model knows; None if its bundle does not say what that is.
         self.found: bool | None = None if model.knows is None else False
 
-    def look(self, prompt: str) -> str | None:
+    def remark(self, prompt: str) -> str | None:
         """One line about the first prompt that shares nothing with what the model knows; None for all others."""
         if self.found or self._model.knows is None or not self._model.outside(prompt):
             return None
@@ -36,15 +36,15 @@ class Outside:
         about = self._model.knows.about.rstrip(".")
         return f"this model knows {about}; nothing in {shown!r} is about that; the result will be something else"
 
-    def tell(self, prompt: str) -> None:
-        """As :meth:`look`, to standard error, unless notices are off."""
-        if (line := self.look(prompt)) is not None and not self._quiet:
+    def warn(self, prompt: str) -> None:
+        """As :meth:`remark`, to standard error, unless notices are off."""
+        if (line := self.remark(prompt)) is not None and not self._quiet:
             print(f"ualm: {line}", file=sys.stderr, flush=True)
 
-    def told(self, prompts: Iterable[str]) -> Iterator[str]:
+    def checked(self, prompts: Iterable[str]) -> Iterator[str]:
         """The prompts as they arrive, each checked."""
         for prompt in prompts:
-            self.tell(prompt)
+            self.warn(prompt)
             yield prompt
 
 

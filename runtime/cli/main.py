@@ -99,7 +99,7 @@ def ask(
         options: dict[str, Any] = {"seed": seed}
         options |= given(guidance=guidance, temperature=temperature, top_k=top_k, max_steps=max_tokens)
         outside = Outside(model, quiet=quiet)
-        outside.tell(question)
+        outside.warn(question)
         started = time.perf_counter()
         with live_rows(lambda rows, elapsed: f"{rows} tokens, {elapsed:.1f} s") as on_rows:
             answer = model.ask(heard(sound, model), question, on_rows=on_rows, **options)
@@ -108,7 +108,7 @@ def ask(
         about |= {"elapsed_seconds": round(elapsed, 3)} | about_model(model) | {"outside": outside.found}
     if not as_json:
         tell_cut(answer.finish, quiet=quiet)
-    report(as_json, about, answer, said=True)
+    report(as_json, about, answer, from_model=True)
 
 
 @app.command(epilog=f"Needs the extra `export`: {install_hint('export')}.")

@@ -61,7 +61,7 @@ def _began(process: int) -> str | None:
     if not Path("/proc/self/stat").exists():
         return ""
     try:
-        told = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    return told.rpartition(")")[2].split()[19]  # field 22; the name before it may hold spaces
+    return status.rpartition(")")[2].split()[19]  # field 22; the name before it may hold spaces

@@ -116,8 +116,8 @@ def tell_cut(finish: FinishReason | None, *, quiet: bool = False) -> None:
     """One line on standard error if a limit, not the model, ended a sound or an answer; none if ``quiet``."""
     if not quiet and finish in ("max_seconds", "max_tokens"):
         option = "--" + finish.replace("_", "-")
-        told = f"ualm: cut by its limit, not ended by the model; a larger {option} allows more"
-        print(told, file=sys.stderr, flush=True)
+        notice = f"ualm: cut by its limit, not ended by the model; a larger {option} allows more"
+        print(notice, file=sys.stderr, flush=True)
 
 
 def check_heard(sound: Path) -> None:

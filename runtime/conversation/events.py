@@ -68,7 +68,7 @@ class SoundChunk:
     segment : int
         Number of the segment in the turn.
     samples : numpy.ndarray
-        float32 [n], or [n, channels] where a stage behind the codec makes several; read-only, full scale 1.0 (may be
+        float32 [n], or [n, channels] where a stage after the codec makes several; read-only, full scale 1.0 (may be
         passed).
     sample_rate : int
         Hz.

@@ -71,9 +71,11 @@ def rows_of_sound(seconds: object, codec: CodecIdentity, name: str = "max_second
     except OverflowError:
         number = math.inf
     if not frame_seconds <= number < _MOST_FRAMES * frame_seconds:
-        told = f"{seconds:g}" if isinstance(seconds, float) else shown(seconds)
+        length = f"{seconds:g}" if isinstance(seconds, float) else shown(seconds)
         least, most = f"{frame_seconds:g} s", f"{_MOST_FRAMES * frame_seconds:g}"
-        raise InputError(f"{name}{told}: give a number of seconds that holds one frame, {least}, and less than {most}")
+        raise InputError(
+            f"{name}{length}: give a number of seconds that holds one frame, {least}, and less than {most}"
+        )
     return int(number / frame_seconds + 1e-6) + STREAMS - 1
 
 

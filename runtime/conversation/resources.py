@@ -48,7 +48,7 @@ class Resources:
 
     @classmethod
     def open(cls, bundle: Bundle, engine: Engine, max_context: int) -> Resources:
-        """:class:`BundleError` if the tokenizer, or the stage behind the codec, cannot be used."""
+        """:class:`BundleError` if the tokenizer, or the stage after the codec, cannot be used."""
         manifest = bundle.manifest
         tokenizer = TextCodec(bundle.path(TOKENIZER), manifest.vocabulary.text_size)
         hearing = LogMelFrontend(manifest.features, bundle.table("encoder.mel_filters"))

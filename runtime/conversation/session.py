@@ -30,7 +30,7 @@ from .prompt import Content, Message
 from .resources import Resources
 from .segment import Segment
 from .state import Limits, SessionState
-from .transcript import Said, packed, unpacked
+from .transcript import Entry, packed, unpacked
 from .turn import Turn, open_turn
 
 #: Bytes of a saved session's description: where its turns end, and the texts that were said.
@@ -92,12 +92,12 @@ class Session:
         return self.state.rows
 
     @property
-    def transcript(self) -> tuple[Said, ...]:
+    def transcript(self) -> tuple[Entry, ...]:
         """What was said in the whole turns, as (role, content) pairs, for :meth:`Model.run`.
 
         Messages are as they were given, answers are texts and sounds.
         """
-        return tuple(message for turn in self.state.said for message in turn)
+        return tuple(message for turn in self.state.transcript for message in turn)
 
     def __repr__(self) -> str:
         state = "closed" if self.state.closed else f"{self.rows} of {self.state.resources.max_context} rows"
@@ -289,7 +289,7 @@ class Session:
         sequence = self.state.settle("truncate")
         if type(turns) is not int or not 0 <= turns <= self.turns:
             raise InputError(f"turns = {turns!r}: give a whole number from 0 to {self.turns}, the turns held")
-        del self.state.ends[turns + 1 :], self.state.said[turns:]
+        del self.state.ends[turns + 1 :], self.state.transcript[turns:]
         sequence.truncate(self.rows)
 
     def fork(self) -> Session:
@@ -317,7 +317,7 @@ class Session:
         """
         sequence = self.state.settle("fork")
         other = SessionState(self.state.resources, self.limits, sequence.fork())
-        other.ends, other.said = list(self.state.ends), list(self.state.said)
+        other.ends, other.transcript = list(self.state.ends), list(self.state.transcript)
         return Session(other)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -351,10 +351,10 @@ class Session:
         """
         target = _path(path)
         sequence, state = self.state.settle("save"), self.state
-        said, sounds = packed(state.said)
+        transcript, sounds = packed(state.transcript)
         model = state.resources.bundle.digest
         about = {"format": "ualm-session", "version": 1, "model": model, "ends": state.ends}
-        written = np.frombuffer(json.dumps(about | {"said": said}).encode(), np.uint8)
+        written = np.frombuffer(json.dumps(about | {"said": transcript}).encode(), np.uint8)
         _check_saved(target, written, sounds)
         with replacing_file(target) as temporary, open(temporary, "wb") as file:
             arrays: dict[str, Any] = {"about": written, "cache": sequence.save(), **sounds}
@@ -419,7 +419,7 @@ class Session:
                 cache = stored.read("cache", ends[-1] * row)
                 if not np.isfinite(cache).all():
                     raise ValueError("its cache holds NaN or infinity")
-                said = unpacked(turns, stored)
+                transcript = unpacked(turns, stored)
         except FileNotFoundError:
             raise SessionError(f"{file}: no such file; save a session first") from None
         except OSError as error:
@@ -434,7 +434,7 @@ class Session:
             state.sequence.restore(cache)
         except EngineError as error:
             raise SessionError(f"{file}: {error}; save it again") from error
-        state.ends, state.said = ends, said
+        state.ends, state.transcript = ends, transcript
         return cls(state)
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 from ..engines.protocol import EngineSequence
 from ..errors import InputError, SessionError
 from .resources import Resources
-from .transcript import Said
+from .transcript import Entry
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class SessionState:
         #: Cache rows at the end of each whole turn; the first entry is the state before any.
         self.ends = [0]
         #: What was said in each whole turn; nothing where a saved session did not record it.
-        self.said: list[tuple[Said, ...]] = []
+        self.transcript: list[tuple[Entry, ...]] = []
         self.closed = False
         #: The turn begun last, until its end is read; a cancelled one may still be stopping.
         self._running: UnderWay | None = None
@@ -113,7 +113,7 @@ class SessionState:
                     self._running = before
                 raise
 
-    def commit(self, turn: UnderWay, rows: int | None, said: Callable[[], tuple[Said, ...]]) -> bool:
+    def commit(self, turn: UnderWay, rows: int | None, transcript: Callable[[], tuple[Entry, ...]]) -> bool:
         """The end of a turn was read: it counts, with the ``rows`` that the cache holds then. None: it failed.
 
         False if it was cancelled, or another has begun: the turn is taken back, and how it ended is ignored.
@@ -126,7 +126,7 @@ class SessionState:
                 return False
             if rows is not None:
                 self.ends.append(rows)
-                self.said.append(said())
+                self.transcript.append(transcript())
             return True
 
     def settle(self, what: str) -> EngineSequence:

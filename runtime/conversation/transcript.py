@@ -19,12 +19,12 @@ from .prompt import Kept, as_pair
 from .segment import Segment
 
 #: A message: its role and content.
-Said = tuple[str, Kept]
+Entry = tuple[str, Kept]
 
 
-def said_in_turn(messages: Iterable[Any], segments: Sequence[Segment]) -> tuple[Said, ...]:
+def turn_entries(messages: Iterable[Any], segments: Sequence[Segment]) -> tuple[Entry, ...]:
     """A whole turn: the messages as they were given, then the answer, a text or sound a segment."""
-    answers: list[Said] = []
+    answers: list[Entry] = []
     for segment in segments:
         content = segment.sound if segment.text is None else segment.text
         if content is not None:
@@ -32,7 +32,7 @@ def said_in_turn(messages: Iterable[Any], segments: Sequence[Segment]) -> tuple[
     return (*(as_pair(message) for message in messages), *answers)
 
 
-def packed(turns: Sequence[Sequence[Said]]) -> tuple[list[list[dict[str, Any]]], dict[str, np.ndarray]]:
+def packed(turns: Sequence[Sequence[Entry]]) -> tuple[list[list[dict[str, Any]]], dict[str, np.ndarray]]:
     """Turns as JSON holds them, and the arrays that it refers to: a sound is kept once, however often it was said."""
     sounds: dict[int, str] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -56,11 +56,11 @@ def packed(turns: Sequence[Sequence[Said]]) -> tuple[list[list[dict[str, Any]]],
     return [[pack(role, content) for role, content in turn] for turn in turns], arrays
 
 
-def unpacked(turns: Any, arrays: SavedArrays) -> list[tuple[Said, ...]]:
+def unpacked(turns: Any, arrays: SavedArrays) -> list[tuple[Entry, ...]]:
     """Turns from :func:`packed`; ValueError for anything malformed."""
     sounds: dict[str, Sound] = {}
 
-    def unpack(about: Any) -> Said:
+    def unpack(about: Any) -> Entry:
         role = _text(about["role"])
         if "text" in about:
             return role, _text(about["text"])

@@ -23,7 +23,7 @@ from .prompt import CheckedMessage, Content, Message
 from .resources import check_modality
 from .segment import Segment
 from .state import SessionState, UnderWay
-from .transcript import said_in_turn
+from .transcript import turn_entries
 from .worker import Outcome, Worker
 
 
@@ -213,8 +213,8 @@ class Turn(Closing):
         if not isinstance(item, Outcome):
             return None if self.cancelled else item
         worker, failed = self._worker, isinstance(item.end, BaseException)
-        said = lambda: said_in_turn(self._given, worker.segments)  # noqa: E731
-        if not self._state.commit(self, None if failed else item.rows, said):
+        entries = lambda: turn_entries(self._given, worker.segments)  # noqa: E731
+        if not self._state.commit(self, None if failed else item.rows, entries):
             return TurnEnded("cancelled", worker.seconds)
         if not isinstance(item.end, BaseException):
             return TurnEnded(item.end, worker.seconds)

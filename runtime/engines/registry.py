@@ -47,10 +47,10 @@ class Choice:
     named: Literal["argument", "environment"] | None = None
     compiled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def told(self) -> str | None:
+    def notice(self) -> str | None:
         """Which engine runs and why the others do not, in one line; None if there is no GPU, and the bundle has no
         files of an engine that does not run."""
-        over = self._worth_telling()
+        over = self._worth_reporting()
         if not self.gpu and not over:
             return None
         if self.named is not None:
@@ -63,15 +63,15 @@ class Choice:
         return f"engine {self.engine.name}{others}"
 
     def to_json(self) -> dict[str, Any]:
-        """The engine, and those that were passed over with the reasons, as in :meth:`told`; ``files``: those of the
+        """The engine, and those that were passed over with the reasons, as in :meth:`notice`; ``files``: those of the
         bundle that are not run, if there are any."""
         over: list[dict[str, Any]] = []
-        for each, reason in self._worth_telling().items():
+        for each, reason in self._worth_reporting().items():
             files = {"files": list(self.compiled[each])} if each in self.compiled else {}
             over.append({"engine": each, "reason": reason, **files})
         return {"engine": self.engine.name, "passed_over": over}
 
-    def _worth_telling(self) -> Mapping[str, str]:
+    def _worth_reporting(self) -> Mapping[str, str]:
         """Of the engines passed over: all if there is a GPU, else those that the bundle was compiled for."""
         return {each: reason for each, reason in self.passed_over.items() if self.gpu or each in self.compiled}
 

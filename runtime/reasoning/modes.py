@@ -134,7 +134,7 @@ class Reasoning(Closing):
         self._resources = session.state.resources
         self._templates = self._resources.bundle.manifest.templates
         self._prompts = self._checked(prompt)
-        self._said: list[str] = []
+        self._taken: list[str] = []
         self._turns: list[ReasonedTurn] = []
         self._stages: list[Stage] = []
         self._verdicts: list[Verdict] = []
@@ -240,7 +240,7 @@ class Reasoning(Closing):
             ReasoningResult(
                 self.mode,
                 self._resources.bundle.digest,
-                tuple(self._said),
+                tuple(self._taken),
                 self._audio,
                 self._text,
                 tuple(self._turns),
@@ -261,7 +261,7 @@ class Reasoning(Closing):
 
     def _enrich(self) -> Iterator[ReasoningEvent]:
         template, prompt = self._templates.enrich, next(iter(self._prompts))
-        self._said.append(prompt)
+        self._taken.append(prompt)
         request = filled(template.request, prompt=prompt)
         yield from self._take(_after(template.system, request), "caption", "sound", "text")
         if self._last_sound() is None:
@@ -272,7 +272,7 @@ class Reasoning(Closing):
         template = self._templates.dialogue
         for prompt in self._prompts:
             self._check_prompt(prompt)
-            self._said.append(prompt)
+            self._taken.append(prompt)
             request = filled(template.request, prompt=prompt)
             yield from self._take(_after(None if self._turns else template.system, request), "answer", "sound", None)
 
@@ -288,7 +288,7 @@ class Reasoning(Closing):
         self._rounds = number
         sound, first = self._last_sound(), len(self._stages)
         assert sound is not None  # a turn forced to sound makes one
-        words = {"prompt": self._said[0], "caption": self._caption()}
+        words = {"prompt": self._taken[0], "caption": self._caption()}
         verdict: Verdict | None = None
         check: _Messages = [("user", sound), ("user", filled(template.check, **words))]
         for event in self._take(check, "review", "repair", "text"):
@@ -316,7 +316,7 @@ class Reasoning(Closing):
         number = len(self._turns)
         audio = replace(self._audio, seed=(self._audio.seed + number) % _SEEDS)
         text = replace(self._text, seed=(self._text.seed + number) % _SEEDS)
-        said = tuple(content if isinstance(content, str) else self._named(content) for _, content in messages)
+        texts = tuple(content if isinstance(content, str) else self._named(content) for _, content in messages)
         self._turn = open_turn(
             self.session.state, messages, modality=modality, audio=audio, text=text, profile="balanced", live=self._live
         )
@@ -342,7 +342,7 @@ class Reasoning(Closing):
                     self._take_back()
                     raise _Cancelled
                 else:
-                    self._turns.append(ReasonedTurn(said, modality, event.reason, event.seconds))
+                    self._turns.append(ReasonedTurn(texts, modality, event.reason, event.seconds))
         finally:
             self._turn.cancel()  # does nothing if it is over
 
@@ -379,7 +379,7 @@ class Reasoning(Closing):
     def _caption(self) -> str:
         """The caption; the prompt if the model wrote none."""
         written = self._written("caption")
-        return written if written.strip() else self._said[0]
+        return written if written.strip() else self._taken[0]
 
     def _named(self, content: object) -> str:
         for stage in self._stages:
@@ -423,7 +423,7 @@ def _after(system: str | None, request: str) -> _Messages:
 
 def _agrees(review: str, template: ReflectTemplate) -> bool | None:
     """The verdict by the words of a review; None if it contains none of them."""
-    told = review.casefold()
-    if any(words.casefold() in told for words in template.differs):
+    text = review.casefold()
+    if any(words.casefold() in text for words in template.differs):
         return False
-    return True if any(words.casefold() in told for words in template.agrees) else None
+    return True if any(words.casefold() in text for words in template.agrees) else None

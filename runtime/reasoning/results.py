@@ -76,8 +76,8 @@ class ReasonedTurn:
     seconds: Mapping[str, float]
 
     def __repr__(self) -> str:
-        said = ", ".join(repr(shortened(each)) for each in self.said[:2])
-        return f"ReasonedTurn({said}{', ...' if len(self.said) > 2 else ''}, reason={self.reason!r})"
+        quoted = ", ".join(repr(shortened(each)) for each in self.said[:2])
+        return f"ReasonedTurn({quoted}{', ...' if len(self.said) > 2 else ''}, reason={self.reason!r})"
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,8 @@ def _libsndfile(file: BinaryIO, limit: Limit) -> tuple[np.ndarray, int, list[str
         rate, channels, claimed = stream.samplerate, stream.channels, header.frames or stream.frames
         limit.check_form(rate, channels)
         # without a longest sound a false claim is harmless: what is there is read, and counted
-        told = limit.seconds is not None or limit.most_bytes is not None
-        if told and claimed < _UNKNOWN and not header.guessed:
+        limited = limit.seconds is not None or limit.most_bytes is not None
+        if limited and claimed < _UNKNOWN and not header.guessed:
             limit.check(claimed, rate, channels)
         parts, held = [], 0
         while True:
@@ -190,10 +190,12 @@ def _shortfall(stream: soundfile.SoundFile, header: Header, claimed: int, held: 
     if claimed != held:
         less = "; it may have been cut off" if held < claimed else ""
         return [f"its header claims {claimed} samples, but {held} are there{less}"]
-    told = [line.strip() for line in stream.extra_info.splitlines() if "(should be" in line]
+    problems = [line.strip() for line in stream.extra_info.splitlines() if "(should be" in line]
     unknown = ("0xffffffff", ": -1 ", ": 0 ")
-    if told and not any(word in told[0].lower() for word in unknown):
-        return [f"its header claims another length than it has ({' '.join(told[0].split())}); it may have been cut off"]
+    if problems and not any(word in problems[0].lower() for word in unknown):
+        return [
+            f"its header claims another length than it has ({' '.join(problems[0].split())}); it may have been cut off"
+        ]
     return []
 
 

@@ -219,8 +219,8 @@ class Sound:
                 temporary.write_bytes(data)
         if gain != 1.0:
             level, peak = -20 * math.log10(gain), float(np.abs(self.samples).max())
-            mend = "save .wav as FLOAT to keep the level"
-            _log.warning("%s: %.2f dB quieter, to fit %s (peak %.4f); %s", name, level, encoding.subtype, peak, mend)
+            fix = "save .wav as FLOAT to keep the level"
+            _log.warning("%s: %.2f dB quieter, to fit %s (peak %.4f); %s", name, level, encoding.subtype, peak, fix)
         return gain
 
 

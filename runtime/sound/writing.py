@@ -115,8 +115,8 @@ def encode(samples: np.ndarray, rate: int, encoding: Encoding, name: str) -> tup
     return view, gain
 
 
-def write_all(file: BinaryIO, data: memoryview | bytes, name: str, mend: str) -> None:
-    """Write to a file object, also to one that takes little at a time. ``mend``: the fix, for error messages."""
+def write_all(file: BinaryIO, data: memoryview | bytes, name: str, fix: str) -> None:
+    """Write to a file object, also to one that takes little at a time. ``fix``: the fix, for error messages."""
     try:
         rest = memoryview(data)
         while len(rest):
@@ -127,7 +127,7 @@ def write_all(file: BinaryIO, data: memoryview | bytes, name: str, mend: str) ->
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"{name}: {error.strerror or error}; {mend}") from error
+        raise OutputError(f"{name}: {error.strerror or error}; {fix}") from error
     except (TypeError, ValueError) as error:  # opened as text; opened for reading, or closed
         raise InputError(f'{name}: takes no bytes ({error}); open it with mode "wb"') from error
 

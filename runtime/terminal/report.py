@@ -19,8 +19,8 @@ progress = Console(stderr=True)
 
 def tell_engine(choice: Choice) -> None:
     """One line on standard error about the engine that was chosen, where there is anything to choose."""
-    if (told := choice.told()) is not None:
-        print(f"ualm: {told.translate(CONTROLS)}", file=sys.stderr, flush=True)
+    if (notice := choice.notice()) is not None:
+        print(f"ualm: {notice.translate(CONTROLS)}", file=sys.stderr, flush=True)
 
 
 def print_any(text: str) -> None:
@@ -35,9 +35,9 @@ def print_any(text: str) -> None:
         raise not_printed(error) from error
 
 
-def report(as_json: bool, result: Mapping[str, object], plain: str, *, said: bool = False) -> None:
-    """The one result of a verb, as a JSON object or as lines for people. ``said``: the model's own words, printed
+def report(as_json: bool, result: Mapping[str, object], plain: str, *, from_model: bool = False) -> None:
+    """The one result of a verb, as a JSON object or as lines for people. ``from_model``: the model's own words, printed
     as they are except to a terminal, which would obey control characters among them."""
-    if not said or sys.stdout.isatty():
+    if not from_model or sys.stdout.isatty():
         plain = plain.translate(CONTROLS)
     print_any((json.dumps(result) if as_json else plain) + "\n")

@@ -208,7 +208,7 @@ def test_every_format_of_an_export_has_a_gate() -> None:
 def test_a_bad_option_is_refused_before_anything_runs(
     ualm: Command, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], piece: str
 ) -> None:
-    monkeypatch.setattr(compare, "_said", lambda *given: pytest.fail("it ran"))
+    monkeypatch.setattr(compare, "_reference", lambda *given: pytest.fail("it ran"))
     status, out, err = ualm("compare", tiny_bundle, tiny_bundle, *options)
     assert (status, out, err.count("\n")) == (1, "", 1) and piece in err
 

@@ -79,7 +79,7 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-#: Texts that the bundle's tokenizer and this one must encode alike; checked before the folder is handed over.
+#: Texts that the bundle's tokenizer and this one must encode alike; checked before the folder is put in place.
 _PROBES = (
     "A dog barks twice, then a door slams!",
     "!", " ! !!", "\n\n!?  two  spaces\t",

@@ -96,10 +96,8 @@ def build(
         where = f"compute capability {', '.join(map(_spelled, sms))}" if sms else "this GPU"
         # it is unknown whether an older library accepts blocks of 32, so the message says what to do if not
         narrow = library.cache == "appended" and any(t.data_type == TensorProto.INT4 for t in model.graph.initializer)
-        mend = (
-            "; if it is the int4 weights that it cannot build, export with --precision int8 or fp16" if narrow else ""
-        )
-        raise ExportError(f"{onnx_path}: {library.title} cannot build it for {where}: {logger.text()}{mend}")
+        fix = "; if it is the int4 weights that it cannot build, export with --precision int8 or fp16" if narrow else ""
+        raise ExportError(f"{onnx_path}: {library.title} cannot build it for {where}: {logger.text()}{fix}")
     if timing_cache is not None:
         timing_cache.parent.mkdir(parents=True, exist_ok=True)
         timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))

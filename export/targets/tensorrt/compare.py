@@ -111,8 +111,8 @@ def _changed_types(model: onnx.ModelProto, walk: _Network) -> Iterator[str]:
             for out in _outputs(layer):
                 kind = out.dtype.name
                 if kind in _FLOATS and kind not in own:
-                    said = ", ".join(sorted(_type_name(declared[name]) for name in set(named)))
-                    yield f"{node.op_type} {node.name!r} computes in {kind} ({layer.name!r}), the graph says {said}"
+                    types = ", ".join(sorted(_type_name(declared[name]) for name in set(named)))
+                    yield f"{node.op_type} {node.name!r} computes in {kind} ({layer.name!r}), the graph says {types}"
 
 
 def _changed_weights(model: onnx.ModelProto, walk: _Network, trt: Any) -> Iterator[str]:

@@ -19,7 +19,7 @@ from ....runtime.engines.tensorrt.names import COLUMNS, COS, NEXT_POSITION, OFFS
 from ....runtime.errors import ExportError
 
 #: Inputs of the bundle's graph that are computed within this one.
-_TOLD = ("write_index", "mask", "cos", "sin")
+_REPLACED = ("write_index", "mask", "cos", "sin")
 
 
 def with_own_positions(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -33,12 +33,12 @@ def with_own_positions(model: onnx.ModelProto) -> onnx.ModelProto:
     own = onnx.ModelProto()
     own.CopyFrom(model)
     graph = own.graph
-    told = {value.name: value for value in graph.input if value.name in _TOLD}
-    if len(told) != len(_TOLD):
-        missing = next(name for name in _TOLD if name not in told)
+    replaced = {value.name: value for value in graph.input if value.name in _REPLACED}
+    if len(replaced) != len(_REPLACED):
+        missing = next(name for name in _REPLACED if name not in replaced)
         raise ExportError(f"graph {graph.name}: has no input {missing!r}; it is not a body in the standard dialect")
-    half = told["cos"].type.tensor_type.shape.dim[2].dim_value
-    for value in told.values():
+    half = replaced["cos"].type.tensor_type.shape.dim[2].dim_value
+    for value in replaced.values():
         graph.input.remove(value)
     graph.input.extend(
         [

@@ -109,17 +109,16 @@ def _refuse_fp8(order: ExportRequest, sms: tuple[int, ...]) -> None:
     older = ", ".join(sm_name(sm) for sm in sms if sm < FP8_SM)
     if not older:
         return
-    what, mend = "--precision fp8", "choose"
+    what, fix = "--precision fp8", "choose"
     if order.run is not None and (order.run / MANIFEST).is_file():
         if Bundle(order.run, verify="never").manifest.precision["backbone"] != "fp8":
             return
-        what, mend = f"{order.run} has an fp8 body", "give a bundle exported with --precision"
+        what, fix = f"{order.run} has an fp8 body", "give a bundle exported with --precision"
     elif order.precision != "fp8":
         return
     others = "" if order.target is None else "leave such out of --target, or "
     raise InputError(
-        f"{what}: {older} cannot multiply fp8, which takes {sm_name(FP8_SM)} or newer; {others}{mend} int8, "
-        "int4 or fp16"
+        f"{what}: {older} cannot multiply fp8, which takes {sm_name(FP8_SM)} or newer; {others}{fix} int8, int4 or fp16"
     )
 
 

@@ -1,4 +1,4 @@
-"""First attempts for self-reflection to hear: correct ones, other clips, and sounds that strayed as under bad
+"""First attempts for self-reflection to hear: correct ones, other clips, and sounds that drifted as under bad
 sampling."""
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def reflection_held_out(clip: Clip) -> bool:
 
 
 def attempt(studio: Studio, wanted: Clip, rng: random.Random) -> tuple[Clip | None, np.ndarray]:
-    """A first attempt and its kind: correct, another clip, or one that strayed from its sound, as under bad
+    """A first attempt and its kind: correct, another clip, or one that drifted from its sound, as under bad
     sampling."""
     ids = studio.bank.ids(wanted)
     draw = rng.random()
     if draw < 0.44:
         return wanted, ids
     if draw < 0.72:
-        frames = strayed(studio.bank, ids, rng)
+        frames = drifted(studio.bank, ids, rng)
         found = studio.judge(studio.bank.frames[frames].reshape(-1)).clip
         if found is None or not reflection_held_out(found):
             return found, frames
@@ -84,7 +84,7 @@ def _mistaken(wanted: Clip, rng: random.Random) -> Clip:
             return found
 
 
-def strayed(bank: FrameBank, ids: np.ndarray, rng: random.Random) -> np.ndarray:
+def drifted(bank: FrameBank, ids: np.ndarray, rng: random.Random) -> np.ndarray:
     """Frames int64 [T] of a sound that leaves its path one to four times, as happens under bad sampling.
 
     From there on it follows another sound from the same position in the event or from its beginning, restarts an event,

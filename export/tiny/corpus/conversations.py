@@ -205,7 +205,7 @@ def _reflection(w: Writer) -> None:
     intended = w.studio.bank.ids(wanted)
     for _ in range(2):
         found, frames = attempt(w.studio, wanted, rng)
-        # an attempt that strayed may pass as correct, but is still not how the sound is made
+        # an attempt that drifted may pass as correct, but is still not how the sound is made
         w.plays(frames, learn=np.array_equal(frames, intended))
         w.user_sound(frames)
         w.user(PHRASES["reflection"]["check"])

@@ -105,21 +105,21 @@ def _held_out(percent: Mapping[str, int]) -> str:
     """What the training of this particular run held out, and which gates ask for things that it did not."""
     held = "; ".join(f"{percent[name]} % {what}" for name, what in _THINGS.items() if name in percent)
     met = [what for name, what in _THINGS.items() if name not in percent]
-    told = f"Held out of training, by construction: {held}."
-    return f"{told} Not held out, so that these gates may ask for what training met: {'; '.join(met)}." if met else told
+    text = f"Held out of training, by construction: {held}."
+    return f"{text} Not held out, so that these gates may ask for what training met: {'; '.join(met)}." if met else text
 
 
 def _missed(examined: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """Every gate that any of the bundles misses, and every loss against fp32 beyond the allowance."""
     wide = next((result for name, result in examined if name == "fp32"), None)
-    told = []
+    lines = []
     for name, result in examined:
         missed = [gate for gate, values in result["gates"].items() if values["met"] is False]
-        told += [f"{name} misses {gate}" for gate in missed]
+        lines += [f"{name} misses {gate}" for gate in missed]
         if wide is not None and result is not wide:
             lost = losses(wide["gates"], result["gates"])
-            told += [f"{name} loses {100 * lost[gate]:.1f} points to fp32 in {gate}" for gate in lost_too_much(lost)]
-    return f"Gates missed: {'; '.join(told)}." if told else "Every gate is met."
+            lines += [f"{name} loses {100 * lost[gate]:.1f} points to fp32 in {gate}" for gate in lost_too_much(lost)]
+    return f"Gates missed: {'; '.join(lines)}." if lines else "Every gate is met."
 
 
 def _wanted(gate: str, wanted: float | None) -> str:

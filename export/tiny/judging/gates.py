@@ -96,12 +96,12 @@ class Tally:
     total: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    def add(self, right: bool, told: str, *, wrong: bool | None = None) -> None:
+    def add(self, right: bool, detail: str, *, wrong: bool | None = None) -> None:
         """``wrong``: whether the case is reported; by default if it is not right."""
         self.total += 1
         self.right += right
         if (not right if wrong is None else wrong) and len(self.wrong) < 12:
-            self.wrong.append(told)
+            self.wrong.append(detail)
 
     def to_json(self, name: str) -> dict[str, Any]:
         share = self.right / self.total if self.total else None
@@ -196,10 +196,10 @@ class Examiner:
             caption = parse_caption(segments[0].text or "")
             heard = self._heard(_last_sound(segments))
             obeyed = heard.clip is not None and wish.met_by(heard.clip)
-            told = f"{prompt!r}: {segments[0].text!r}, heard {_told(heard)}"
-            self._tally("enrichment").add(obeyed, told)
+            detail = f"{prompt!r}: {segments[0].text!r}, heard {_shown(heard)}"
+            self._tally("enrichment").add(obeyed, detail)
             self._tally("enrichment: sound is what the caption says").add(
-                caption is not None and heard.clip == caption, told
+                caption is not None and heard.clip == caption, detail
             )
 
     def typing(self) -> None:
@@ -214,8 +214,8 @@ class Examiner:
             self._tally("typed otherwise").add(same, prompt)
             clip = random_clip(rng)
             question = question_and_answer(clip, rng)[0]
-            said = [self._model.ask(self.sound_of(clip), text) for text in _typed(question)]
-            self._tally("typed otherwise").add(said[0] == said[1], f"{describe(clip)}, {question!r}: {said}")
+            answers = [self._model.ask(self.sound_of(clip), text) for text in _typed(question)]
+            self._tally("typed otherwise").add(answers[0] == answers[1], f"{describe(clip)}, {question!r}: {answers}")
 
     def talking(self) -> None:
         """A question by the model, an answer, a sound; or a plain request. Then two changes of it."""
@@ -239,16 +239,16 @@ class Examiner:
                     break
                 words, wanted = changed
                 heard = self._heard(_last_sound(session.ask(words, audio=audio)))
-                told = f"{describe(clip)}, {words!r}: {_told(heard)}"
-                self._tally("dialogue: changes").add(heard.clip == wanted, told)
+                detail = f"{describe(clip)}, {words!r}: {_shown(heard)}"
+                self._tally("dialogue: changes").add(heard.clip == wanted, detail)
                 clip = heard.clip
 
     def reading(self) -> None:
         rng = self._rng("reading")
         for _ in range(self._count(150)):
             question, answer = text_only(rng, held=True)
-            said = self._model.run([("user", question)], modality="text", max_segments=1)[0].text
-            self._tally("text").add(said == answer, f"{question!r}: {said!r}, not {answer!r}")
+            answers = self._model.run([("user", question)], modality="text", max_segments=1)[0].text
+            self._tally("text").add(answers == answer, f"{question!r}: {answers!r}, not {answer!r}")
 
     def reflecting(self) -> None:
         """A first attempt under bad sampling, then heard, reviewed, and repaired if necessary."""
@@ -272,12 +272,12 @@ class Examiner:
                 continue
             mended = _last_sound(review)
             after = before if mended is None else self._heard(mended).clip
-            told = f"{describe(clip)}: first {_named(before)}; {review[0].text!r}; then {_named(after)}"
+            detail = f"{describe(clip)}: first {_named(before)}; {review[0].text!r}; then {_named(after)}"
             if before == clip:
                 broken = after != clip
-                self._tally("reflection: right ones broken").add(broken, told, wrong=broken)
+                self._tally("reflection: right ones broken").add(broken, detail, wrong=broken)
             else:
-                self._tally("reflection: failures repaired").add(after == clip, told)
+                self._tally("reflection: failures repaired").add(after == clip, detail)
 
     def _exact(self) -> Iterator[tuple[str, Clip, str, int]]:
         """(gate, clip, prompt, seed) of every exact prompt, none of which training saw."""
@@ -300,18 +300,18 @@ class Examiner:
         samples = np.asarray(sound.samples).reshape(-1)
         heard, second = self._judge(samples), self._second(samples)
         kind = "sounds of the domain" if heard.clip is not None else "other sounds"
-        told = f"{_told(heard)}; the second judge: {second}"
-        self._tally(f"both judges agree: {kind}").add(agreement(heard, second).whole, told)
+        detail = f"{_shown(heard)}; the second judge: {second}"
+        self._tally(f"both judges agree: {kind}").add(agreement(heard, second).whole, detail)
         return heard
 
     def _compare(self, name: str, prompt: str, clip: Clip, sound: Sound | None) -> None:
         heard = self._heard(sound)
-        self._tally(name).add(heard.clip == clip, f"{prompt!r}: {_told(heard)}")
+        self._tally(name).add(heard.clip == clip, f"{prompt!r}: {_shown(heard)}")
 
     def _answer(self, name: str, clip: Clip, sound: Sound, topic: str, rng: random.Random) -> None:
         question, answer = question_and_answer(clip, rng, topic)
-        said = self._model.ask(sound, question)
-        self._tally(name).add(said == answer, f"{describe(clip)}, {question!r}: {said!r}")
+        answers = self._model.ask(sound, question)
+        self._tally(name).add(answers == answer, f"{describe(clip)}, {question!r}: {answers!r}")
 
     def _tally(self, name: str) -> Tally:
         return self.tallies.setdefault(name, Tally())
@@ -348,7 +348,7 @@ def _last_sound(segments: list[Segment]) -> Sound | None:
     return next((segment.sound for segment in reversed(segments) if segment.sound is not None), None)
 
 
-def _told(heard: Heard) -> str:
+def _shown(heard: Heard) -> str:
     return describe(heard.clip) if heard.clip is not None else heard.why
 
 

@@ -146,14 +146,14 @@ class SecondJudge:
             finer[round((start + _ATTACK) * _PITCH_RATE) : round(min(end, start + _LOOK) * _PITCH_RATE)]
             for start, end in zip(onsets, ends, strict=True)
         ]
-        told = [number for number, part in enumerate(parts) if len(part) >= _PITCH_WINDOW]
+        long_enough = [number for number, part in enumerate(parts) if len(part) >= _PITCH_WINDOW]
         found: list[float | None] = [None] * len(parts)
-        if not told:
+        if not long_enough:
             return found
         # as channels of one call, which prepares its model of pitch transitions only once
-        shortest = min(len(parts[number]) for number in told)
+        shortest = min(len(parts[number]) for number in long_enough)
         hertz, _, probabilities = self._librosa.pyin(
-            np.stack([parts[number][:shortest] for number in told]),
+            np.stack([parts[number][:shortest] for number in long_enough]),
             fmin=_DEEPEST,
             fmax=_SHRILLEST,
             sr=_PITCH_RATE,
@@ -163,7 +163,7 @@ class SecondJudge:
             fill_na=None,
             center=False,
         )
-        for number, tones, sure in zip(told, hertz, probabilities, strict=True):
+        for number, tones, sure in zip(long_enough, hertz, probabilities, strict=True):
             if np.median(sure) >= _VOICED:
                 found[number] = float(69 + 12 * np.log2(np.median(tones) / 440))
         return found

@@ -95,7 +95,7 @@ def knowledge() -> Knowledge:
 
 
 def _prompts() -> Iterator[str]:
-    """What is said to the model: the patterns without their placeholders, what fills these, and prompts as drawn."""
+    """What the model is asked: the patterns without their placeholders, what fills these, and prompts as drawn."""
     yield from (
         *INSTRUMENTS,
         *DRUMS,

@@ -133,8 +133,8 @@ def chat(
         failed = _converse(talk, view, line_reader(as_json), at_terminal)
     if failed and not at_terminal:
         if as_json:  # in the other view each error was a line on standard error
-            told = "1 line failed; see the event" if failed == 1 else f"{failed} lines failed; see the events"
-            raise UalmError(f"{told} of the type error")
+            failures = "1 line failed; see the event" if failed == 1 else f"{failed} lines failed; see the events"
+            raise UalmError(f"{failures} of the type error")
         raise typer.Exit(1)
 
 
@@ -182,9 +182,9 @@ class Chat:
         return True
 
     def _say(self, messages: list[Message]) -> None:
-        for _, said in messages:
-            if isinstance(said, str) and not self._quiet and (line := self._outside.look(said)):
-                self._view.note("outside", line, {"prompt": said})
+        for _, content in messages:
+            if isinstance(content, str) and not self._quiet and (line := self._outside.remark(content)):
+                self._view.note("outside", line, {"prompt": content})
         turn = self._session.turn(
             [*self._waiting, *messages],
             modality=self._modality,  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ class View(Protocol):
     """What the chat shows its user."""
 
     def begin(self) -> None:
-        """A turn begins; the model processes what was said."""
+        """A turn begins; the model processes the messages."""
         ...
 
     def event(self, event: Event) -> None:

@@ -71,11 +71,11 @@ def _plain(found: Compared) -> str:
 
 def _speed(speed: Speed) -> str:
     interval = "" if speed.low is None or speed.high is None else f", {speed.low:.2f} to {speed.high:.2f}"
-    told = f"{speed.ratio:.2f} times as fast{interval} ({speed.pairs} pairs of blocks)"
+    ratio = f"{speed.ratio:.2f} times as fast{interval} ({speed.pairs} pairs of blocks)"
     lines = [
         ("A", f"{speed.a_ms:.3g} ms"),
         ("B", f"{speed.b_ms:.3g} ms"),
-        ("B is", f"{told}: {speed.verdict}"),
+        ("B is", f"{ratio}: {speed.verdict}"),
         *(("note", note) for note in speed.notes),
     ]
     return table(f"a frame with {speed.context} rows held (medians)", lines)

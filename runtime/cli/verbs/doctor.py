@@ -84,9 +84,9 @@ def _examine(folder: Path, name: str | None) -> dict[str, Any]:
     about["checks"] = [vars(check) | {"passed": check.passed} for check in checks]
     wrong = [check for check in checks if not check.passed]
     if wrong:
-        told = ", ".join(map(_failure, wrong))
+        failures = ", ".join(map(_failure, wrong))
         about["problems"] = [
-            f"{folder}: the golden vector fails: {told}; export the run again, or, if that does not help, report it"
+            f"{folder}: the golden vector fails: {failures}; export the run again, or, if that does not help, report it"
         ]
     return about
 

@@ -120,7 +120,7 @@ def generate(
         if play:
             outputs.append(Player(rate, channels))
         outside = Outside(model, quiet=quiet)
-        outside.tell(text)
+        outside.warn(text)
         started = time.perf_counter()
         if outputs:
             sound, about = _live(model, text, options, profile, outputs)

@@ -113,7 +113,7 @@ def _plain(about: Mapping[str, Any]) -> str:
         ("latent size", codec["latent_size"]),
         ("frames around", f"{codec['context_left']} before, {codec['context_right']} after"),
         ("look-ahead", f"{codec['lookahead']} samples"),
-        ("stage behind it", _stage(about["post_codec"])),
+        ("stage after it", _stage(about["post_codec"])),
     ]
     parts = [(role, part["file"], part["precision"], in_bytes(part["size"])) for role, part in about["parts"].items()]
     files = [(name, in_bytes(file["size"]), file["sha256"][:12]) for name, file in about["files"].items()]
@@ -161,8 +161,8 @@ def _flat(values: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 
 def _templates(about: Mapping[str, Any]) -> list[tuple[str, object]]:
-    told = about["templates"] | {"ids": _ids(about)}
-    rows = _flat(told)
+    values = about["templates"] | {"ids": _ids(about)}
+    rows = _flat(values)
     return [(name, " | ".join(value) if isinstance(value, list) else value) for name, value in rows]
 
 

@@ -111,23 +111,23 @@ def reason(
     from_lines = mode == "dialogue" and prompts[-1] == _STDIN
     if from_lines:
         check_open("- stands for its lines")
-    told: Any = _with_lines(prompts[:-1], line_reader(as_json)) if from_lines else prompts
+    asked: Any = _with_lines(prompts[:-1], line_reader(as_json)) if from_lines else prompts
     if mode != "dialogue":
         if len(prompts) > 1:
             raise InputError(f"{prompts[1]!r}: one PROMPT is expected; several are the turns of --mode dialogue")
-        told = prompts[0]
+        asked = prompts[0]
     with open_model(bundle, threads, max_context, engine, quiet=quiet) as model:
         manifest, outside = model.bundle.manifest, Outside(model, quiet=quiet)
         if output is not None:
             check_writable(output, subtype, sample_rate=manifest.sound_rate, channels=manifest.sound_channels)
         loudspeaker = Loudspeaker(manifest.sound_rate, manifest.sound_channels) if play else None
         if from_lines:
-            told = outside.told(told)
+            asked = outside.checked(asked)
         else:
             for prompt in prompts:
-                outside.tell(prompt)
+                outside.warn(prompt)
         reasoning = model.reason(
-            told,
+            asked,
             mode,  # type: ignore[arg-type]  # checked there
             rounds=rounds,
             seed=seed,

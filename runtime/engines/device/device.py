@@ -36,7 +36,7 @@ def number_code(cuda: Any, number: str) -> int:
 
 
 @contextmanager
-def told_errors(cuda: Any) -> Iterator[None]:
+def translate_errors(cuda: Any) -> Iterator[None]:
     """Turn errors of the GPU, and a lack of memory, into an :class:`EngineError`."""
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...bundle import Bundle
 from .cache import CacheShape
-from .device import Device, told_errors
+from .device import Device, translate_errors
 from .model import DeviceModel
 from .pool import WorkspacePool
 from .sequence import DeviceSequence
@@ -39,7 +39,7 @@ class DeviceEngine:
 
     def finish_device(self) -> None:
         """Wait until nothing reads the weights any more: frames launched ahead may still do."""
-        with told_errors(self.device.cuda):
+        with translate_errors(self.device.cuda):
             self.device.finish()
 
     def release_device(self) -> None:

@@ -14,7 +14,7 @@ from ...sampling import AudioSampling, Mode, TextSampling
 from ...vocabulary import CHOOSABLE, MODALITIES, STREAMS, Modality
 from ..protocol import check_room
 from ..sequence import SequenceBase
-from .device import told_errors
+from .device import translate_errors
 from .loop import Drawn, Flight
 from .pool import WorkspacePool
 from .protocol import DeviceStep
@@ -22,12 +22,12 @@ from .protocol import DeviceStep
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def _told(method: _Method) -> _Method:
-    """See :func:`told_errors`."""
+def _translated(method: _Method) -> _Method:
+    """See :func:`translate_errors`."""
 
     @functools.wraps(method)
     def call(self: DeviceSequence, *arguments: Any, **options: Any) -> Any:
-        with told_errors(self._device.cuda):
+        with translate_errors(self._device.cuda):
             return method(self, *arguments, **options)
 
     return cast(_Method, call)
@@ -43,14 +43,14 @@ class DeviceSequence(SequenceBase):
         model = pool.model
         super().__init__(model.model, max_context=model.max_context, latent_size=len(model.rvq_bias))
         self._pool, self._engine, self._device = pool, model, model.device
-        with told_errors(self._device.cuda):
+        with translate_errors(self._device.cuda):
             self._work = pool.take()
         weakref.finalize(self, pool.give_back, self._work).atexit = False
         self._step: DeviceStep | None = None
         self._columns = 0
         self._flight: Flight | None = None
 
-    @_told
+    @_translated
     def prefill(self, parts: Sequence[np.ndarray]) -> None:
         rows = sum(map(len, parts))
         check_room(self._length, rows, self._engine.max_context)
@@ -81,7 +81,7 @@ class DeviceSequence(SequenceBase):
         super().truncate(length)
         self._work.clear_spoilt(length)
 
-    @_told
+    @_translated
     def fork(self) -> DeviceSequence:
         other = DeviceSequence(self._pool)
         with self._device.lock:
@@ -91,23 +91,23 @@ class DeviceSequence(SequenceBase):
         other._length = self._length
         return other
 
-    @_told
+    @_translated
     def save(self) -> np.ndarray:
         with self._device.lock:
             return self._work.cache.save(self._length)
 
-    @_told
+    @_translated
     def _write_cache(self, cache: np.ndarray) -> None:
         with self._device.lock:
             self._work.cache.restore(cache)
 
-    @_told
+    @_translated
     def modality_logits(self) -> np.ndarray:
         with self._device.lock, self._clock:
             self._engine.body.modality_logits(self._work.hidden, self._work.choice)
             return self._read(self._work.choice.address, (len(CHOOSABLE),))
 
-    @_told
+    @_translated
     def begin_segment(
         self, modality: Modality, sampling: AudioSampling | TextSampling, *, mode: Mode, segment: int
     ) -> None:
@@ -138,7 +138,7 @@ class DeviceSequence(SequenceBase):
         )
         self._step, self._columns, self._running = step, self._engine.columns(modality), True
 
-    @_told
+    @_translated
     def _draw(self, row: np.ndarray, latent: np.ndarray, *, wanted: int) -> int:
         assert self._flight is not None  # a segment is in progress
         self._length += 1  # the frame has fed its row, even if none could be drawn

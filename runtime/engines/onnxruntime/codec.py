@@ -1,7 +1,7 @@
 """The codec's stateful graph in ONNX Runtime: the state of one sound between the calls, on the host or on a device.
 
 On a device the state never leaves it. Frames come from the host, where they arrive with the rows (a kilobyte each), and
-this hand-over orders the codec after the frames that produced them: the two streams need no event between them, and
+this transfer orders the codec after the frames that produced them: the two streams need no event between them, and
 neither ever waits for the other.
 
 Sounds of several threads may be decoded at once: an ONNX Runtime session may be run from any number of threads, and

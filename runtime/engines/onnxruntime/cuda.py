@@ -11,7 +11,7 @@ from ...vocabulary import Modality
 from ..arithmetic import Arithmetic, Part, arithmetic_of
 from ..build_commands import EXPORT_INT8, FP8_SM, RTX_SMS, build_command
 from ..device.cache import CacheShape
-from ..device.device import Device, told_errors
+from ..device.device import Device, translate_errors
 from ..device.engine import DeviceEngine
 from ..device.facts import GpuFacts, cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
 from ..device.head import FusedHead, fused_head
@@ -117,12 +117,12 @@ class OnnxRuntimeCudaEngine(DeviceEngine, OnnxRuntimeParts):
     def arithmetic(self) -> Mapping[Part, Arithmetic]:
         parts = self.bundle.manifest.parts
         if self.device.kind == "cpu":
-            told = self.arithmetic_on_cpu("backbone")
+            found = self.arithmetic_on_cpu("backbone")
         else:
             roles: dict[Part, str] = {"body": "backbone", "heads": "head.audio", "encoder": "encoder", "codec": "codec"}
-            told = {part: arithmetic_of(parts[role]) for part, role in roles.items()}
+            found = {part: arithmetic_of(parts[role]) for part, role in roles.items()}
         ours = self._fused_heads_held.keys() >= set(_HEADS)  # our kernel multiplies and adds in float32
-        return {**told, "heads": "float32"} if ours else told
+        return {**found, "heads": "float32"} if ours else found
 
     def open_sequence(self) -> EngineSequence:
         self.check_open()
@@ -183,5 +183,5 @@ def _fp8_problem(bundle: Bundle, gpu: GpuFacts) -> str:
 def open_engine(bundle: Bundle, *, threads: int | None, max_context: int) -> OnnxRuntimeCudaEngine:
     """The engine on the first GPU."""
     cuda = load_kernels()
-    with told_errors(cuda):
+    with translate_errors(cuda):
         return OnnxRuntimeCudaEngine(bundle, Device(cuda), threads=threads, max_context=max_context)

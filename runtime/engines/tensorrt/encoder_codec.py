@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...errors import EngineError
-from ..device.device import Buffer, Device, Grown, told_errors
+from ..device.device import Buffer, Device, Grown, translate_errors
 from . import names as names
 from .context import Call, CompiledPart, Scratch
 
@@ -149,7 +149,7 @@ class TensorRtCodecStream:
         pieces = [latents[at : at + most] for at in range(0, len(latents), most)] or [latents]
         if not last and len(pieces) > 1 and not self._begun and len(pieces[0]) < self._first_frames:
             raise EngineError(f"{self._voice.path}: takes {most} frames, too few to begin a sound with")
-        with told_errors(self._side.device.cuda):
+        with translate_errors(self._side.device.cuda):
             made = [self._piece(piece, last=last and index == len(pieces) - 1) for index, piece in enumerate(pieces)]
         return np.concatenate(made) if len(made) > 1 else made[0]
 

@@ -17,7 +17,7 @@ from ...vocabulary import Modality
 from ..arithmetic import Arithmetic, Part, arithmetic_of
 from ..build_commands import LibraryName, build_command, sm_name
 from ..device.cache import CacheShape
-from ..device.device import Device, told_errors
+from ..device.device import Device, translate_errors
 from ..device.engine import DeviceEngine
 from ..device.facts import CudaFacts, GpuFacts, cuda_facts, gpu_problem, load_kernels, memory_need, memory_problem
 from ..protocol import CodecStream, EngineSequence
@@ -110,7 +110,7 @@ def open_engine(name: LibraryName, bundle: Bundle, *, max_context: int) -> Tenso
     if problem is not None:
         raise EngineError(f"engine {name}: {problem}")
     cuda = load_kernels()
-    with told_errors(cuda):
+    with translate_errors(cuda):
         return TensorRtEngine(bundle, Device(cuda), library, sm=facts.gpus[0].sm, max_context=max_context)
 
 
@@ -172,7 +172,7 @@ class TensorRtEngine(DeviceEngine):
         return self.new_sequence()
 
     def encode(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        with told_errors(self.device.cuda):
+        with translate_errors(self.device.cuda):
             with self._side_lock:
                 part = self._part("encoder")
                 if self._encoder is None:
@@ -182,7 +182,7 @@ class TensorRtEngine(DeviceEngine):
 
     def open_codec_stream(self) -> CodecStream:
         codec = self.bundle.manifest.codec
-        with self._side_lock, told_errors(self.device.cuda):
+        with self._side_lock, translate_errors(self.device.cuda):
             part = self._part("codec.stream")
             return TensorRtCodecStream(self._side, part, hop_length=codec.hop_length, first_frames=codec.first_frames)
 

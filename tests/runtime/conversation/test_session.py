@@ -296,7 +296,7 @@ def test_a_restored_session_goes_on_in_another_model(model: Model, tmp_path: Pat
 def test_a_text_of_many_marks_is_saved_and_restored(model: Model, tmp_path: Path, text: str) -> None:
     session = model.session()
     session.ask("rain", modality="text", text=TextSampling(max_steps=2))
-    session.state.said = [(("user", text), ("assistant", "rain"))]
+    session.state.transcript = [(("user", text), ("assistant", "rain"))]
     session.save(tmp_path / "saved.npz")
     assert model.restore(tmp_path / "saved.npz").transcript == session.transcript
 

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from ualm.export.tiny.corpus.attempts import strayed
+from ualm.export.tiny.corpus.attempts import drifted
 from ualm.export.tiny.corpus.conversations import TASKS, apply_change, changes, make_example
 from ualm.export.tiny.corpus.domain import HOP, TAIL, Clip, held_out, random_clip
 from ualm.export.tiny.corpus.language import parse_description
@@ -125,7 +125,7 @@ def test_a_sound_that_strays_is_made_of_the_domains_frames_and_is_seldom_right(s
     for _ in range(100):
         wanted = random_clip(rng)
         ids = studio.bank.ids(wanted)
-        frames = strayed(studio.bank, ids, rng)
+        frames = drifted(studio.bank, ids, rng)
         assert TAIL < len(frames) <= len(ids) and not frames[-TAIL:].any()
         assert frames.min() >= 0 and frames.max() < len(studio.bank.frames)
         found = studio.judge(studio.bank.frames[frames].reshape(-1)).clip
