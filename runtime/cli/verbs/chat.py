@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +18,7 @@ from ...process.standard_streams import StandardInputError, StandardOutputError,
 from ...process.stopping import forget
 from ...sampling import AudioSampling, TextSampling
 from ...sound.sound import Sound, Speech
+from ..input_lines import ctrl_c, line_reader, typed_path
 from ..knowledge import Outside
 from ..options import (
     BundleOption,
@@ -46,7 +41,6 @@ from ..options import (
 from ..playback import Loudspeaker
 from .chat_view import JsonView, TextView, View
 
-_PROMPT = "> "
 #: Commands: what follows the name, and what it does.
 COMMANDS = {
     "/sound": ("FILE", "add a sound to the next message; it is heard while you write"),
@@ -200,7 +194,7 @@ class Chat:
                 loudspeaker.stop()
 
         try:
-            with _ctrl_c(stop):
+            with ctrl_c(stop):
                 for event in turn:
                     self._view.event(event)
                     if loudspeaker is not None and isinstance(event, SoundChunk):
@@ -232,7 +226,7 @@ class Chat:
     def _listen(self, argument: str) -> Sound:
         if argument == "-":
             raise InputError("-: standard input is where your lines come from; write the sound into a file first")
-        file = _file(argument)
+        file = typed_path(argument)
         sound = self._model.listen(file)
         fields = {"file": str(file), "seconds": round(sound.duration, 3), "sample_rate": sound.sample_rate}
         self._view.note("sound_added", f"{file}: {sound.duration:.2f} s, goes with the next message", fields)
@@ -249,13 +243,13 @@ class Chat:
         sound = self._made("/play")
         channels = 1 if sound.samples.ndim == 1 else sound.samples.shape[1]
         loudspeaker = Loudspeaker(sound.sample_rate, channels, "/play")
-        with _ctrl_c(loudspeaker.stop):
+        with ctrl_c(loudspeaker.stop):
             whole = loudspeaker.play(sound)
         fields = {"seconds": round(sound.duration, 3), "whole": whole}
         self._view.note("played", f"played: {sound.duration:.2f} s" if whole else "stopped", fields)
 
     def _save(self, argument: str) -> None:
-        file, sound = _file(argument), self._made("/save")
+        file, sound = typed_path(argument), self._made("/save")
         gain = sound.save(file)
         fields = {"output": str(file), "seconds": round(sound.duration, 3), "sample_rate": sound.sample_rate}
         self._view.note("saved", f"{file}: {sound.duration:.2f} s", fields | {"gain": gain})
@@ -284,12 +278,12 @@ class Chat:
         self._view.note("undone", f"{plain}; {self._held}", self._fields)
 
     def _store(self, argument: str) -> None:
-        file = _file(argument)
+        file = typed_path(argument)
         self._session.save(file)
         self._view.note("stored", f"{file}: {self._held}", {"output": str(file)} | self._fields)
 
     def _restore(self, argument: str) -> None:
-        file = _file(argument)
+        file = typed_path(argument)
         self._session = self._model.restore(file, **self._limits)
         self._view.note("restored", f"{file}: {self._held}", {"file": str(file)} | self._fields)
 
@@ -329,56 +323,3 @@ def _converse(talk: Chat, view: View, read: Callable[[], str | None], at_termina
                 return failed
             warned = True
             view.note("interrupted", "\nCtrl-C once more leaves, as /quit and Ctrl-D do", {})
-
-
-def line_reader(as_json: bool) -> Callable[[], str | None]:
-    """A function that returns the next line, None at the end: with line editing if both ends are a terminal."""
-    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not text are refused by name later
-        sys.stdin.reconfigure(errors="surrogateescape")
-    at_terminal = sys.stdin.isatty()
-    if at_terminal and sys.stdout.isatty() and not as_json:
-        # input() edits lines and keeps a history if this is loaded; Windows has its own line editing
-        with suppress(ImportError):
-            import readline  # noqa: F401
-
-        def edited() -> str | None:
-            try:
-                return input(_PROMPT)
-            except EOFError:
-                print()
-                return None
-
-        return edited
-
-    def plain() -> str | None:
-        if at_terminal:
-            print(_PROMPT, end="", file=sys.stderr, flush=True)
-        try:
-            line = sys.stdin.readline()
-        except OSError as error:
-            raise StandardInputError(f"standard input: {error.strerror or error}; it cannot be read") from error
-        return line.rstrip("\r\n") if line else None
-
-    return plain
-
-
-@contextmanager
-def _ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C calls ``stop`` in this block; only possible on the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, lambda number, frame: stop())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
-
-
-def _file(argument: str) -> Path:
-    """The path after a command; ``~`` and quotes, as drag and drop adds them, are understood."""
-    if len(argument) > 1 and argument[0] == argument[-1] and argument[0] in "'\"":
-        argument = argument[1:-1]
-    if "\0" in argument:
-        raise InputError(f"{argument!r}: a file name has no NUL character")
-    return Path(os.path.expanduser(argument))

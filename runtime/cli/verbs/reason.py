@@ -31,6 +31,7 @@ from ...sound.sound import check_writable
 from ...sound.writing import SUFFIXES
 from ...terminal.live import LiveLine, sound_progress
 from ...terminal.report import print_any, report
+from ..input_lines import line_reader
 from ..knowledge import Outside
 from ..options import (
     BundleOption,
@@ -56,7 +57,6 @@ from ..options import (
 )
 from ..playback import Loudspeaker
 from ..plot import check_plot, save_spectrogram
-from .chat import line_reader
 from .chat_view import CONTROLS
 
 #: The prompt that stands for the lines of standard input.

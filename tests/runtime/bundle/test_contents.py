@@ -17,7 +17,7 @@ import safetensors.numpy
 from support.bundles import changed_manifest, changed_part
 from ualm.export.run import qwen2
 from ualm.runtime import BundleError, EngineError, Model
-from ualm.runtime.bundle import contents as bundle_contents
+from ualm.runtime.bundle import graphs as bundle_graphs
 from ualm.runtime.bundle.bundle import GOLDEN, MANIFEST, WEIGHTS, Bundle, describe_file
 from ualm.runtime.bundle.contents import MOST_LAYERS, MOST_PARTS, ROLES
 from ualm.runtime.bundle.graph_header import MOST_FIELDS, GraphHeader, read_graph_header
@@ -388,17 +388,17 @@ def test_the_fields_of_all_graphs_are_counted_together_and_each_file_once(tiny_b
         read.append(path)
         return read_graph_header(path, most)
 
-    monkeypatch.setattr(bundle_contents, "read_graph_header", counting)
+    monkeypatch.setattr(bundle_graphs, "read_graph_header", counting)
     needed = sum(read_graph_header(path).fields for path in tiny_bundle.glob("*.onnx"))
 
     def change(document: Document) -> None:
         document["parts"] |= {f"codec.{number}": document["parts"]["codec"] for number in range(20)}
 
     folder = changed_manifest(tiny_bundle, tmp_path / "bundle", change)
-    monkeypatch.setattr(bundle_contents, "MOST_FIELDS", needed)
+    monkeypatch.setattr(bundle_graphs, "MOST_FIELDS", needed)
     Bundle(folder)
     assert sorted(read) == sorted(folder.glob("*.onnx"))
-    monkeypatch.setattr(bundle_contents, "MOST_FIELDS", needed - 1)
+    monkeypatch.setattr(bundle_graphs, "MOST_FIELDS", needed - 1)
     assert "fields that the graphs of a bundle may have" in refusal(folder)
 
 

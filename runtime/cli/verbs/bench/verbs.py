@@ -1,30 +1,28 @@
-"""``ualm bench``: how fast a bundle runs or is made here, and how far that is from what the machine can do.
-
-The bench is imported when one of these verbs runs: the runtime must work without it.
-"""
+"""``ualm bench``: how fast a bundle runs or is made here, and how far that is from what the machine can do."""
 
 from __future__ import annotations
 
-import importlib
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from ...errors import InputError, OutputError, UalmError
-from ...files.writing import check_place, replacing_file
-from ...process.extras import Extra, install_hint
-from ...process.native_module import check_native
-from ...process.stopping import raise_interrupt
-from ...terminal.live import LiveLine
-from ...terminal.report import print_any
-from ...terminal.tables import terminal_columns
-from ..help import WholeSentences
-from ..options import QuietOption, ThreadsOption, named_or_packaged
+from ....errors import InputError
+from ....terminal.live import LiveLine
+from ....terminal.report import print_any
+from ...help import WholeSentences
+from ...options import QuietOption, ThreadsOption, named_or_packaged
+from .measuring import (
+    bench_module,
+    check_writable,
+    checked_modality,
+    deliver,
+    measure_and_deliver,
+    measure_bundle,
+    numbers,
+    write_rendered,
+)
 
 app = typer.Typer(
     cls=WholeSentences,
@@ -32,8 +30,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Measure a bundle: milliseconds, bytes a step, share of the memory bandwidth, against another.",
 )
-
-_Number = TypeVar("_Number", int, float)
 
 BundleArgument = Annotated[
     Path | None,
@@ -75,9 +71,9 @@ def decode(
     quiet: QuietOption = False,
 ) -> None:
     """Milliseconds per frame: body, head and sampler, with rows held."""
-    contexts = _numbers("--context", context, int)
-    _measure(
-        lambda: _bench("scenarios.decode").Decode(contexts, batch, _modality(modality), guidance),
+    contexts = numbers("--context", context, int)
+    measure_bundle(
+        lambda: bench_module("scenarios.decode").Decode(contexts, batch, checked_modality(modality), guidance),
         (bundle, engine, threads, repeat, seed, versus, run),
         form,
         output,
@@ -103,9 +99,9 @@ def prefill(
     quiet: QuietOption = False,
 ) -> None:
     """Milliseconds to process a prompt, and to begin a segment after it."""
-    counts, contexts = _numbers("--rows", rows, int), _numbers("--context", context, int)
-    _measure(
-        lambda: _bench("scenarios.prefill").Prefill(counts, contexts, _modality(modality), guidance),
+    counts, contexts = numbers("--rows", rows, int), numbers("--context", context, int)
+    measure_bundle(
+        lambda: bench_module("scenarios.prefill").Prefill(counts, contexts, checked_modality(modality), guidance),
         (bundle, engine, threads, repeat, seed, versus, run),
         form,
         output,
@@ -127,9 +123,9 @@ def encode(
     quiet: QuietOption = False,
 ) -> None:
     """Time to hear a sound: features, then the encoder."""
-    lengths = _numbers("--seconds", seconds, float)
-    _measure(
-        lambda: _bench("scenarios.encode").Encode(lengths),
+    lengths = numbers("--seconds", seconds, float)
+    measure_bundle(
+        lambda: bench_module("scenarios.encode").Encode(lengths),
         (bundle, engine, threads, repeat, seed, versus, None),
         form,
         output,
@@ -151,9 +147,9 @@ def codec(
     quiet: QuietOption = False,
 ) -> None:
     """Time to turn codec frames into samples."""
-    lengths = _numbers("--seconds", seconds, float)
-    _measure(
-        lambda: _bench("scenarios.codec").Codec(lengths),
+    lengths = numbers("--seconds", seconds, float)
+    measure_bundle(
+        lambda: bench_module("scenarios.codec").Codec(lengths),
         (bundle, engine, threads, repeat, seed, versus, None),
         form,
         output,
@@ -178,9 +174,9 @@ def stream(
     quiet: QuietOption = False,
 ) -> None:
     """What a listener waits for: first row, first sample, first playable chunk, gaps, underruns."""
-    lengths = _numbers("--seconds", seconds, float)
-    _measure(
-        lambda: _bench("scenarios.stream").Stream(lengths, text, guidance, profile),
+    lengths = numbers("--seconds", seconds, float)
+    measure_bundle(
+        lambda: bench_module("scenarios.stream").Stream(lengths, text, guidance, profile),
         (bundle, engine, threads, repeat, seed, versus, None),
         form,
         output,
@@ -202,8 +198,8 @@ def load(
     quiet: QuietOption = False,
 ) -> None:
     """Time from a fresh process to the first row, and the memory that it holds."""
-    _measure(
-        lambda: _bench("scenarios.load").Load(tuple(pages.split(","))),
+    measure_bundle(
+        lambda: bench_module("scenarios.load").Load(tuple(pages.split(","))),
         (bundle, engine, threads, repeat, seed, versus, None),
         form,
         output,
@@ -227,11 +223,11 @@ def export(
     """Time, memory and size of an export, stage by stage, and its agreement with fp32."""
 
     def measure(progress: Callable[[str], None]) -> Any:
-        bench = _bench("scenarios.export")
+        bench = bench_module("scenarios.export")
         formats = bench.Formats(precision, encoder_precision, codec_precision, prefill, calibrate)
         return bench.measure_export(run, formats, keep=keep, repeat=repeat, progress=progress)
 
-    _measured(measure, form, output)
+    measure_and_deliver(measure, form, output)
 
 
 @app.command()
@@ -253,8 +249,8 @@ def gates(
     """What ualm-tiny makes and says, judged by detectors of pitch, onset and timbre."""
     if bundle is not None and run is None:
         raise InputError(f"--run: name the training run that {bundle} was made of")
-    _check_writable(output)
-    bench, line = _bench("gates"), LiveLine()
+    check_writable(output)
+    bench, line = bench_module("gates"), LiveLine()
     try:
         result = bench.judge_bundle(
             bundle, run, share=share, seed=seed, threads=threads, engine=engine, wide=against, progress=line.show
@@ -279,12 +275,12 @@ def plan(
     quiet: QuietOption = False,
 ) -> None:
     """What a device could do at best: bytes a frame, time, memory, precisions that fit. Computed, not measured."""
-    chosen = _bench("report.formats").choose_format(form, output)
-    _check_writable(output)
-    target = _bench("planner.devices").find_device(device, bandwidth, memory)
-    contexts = _numbers("--context", context, int)
-    made = _bench("planner.plan").make_plan(named_or_packaged(bundle, quiet=quiet), target, contexts, guidance)
-    _write(lambda *form: _bench("planner.render").render_plan(made, *form), chosen, output)
+    chosen = bench_module("report.formats").choose_format(form, output)
+    check_writable(output)
+    target = bench_module("planner.devices").find_device(device, bandwidth, memory)
+    contexts = numbers("--context", context, int)
+    made = bench_module("planner.plan").make_plan(named_or_packaged(bundle, quiet=quiet), target, contexts, guidance)
+    write_rendered(lambda *form: bench_module("planner.render").render_plan(made, *form), chosen, output)
 
 
 @app.command()
@@ -294,125 +290,6 @@ def show(
     output: OutputOption = None,
 ) -> None:
     """Render kept results again."""
-    formats = _bench("report.formats")
+    formats = bench_module("report.formats")
     chosen = formats.choose_format(form, output)
-    _deliver([report for path in results for report in formats.read_report(path)], chosen, output)
-
-
-class _Program(TyperCommand):
-    """A verb whose program, loaded when the verb runs, parses the arguments itself, including ``--help``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.args = list(args)
-        return []
-
-
-#: Verb -> its program in the bench, what it does, and the extras that it needs. Each also runs without the command:
-#: ``python -m ualm.bench.MODULE``.
-PROGRAMS: dict[str, tuple[str, str, tuple[Extra, ...]]] = {
-    "random-run": ("random_run.run", "Write a training run with random weights, to try an export with.", ("export",)),
-    "damage": (
-        "evidence.damage",
-        "How far sound and spoilt exports agree with the weights of a trained model.",
-        ("export",),
-    ),
-    "arithmetic": ("evidence.arithmetic", "How far the arithmetic of engines moves the golden logits.", ("export",)),
-    "tensorrt-build": (
-        "scenarios.tensorrt_build",
-        "Time, memory and size of parts that TensorRT-RTX compiles.",
-        ("export", "tensorrt-rtx"),
-    ),
-    "acceptance": ("acceptance.__main__", "Answer in one run what only a GPU can.", ("export",)),
-}
-
-
-def _add_program(verb: str) -> None:
-    module, does, extras = PROGRAMS[verb]
-
-    @app.command(verb, cls=_Program, help=does)
-    def run(context: typer.Context) -> None:
-        _bench(module, *extras).main(context.args, f"ualm bench {verb}")
-
-
-for _verb in PROGRAMS:
-    _add_program(_verb)
-
-
-def _measure(
-    scenario: Callable[[], Any], request: tuple[Any, ...], form: str | None, output: Path | None, quiet: bool
-) -> None:
-    """Run a scenario on a bundle: the one that ``request`` begins with, None for the one that comes with ualm."""
-
-    def measure(progress: Callable[[str], None]) -> Any:
-        what, (bundle, *others) = scenario(), request
-        return _bench("harness.measure").run_scenario(
-            what,
-            _bench("harness.subjects").Request(named_or_packaged(bundle, quiet=quiet), *others, quiet=quiet),
-            progress,
-        )
-
-    _measured(measure, form, output)
-
-
-def _measured(measure: Callable[[Callable[[str], None]], Any], form: str | None, output: Path | None) -> None:
-    """Refuse everything that can be refused before anything is measured."""
-    chosen = _bench("report.formats").choose_format(form, output)
-    _check_writable(output)
-    line = LiveLine()
-    try:
-        report = measure(line.show)
-    finally:
-        line.hide()
-    _deliver([report], chosen, output)
-
-
-def _deliver(reports: list[Any], form: str, output: Path | None) -> None:
-    """Print in ``form``; with ``output``, write there and print the table."""
-    _write(lambda *form: _bench("report.tables").render(reports, *form), form, output)
-
-
-def _write(render: Callable[[str, int | None], str], form: str, output: Path | None) -> None:
-    """As :func:`_deliver`, for ``render`` of a format and the terminal's columns, None for a file."""
-    if output is not None:
-        text = render(form, None)
-        with replacing_file(output) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="")
-        form = "table"
-    print_any(render(form, terminal_columns()))
-
-
-def _bench(module: str, *extras: Extra) -> ModuleType:
-    """A module of the bench, which needs ``extras``."""
-    check_native()
-    try:
-        return importlib.import_module(f"ualm.bench.{module}")
-    except ImportError as error:
-        raise_interrupt(error)
-        how = "install it with" if extras else "install ualm again"
-        raise UalmError(f"bench cannot be loaded ({error}); {how}: {install_hint(*extras)}") from error
-
-
-def _numbers(option: str, text: str, kind: type[_Number]) -> tuple[_Number, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"{option} {text}: give {what}, separated by commas") from None
-
-
-def _modality(name: str) -> str:
-    if name not in ("audio", "text"):
-        raise InputError(f"--modality {name}: choose audio or text")
-    return name
-
-
-def _check_writable(output: Path | None) -> None:
-    if output is None:
-        return
-    check_place(output)
-    try:
-        tempfile.TemporaryFile(dir=output.parent).close()
-    except OSError as error:
-        raise OutputError(
-            f"{output}: cannot write here ({error.strerror or error}); choose a writable folder"
-        ) from error
+    deliver([report for path in results for report in formats.read_report(path)], chosen, output)
