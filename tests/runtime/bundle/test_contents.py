@@ -402,6 +402,18 @@ def test_the_fields_of_all_graphs_are_counted_together_and_each_file_once(tiny_b
     assert "fields that the graphs of a bundle may have" in refusal(folder)
 
 
+def test_a_cache_that_is_not_stored_in_floats_is_refused(tiny_bundle, tmp_path):
+    """Engines take its type from the part's ``compute``, and have no other types for it."""
+    bundle = Bundle(tiny_bundle)
+    model = onnx.load(bundle.part("backbone"), load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name.startswith(("past_", "present_")):
+            value.type.tensor_type.elem_type = onnx.TensorProto.INT8
+    folder = changed_part(bundle, tmp_path / "graph", "backbone", model.SerializeToString())
+    named = changed_manifest(folder, tmp_path / "bundle", _set("parts", "backbone", "compute", "int8"))
+    assert "its cache is int8, none of float32, float16, bfloat16" in refusal(named)
+
+
 @pytest.mark.parametrize("shape", [[], [1], [0, 1 << 40]], ids=str)
 def test_a_codec_layer_without_a_kernel_is_refused(tiny_bundle, tmp_path, shape):
     name = next(name for name in MappedTensors(tiny_bundle / WEIGHTS) if name.endswith("conv_t1.weight"))
