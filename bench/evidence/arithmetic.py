@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from ...export.formats import float8
-from ...export.formats.blocks import BLOCK, LIMITS, dequantize, quantize
+from ...export.formats.blocks import LIMITS, dequantize, quantize
 from ...export.formats.precision import BACKBONE, FLOAT8, Precision
 from ...export.formats.store import WeightStore
 from ...export.parts.backbone import BackbonePlan
@@ -41,6 +41,7 @@ from ...export.quality.reference_body import RoundInput, RoundValue, hidden_stat
 from ...export.run.checkpoint import Checkpoint
 from ...export.run.qwen2 import BackboneShape
 from ...export.run.recipe import find_run, read_recipe
+from ...runtime.bundle.precision import BLOCK
 from ...runtime.diagnostics.machine import versions
 from ...runtime.files.writing import check_place, replacing_file
 from ...runtime.vocabulary import Vocabulary

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from ...export.formats import float8
-from ...export.formats.blocks import BLOCK, LIMITS, dequantize, quantize
+from ...export.formats.blocks import LIMITS, dequantize, quantize
 from ...export.formats.precision import BACKBONE, Precision
 from ...export.quality.agreement import HELD, HeldSegment, branches, compare, hold_rows
 from ...export.quality.gptq import gptq
@@ -36,6 +36,7 @@ from ...export.quality.reference_body import hidden_states
 from ...export.run.qwen2 import BackboneShape
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.packaged import packaged_bundle
+from ...runtime.bundle.precision import BLOCK
 from ...runtime.diagnostics.machine import versions
 from ...runtime.engines.onnxruntime.cpu import OnnxRuntimeEngine
 from ...runtime.errors import InputError

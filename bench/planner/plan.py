@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ...runtime.audio.pacing import PROFILES
 from ...runtime.bundle.bundle import WEIGHTS, Bundle
+from ...runtime.bundle.precision import BLOCK, POLICY, WEIGHT_BYTES
 from ...runtime.engines.build_commands import FP8_SM
 from ...runtime.files.safetensors_reader import MappedTensors
 from ...runtime.files.writing import resolved
@@ -24,19 +25,6 @@ from ..meters.traffic import weight_bytes
 from ..scenarios.common import check_rows, sampling_of
 from .devices import Device
 
-#: Bytes of a weight of a matrix, without scales, in each format of docs/precision.md.
-_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
-#: Body -> head, encoder, codec: the policy of docs/precision.md.
-_POLICY = {
-    "fp32": ("fp32", "fp32", "fp32"),
-    "bf16": ("bf16", "fp16", "fp16"),
-    "fp16": ("fp16", "fp16", "fp16"),
-    "fp8": ("int8", "fp16", "fp16"),
-    "int8": ("int8", "int8", "fp16"),
-    "int4": ("int8", "int8", "fp16"),
-}
-#: Inputs that share a scale of two bytes, in int8 and int4.
-_BLOCK = 32
 #: Bytes of the scales of an fp8 matrix: its own, and its input's.
 _FP8_SCALES = 4
 #: Rows of a prompt that are prefilled at once: their activations are the largest.
@@ -114,7 +102,7 @@ def make_plan(folder: Path, device: Device, contexts: Sequence[int], guidance: f
     codec = bundle.manifest.codec
     rate = codec.sample_rate / codec.hop_length
     own = precisions_of(bundle)["backbone"]
-    shown = [name for name in _BYTES if name != {"fp16": "bf16"}.get(own, "fp16")]  # equal in bytes
+    shown = [name for name in WEIGHT_BYTES if name != {"fp16": "bf16"}.get(own, "fp16")]  # equal in bytes
     shapes = _Shapes(bundle)
     rows, notes = [], []
     needs = f"fp8 needs compute capability {FP8_SM / 10}"
@@ -126,7 +114,7 @@ def make_plan(folder: Path, device: Device, contexts: Sequence[int], guidance: f
     for precision in shown:
         sizes = shapes.own() if precision == own else shapes.sizes(precision)
         if sizes is None:
-            notes.append(f"{precision} cannot hold this model: its matrices are not whole blocks of {_BLOCK} inputs")
+            notes.append(f"{precision} cannot hold this model: its matrices are not whole blocks of {BLOCK} inputs")
             continue
         for context in contexts:
             rows.append(_row(shapes, sizes, precision, precision == own, context, branches, rate, device))
@@ -207,11 +195,11 @@ class _Shapes:
 
     def sizes(self, precision: str) -> Sizes | None:
         """The bytes as an export to ``precision`` would have them; None if the export would refuse."""
-        head, encoder, codec = _POLICY[precision]
+        head, encoder, codec = POLICY[precision]
         formats = {"backbone.": precision, "head.": head}
         for prefix, stored in formats.items():
             matrices = [name for name in self._named(prefix) if self._is_matrix(name)]
-            if stored in ("int8", "int4") and any(self._inputs(name) % _BLOCK for name in matrices):
+            if stored in ("int8", "int4") and any(self._inputs(name) % BLOCK for name in matrices):
                 return None
             if stored == "int4" and any(self._columns(name) % 2 for name in matrices):
                 return None
@@ -259,10 +247,10 @@ class _Shapes:
         if not self._is_matrix(name):
             return math.prod(tensor.shape) * 4
         if tensor.ndim != 2:
-            return round(math.prod(tensor.shape) * _BYTES[precision])
+            return round(math.prod(tensor.shape) * WEIGHT_BYTES[precision])
         inputs, outputs = self._inputs(name), self._columns(name)
-        numbers = round(inputs * outputs * _BYTES[precision])
+        numbers = round(inputs * outputs * WEIGHT_BYTES[precision])
         if precision == "fp8":
             return numbers + _FP8_SCALES
-        scales = 0 if _BYTES[precision] > 1 else outputs * (1 if column else inputs // _BLOCK)
+        scales = 0 if WEIGHT_BYTES[precision] > 1 else outputs * (1 if column else inputs // BLOCK)
         return numbers + 2 * scales

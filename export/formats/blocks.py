@@ -15,11 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...runtime import _native
+from ...runtime.bundle.precision import BLOCK
 from ...runtime.errors import ExportError
 from ...runtime.process.cores import cores
 
-#: Inputs that share a scale.
-BLOCK = 32
 #: Smallest and largest integer of each block format.
 LIMITS = {"int8": (-127, 127), "int8column": (-127, 127), "int4": (-8, 7)}
 #: Divisors that turn the largest value of a block into its scale. int4 tries each and keeps the one with the least

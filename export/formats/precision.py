@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...runtime.bundle.entries import Compute
+from ...runtime.bundle.precision import POLICY
 from ...runtime.errors import ExportError
 
 #: The name of ``float8`` among the dtypes of ``store``: ONNX's, in lower case.
@@ -27,16 +28,6 @@ BACKBONE = {
 ENCODER = {"fp32": "float32", "fp16": "float16", "int8": "int8column"}
 PREFILL = {"none": None, "int8": "int8column"}
 CODEC = {"fp32": "float32", "fp16": "float16"}
-#: Backbone -> heads, encoder, codec.
-_POLICY = {
-    "fp32": ("fp32", "fp32", "fp32"),
-    "bf16": ("bf16", "fp16", "fp16"),
-    "fp16": ("fp16", "fp16", "fp16"),
-    "fp8": ("int8", "fp16", "fp16"),
-    "int8": ("int8", "int8", "fp16"),
-    "int4": ("int8", "int8", "fp16"),
-}
-
 #: Formats of the text side for other engines -> dtype of all weights.
 TEXT_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -72,7 +63,7 @@ class Precision:
         ):
             if value is not None and value not in known:
                 raise ExportError(f"{field} = {value!r}: choose {', '.join(known)}")
-        heads, policy_encoder, policy_codec = _POLICY[backbone]
+        heads, policy_encoder, policy_codec = POLICY[backbone]
         return cls(backbone, heads, encoder or policy_encoder, codec or policy_codec, prefill or "none")
 
     def of_part(self, role: str) -> str:

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ...runtime.bundle.entries import Compute
-from ..formats.blocks import BLOCK
+from ...runtime.bundle.precision import BLOCK
 from ..formats.precision import FLOAT8
 from ..formats.store import SCALED_DTYPES, WeightStore
 

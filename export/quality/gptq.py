@@ -16,11 +16,12 @@ import torch
 from ...runtime import _native
 from ...runtime.audio.features import LogMelFrontend
 from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.precision import BLOCK
 from ...runtime.conversation.prompt import Message
 from ...runtime.engines.onnxruntime.cpu import OnnxRuntimeEngine
 from ...runtime.engines.onnxruntime.sessions import OnnxRuntimeParts
 from ...runtime.sound.sound import Sound
-from ..formats.blocks import BLOCK, DIVISORS, LIMITS, pack_int4
+from ..formats.blocks import DIVISORS, LIMITS, pack_int4
 from ..formats.store import WeightStore
 from ..run.qwen2 import BackboneShape
 from .agreement import branches, embed_parts, hold_rows, read_rows

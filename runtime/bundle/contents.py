@@ -17,10 +17,10 @@ from ..files.reading import MOST_SIZE, shown
 from ..files.safetensors_reader import MappedTensors
 from ..sound.limits import HIGHEST_RATE, LOWEST_RATE
 from ..vocabulary import CHOOSABLE, SPECIALS, STREAMS
-from .entries import STORED
 from .feature_spec import feature_rows
 from .graphs import Graphs, refuse
 from .manifest import Manifest
+from .precision import STORED
 
 #: Parts that every bundle has.
 ROLES = ("backbone", "head.text", "head.audio", "head.modality", "encoder", "codec", "codec.stream")

@@ -11,9 +11,8 @@ from typing import Any, Literal, get_args
 
 from ..files.reading import MOST_SIZE, shown
 from ..sampling import AudioSampling, TextSampling, check_options
+from .precision import STORED
 
-#: Formats of weights by their name in the manifest, and what safetensors calls the type of a matrix in each.
-STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8": "F8_E4M3", "int8": "I8", "int4": "U8"}
 #: What the matrices of a graph are multiplied in.
 Compute = Literal["float32", "float16", "bfloat16", "int8"]
 
