@@ -38,10 +38,13 @@ def check_order(order: ExportRequest, engine: str) -> None:
         if resolved(order.output) != resolved(order.run):  # otherwise the bundle's engines are built again
             _check_output(order.output)
         return
-    from .run.recipe import find_run, read_recipe  # needs yaml, which is not installed where a bundle is only compiled
+    # these need yaml, which is not installed where a bundle is only compiled
+    from .run.recipe import find_run, read_recipe
+    from .run.shards import weight_files
 
     files = find_run(order.run, config=order.config, weights=order.weights, step=order.step)
     recipe = read_recipe(files.config)
+    weight_files(files.weights)
     limit, given = recipe.backbone.max_positions, order.max_context
     if given is not None and given > limit:
         raise InputError(f"--max-context {given}: give a whole number from 1 to {limit}, this model's limit")

@@ -90,6 +90,7 @@ class ExportedRun:
         try:
             from ...export.formats.precision import Precision
             from ...export.run.recipe import find_run
+            from ...export.run.shards import weight_files
         except ImportError as error:
             raise_interrupt(error)
             raise UalmError(f"export cannot be loaded ({error}); install it with: {install_hint('export')}") from error
@@ -98,6 +99,7 @@ class ExportedRun:
         if formats.calibrate is not None and not formats.calibrate.exists():
             raise InputError(f"--calibrate {formats.calibrate}: no such file or folder")
         self.files: RunFiles = find_run(run)
+        self.weights = weight_files(self.files.weights)
         self.folder, self.formats = run, formats
         self.made: Bundle | None = None
 
@@ -204,7 +206,7 @@ class _Exports:
     def _export(self) -> dict[str, float]:
         """The figures of one export."""
         shutil.rmtree(self._bundle, ignore_errors=True)  # from the last repetition: the disk need not hold two
-        cached = cached_fraction([self._subject.files.weights])
+        cached = cached_fraction(self._subject.weights)
         command = [sys.executable, "-m", "ualm.export", str(self._subject.folder), "--output", str(self._bundle)]
         command += [*self._subject.formats.arguments, "--accept-quality", "--json"]
         started = time.perf_counter()

@@ -1,32 +1,26 @@
-"""Reads a memory-mapped DeepSpeed checkpoint tensor by tensor.
+"""Reads the weights of a checkpoint, whatever form it has, tensor by tensor.
 
-The file is one zip of storages; ``torch.load(mmap=True)`` maps it, so a tensor costs memory only while its values are
-being converted. ``weights_only`` means that no code in the file is ever run.
+A form is a file of torch or of safetensors, or several with an index, and what its trainer put around the model's own
+names. All of them are mapped, and all give the same tensors under the same names.
 """
 
 from __future__ import annotations
 
-import math
-import pickle
-import re
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 
 from ...runtime.errors import ExportError
-from ...runtime.files.reading import check_file, first_line, shown
-from .records import Records
+from ...runtime.files.reading import shown
+from .mapped_file import MappedFile
+from .safetensors_file import SafetensorsFile
+from .shards import is_index, read_index
+from .torch_file import TorchFile
 
-#: Dtypes of weights. Other types need scales, or a meaning, that a tensor itself does not carry.
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-#: Most characters of a tensor's name.
-MOST_NAME = 160
-#: How often the same values may appear in a checkpoint under several names: tied tables appear twice.
-MOST_SHARED = 4
+#: Begins every name if what was saved is a model within another: a ``DataParallel``, a DeepSpeed engine.
+WRAPPED = "module."
 
 
 class TensorSource(Protocol):
@@ -50,123 +44,76 @@ class TensorSource(Protocol):
 
 
 class Checkpoint:
-    """The ``["module"]`` state dict of ``mp_rank_00_model_states.pt``."""
+    """The state dict of a checkpoint, under the names that the model itself has."""
 
     def __init__(self, path: Path) -> None:
+        """``path``: a file, or the index of several. Raises :class:`ExportError`, naming the file and the tensor."""
         self.path = path
-        size = _check_whole(path)
-        self._records = Records(path)
-        self._tensors = _module(path, _load(path, "cpu", mmap=True))
-        for name, tensor in self._tensors.items():
-            if reason := _unsupported(tensor):
-                raise ExportError(f"{path}: tensor {name} {reason}")
-        nbytes = sum(tensor.nbytes for tensor in self._tensors.values())
-        if nbytes > MOST_SHARED * size:
-            raise ExportError(
-                f"{path}: its tensors are {nbytes} bytes in a file of {size}: they share values more than "
-                f"{MOST_SHARED} times over; save each separately"
-            )
-        # a load without values is quick and shows where they are, which a mapped tensor does not
-        places = _module(path, _load(path, "meta", mmap=False))
-        self._starts = {name: _start(tensor) for name, tensor in places.items()}
+        index = read_index(path) if is_index(path) else None
+        stored: dict[str, MappedFile] = {}
+        for part in [path] if index is None else dict.fromkeys(index.values()):
+            file = SafetensorsFile(part) if part.suffix == ".safetensors" else TorchFile(part)
+            for name in file:
+                if name in stored:
+                    both = f"{stored[name].path.name} and in {part.name}"
+                    raise ExportError(f"{path}: tensor {name} is in {both}; remove it from one of them")
+                stored[name] = file
+        if index is not None:
+            _check_index(path, index, stored)
+        prefix = _prefix(path, stored)
+        #: Name in the model -> its file, and its name there.
+        self._places = {name.removeprefix(prefix): (file, name) for name, file in stored.items()}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return name in self._places
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._places)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensor(name).shape)
+        file, stored = self._place(name)
+        return file.shape(stored)
 
     def dtype(self, name: str) -> str:
-        return str(self._tensor(name).dtype).removeprefix("torch.")
+        file, stored = self._place(name)
+        return file.dtype(stored)
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        tensor = self._tensor(name).detach()
-        if tensor.dtype not in WEIGHT_DTYPES:
-            raise ExportError(
-                f"{self.path}: tensor {name} is {self.dtype(name)}; weights are expected as "
-                f"{', '.join(str(dtype).removeprefix('torch.') for dtype in WEIGHT_DTYPES)}: save it as one of them"
-            )
-        self._records.check(self._starts[name], tensor.untyped_storage().nbytes(), f"tensor {name}")
-        values = (tensor[rows] if tensor.ndim else tensor).to(torch.float32).contiguous().numpy()
-        # max and min propagate NaN and find infinities without a mask as large as the tensor
-        if values.size and not (np.isfinite(values.max()) and np.isfinite(values.min())):
-            raise ExportError(f"{self.path}: tensor {name} holds NaN or infinity; the training run diverged")
-        return values
+        file, stored = self._place(name)
+        return file.read(stored, rows)
 
-    def _tensor(self, name: str) -> torch.Tensor:
+    def _place(self, name: str) -> tuple[MappedFile, str]:
         try:
-            return self._tensors[name]
+            return self._places[name]
         except KeyError:
             raise ExportError(f"{self.path}: tensor {name} is missing") from None
 
 
-def _module(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
-    """The state dict of what was loaded: tensors, under names short enough for a message."""
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("module"), dict):
-        raise ExportError(f'{path}: holds no "module" state dict; a DeepSpeed model_states file is expected')
-    for name, tensor in loaded["module"].items():
-        if not isinstance(name, str) or not 0 < len(name) <= MOST_NAME or not name.isprintable():
-            raise ExportError(f"{path}: module has the key {shown(name)}, not a tensor's name")
-        if not isinstance(tensor, torch.Tensor):
-            raise ExportError(f"{path}: module[{name!r}] is a {type(tensor).__name__}, not a tensor")
-    return dict(loaded["module"])
-
-
-def _unsupported(tensor: torch.Tensor) -> str | None:
-    """Why a bundle cannot be made of a tensor, whatever it stands for; None if it can."""
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-        return f"is {kind}; save it dense (Tensor.to_dense)"
-    if tensor.device.type != "cpu":
-        return f"is on the device {tensor.device}, where it has no values; save the checkpoint with them"
-    if tensor.is_quantized:
-        return f"is quantised ({str(tensor.dtype).removeprefix('torch.')}); save it as it was trained"
-    if tensor.is_complex() or tensor.is_neg():
-        return "is complex, or part of a complex tensor; weights are real numbers"
-    if tensor.ndim and math.prod(tensor.shape) * tensor.itemsize > tensor.untyped_storage().nbytes():
-        return f"repeats its values (shape {list(tensor.shape)}, strides {list(tensor.stride())}); save it contiguous"
-    return None
-
-
-def _start(tensor: torch.Tensor) -> int:
-    """The file offset at which the storage of a tensor begins; the tensor was loaded without values."""
-    return int(getattr(tensor.untyped_storage(), "_checkpoint_offset", -1))
-
-
-def _load(path: Path, device: str, *, mmap: bool) -> Any:
-    try:
-        return torch.load(path, map_location=device, mmap=mmap, weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|class) (\S{1,200})", str(error))
+def _check_index(path: Path, index: Mapping[str, Path], stored: Mapping[str, MappedFile]) -> None:
+    """Each tensor is where the index says, and none is elsewhere."""
+    absent = [name for name, file in index.items() if name not in stored or stored[name].path != file]
+    if absent:
+        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+        place = index[absent[0]].name
         raise ExportError(
-            f"{path}: holds {found[1] if found else 'something'}, neither a tensor nor a plain value; refused, and "
-            "nothing in it was run: save the checkpoint again without it"
-        ) from error
-    except Exception as error:  # a damaged file may raise any exception of torch, pickle or Python
-        raise ExportError(f"{path}: not a readable checkpoint ({first_line(error)}); copy it again") from error
+            f"{path}: tensor {shown(absent[0])}{more} is not in {place}, as it says; copy the files again"
+        )
+    if unlisted := [name for name in stored if name not in index]:
+        raise ExportError(
+            f"{path}: tensor {unlisted[0]} of {stored[unlisted[0]].path.name} is not listed; copy the files again"
+        )
 
 
-def _check_whole(path: Path) -> int:
-    """Size of the file; refuses anything but a zip with its directory, which torch would only describe by what goes
-    wrong next."""
-    try:
-        size = check_file(path).st_size
-        with open(path, "rb") as file:
-            start = file.read(2)
-            if start and zipfile.is_zipfile(file):
-                return size
-    except FileNotFoundError as error:
-        raise ExportError(f"{path}: no such file; give the folder of a training run") from error
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path}: not a readable checkpoint ({first_line(error)}); copy it again") from error
-    if not start:
-        raise ExportError(f"{path}: the file is empty (0 bytes); copy it again")
-    if start == b"PK":
-        raise ExportError(f"{path}: truncated at {size} bytes (its end is missing); copy it again")
-    raise ExportError(f"{path}: not a checkpoint as torch.save writes it (since version 1.6); give a model_states file")
+def _prefix(path: Path, names: Mapping[str, MappedFile]) -> str:
+    """What begins the name of every tensor, and is no part of the model's own names."""
+    wrapped = [name for name in names if name.startswith(WRAPPED)]
+    if not wrapped:
+        return ""
+    if len(wrapped) < len(names):
+        bare = next(name for name in names if not name.startswith(WRAPPED))
+        differing = f'{wrapped[0]} begins with "{WRAPPED}", that of {bare} does not'
+        raise ExportError(f"{path}: the name of {differing}; save the state dict of one model")
+    return WRAPPED
 
 
 def read_conv(source: TensorSource, prefix: str) -> np.ndarray:

@@ -7,7 +7,6 @@ all weights come from the checkpoint.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,16 @@ from ...runtime.files.writing import resolved
 from ...runtime.vocabulary import STREAMS
 from .config import Fields, read_json
 from .qwen2 import BackboneShape, backbone_shape
+from .weights import check_alone, find_weights, named_weights, step_of
 from .yaml_file import read_yaml
 
-WEIGHTS_FILE = "mp_rank_00_model_states.pt"
 CONFIG_FILE = "train.yaml"
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The two files of a run: ``train.yaml`` and the model states; ``step`` is None if no folder name gives it."""
+    """The files of a run: ``train.yaml`` and the weights, or the index of theirs; ``step`` is None if no folder name
+    gives it."""
 
     config: Path
     weights: Path
@@ -59,7 +59,7 @@ def find_run(
 
     ``run`` is a folder with both files, or the tree that training writes
     (``checkpoints/step_N/global_stepN/mp_rank_00_model_states.pt``); the newest step unless ``step`` is given.
-    ``config`` and ``weights`` override either.
+    ``config`` and ``weights`` override either; ``weights`` may be a folder, too. Other names: see ``weights.py``.
     """
     if run is None and (config is None or weights is None):
         raise ExportError("no training run given; name its folder, or both --config and --weights")
@@ -68,47 +68,20 @@ def find_run(
     found_step = None
     if weights is None:
         assert run is not None
-        weights, found_step = _find_weights(run, step)
+        weights, found_step = find_weights(run, step)
     elif step is not None:
-        raise ExportError(f"--step {step}: cannot be combined with --weights, which names one file already")
-    elif not os.path.lexists(weights):  # a path that exists but is no file is refused when it is read
-        raise ExportError(f"{weights}: no such file; --weights names a {WEIGHTS_FILE}")
+        raise ExportError(f"--step {step}: cannot be combined with --weights, which names one checkpoint already")
+    else:
+        weights = named_weights(weights)
     if found_step is None:
-        found_step = next((int(m[1]) for p in weights.parents if (m := re.fullmatch(r"step_(\d+)", p.name))), None)
-    others = sorted(p.name for p in weights.parent.glob("mp_rank_*_model_states.pt") if p.name != WEIGHTS_FILE)
-    if others and weights.name == WEIGHTS_FILE:
-        raise ExportError(f"{weights.parent}: model-parallel checkpoints ({others[0]}) are not supported; merge them")
+        found_step = step_of(weights)
+    check_alone(weights)
     if config is None:
         assert run is not None
         config = _find_config(run, weights)
     elif not os.path.lexists(config):
         raise ExportError(f"{config}: no such file; --config names the run's {CONFIG_FILE}")
     return RunFiles(config, weights, found_step)
-
-
-def _find_weights(run: Path, step: int | None) -> tuple[Path, int | None]:
-    direct = run / WEIGHTS_FILE
-    if os.path.lexists(direct) and step is None:
-        return direct, None
-    if direct.is_file() and not (run / "checkpoints").is_dir():
-        raise ExportError(f"{direct}: no folder above it gives its step; leave out --step {step}")
-    steps: dict[int, Path] = {}
-    for folder in (run, run / "checkpoints"):
-        for entry in folder.glob("step_*"):
-            match = re.fullmatch(r"step_(\d+)", entry.name)
-            if match and entry.is_dir():
-                files = sorted(entry.glob(f"**/{WEIGHTS_FILE}"))
-                # a step whose save was interrupted has a folder but no weights, and cannot be exported
-                if files:
-                    steps[int(match[1])] = files[0]
-    if not steps:
-        raise ExportError(f"{run}: holds neither {WEIGHTS_FILE} nor checkpoints/step_N/.../{WEIGHTS_FILE}")
-    if step is None:
-        step = max(steps)
-    if step not in steps:
-        known = ", ".join(str(s) for s in sorted(steps))
-        raise ExportError(f"{run}: no checkpoint of step {step}; steps found: {known}")
-    return steps[step], step
 
 
 def _find_config(run: Path, weights: Path) -> Path:

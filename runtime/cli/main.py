@@ -116,7 +116,10 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="Folder of a UALM training run.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make.")] = None,
     config: Annotated[Path | None, typer.Option(help="train.yaml, where it is not in RUN.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="mp_rank_00_model_states.pt, likewise.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="The weights, if RUN has none or several: a file, the index of shards, or a folder."),
+    ] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint to take; the newest by default.")] = None,
     engine: Annotated[
         str,

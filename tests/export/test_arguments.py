@@ -40,6 +40,8 @@ def places(tiny_run: Run, tiny_bundle: Path, tmp_path: Path) -> Callable[[str], 
     known = {"RUN": tiny_run.folder, "BUNDLE": tiny_bundle, "YAML": broken, "PT": tiny_run.checkpoint}
     names = {"NEW": "new", "FULL": "full", "FILE": "full/file", "STRANGE": "strange", "HOLLOW": "hollow", "NONE": "no"}
     known |= {word: tmp_path / name for word, name in names.items()}
+    known["INDEX"] = tmp_path / "bare.safetensors.index.json"
+    known["INDEX"].write_text('{"weight_map": {}}')
     known["BELOW"] = tmp_path / "full" / "file" / "below"
     return lambda word: str(known.get(word, word))
 
@@ -62,6 +64,8 @@ CASES = [
     (["RUN", "-o", "NEW", "--config", "NONE"], "no such file; --config names"),
     (["RUN", "-o", "NEW", "--config", "YAML"], "job_type = 'other'"),
     (["RUN", "-o", "NEW", "--weights", "NONE"], "no such file; --weights names"),
+    (["RUN", "-o", "NEW", "--weights", "STRANGE"], "holds no weights (mp_rank_00_model_states.pt, "),
+    (["RUN", "-o", "NEW", "--weights", "INDEX"], "bare.safetensors.index.json: weight_map lists no tensors"),
     (["RUN", "-o", "NEW", "--sound-rate", "0"], "resample to 0 Hz"),
     (["RUN", "-o", "NEW", "--sound-channels", "0"], "0 channels"),
     (["RUN", "-o", "NEW", "--max-context", "64"], "--max-context: does not apply to --engine onnxruntime"),

@@ -25,7 +25,7 @@ import yaml
 from support.runs import CHECKPOINT, Run
 from ualm.export.bundle import export_run
 from ualm.export.quality.calibration_set import CalibrationSet
-from ualm.export.run import checkpoint, records
+from ualm.export.run import records, torch_file
 from ualm.export.run.checkpoint import Checkpoint
 from ualm.export.run.recipe import read_recipe
 from ualm.export.run.yaml_file import MOST_YAML, MOST_YAML_VALUES
@@ -185,8 +185,8 @@ def test_weights_that_are_no_floating_point_are_named(run, dtype):
 
 def test_values_that_are_shared_many_times_are_refused(run, monkeypatch):
     whole = torch.ones(1000, 1000)
-    save(run, lambda module: module.update({f"copy.{index}": whole for index in range(checkpoint.MOST_SHARED + 2)}))
-    assert f"share values more than {checkpoint.MOST_SHARED} times over" in refusal(run)
+    save(run, lambda module: module.update({f"copy.{index}": whole for index in range(torch_file.MOST_SHARED + 2)}))
+    assert f"share values more than {torch_file.MOST_SHARED} times over" in refusal(run)
 
 
 @pytest.mark.parametrize("name", ["a" * 1000, "a\nb", ""], ids=["long", "lines", "empty"])

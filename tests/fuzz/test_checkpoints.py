@@ -25,8 +25,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from support import fuzzing
+from support.checkpoints.forms import FORMS, State
 from support.runs import CHECKPOINT, make_run
 from ualm.export.bundle import export_run
 from ualm.export.run.checkpoint import Checkpoint
@@ -229,6 +231,54 @@ def odd_tensor(rng: random.Random, run: Path) -> Harm:
     return Harm(f"tensor {name} made odd ({make})", _made_of({name}))
 
 
+# ---- other forms of the same checkpoint ----
+
+
+def another_form(rng: random.Random, run: Path) -> Harm:
+    """Save the checkpoint in any form, and harm one of its files, or none."""
+    state = torch.load(run / CHECKPOINT, weights_only=True)["module"]
+    (run / CHECKPOINT).unlink()
+    others = set(run.iterdir())
+    form = rng.choice(sorted(FORMS))
+    FORMS[form](state, run)
+    files = sorted(set(run.iterdir()) - others)
+    path = rng.choice(files)
+    what = rng.choice(("whole", "flipped", "cut", "overwritten", "relisted", "removed", "doubled"))
+    content = bytearray(path.read_bytes())
+    first = rng.randrange(len(content))
+    # most of a header of safetensors, and all of its errors, are in the first bytes
+    first = min(first, rng.choice((8, 4096, len(content))))
+    if what == "flipped":
+        content[first] ^= 1 << rng.randrange(8)
+    elif what == "cut":
+        del content[first:]
+    elif what == "overwritten":
+        content[first : first + 16] = rng.randbytes(len(content[first : first + 16]))
+    path.write_bytes(content)
+    if what == "relisted" and path.suffix == ".json":
+        values = json.loads(path.read_text())
+        _changed_field(rng, values)
+        path.write_text(json.dumps(values))
+    elif what == "removed":
+        path.unlink()
+    elif what == "doubled":
+        name = rng.choice((CHECKPOINT, "pytorch_model.bin", "model.safetensors", rng.choice(files).name))
+        (run / name).write_bytes(content)
+    return Harm(f"{form}: {path.name} {what}", _made_of(_differing_safetensors(run, state)))
+
+
+def _differing_safetensors(run: Path, state: State) -> set[str]:
+    """Tensors in which the safetensors of a run differ from ``state``: unlike torch's files, they have no checksums."""
+    found: dict[str, torch.Tensor] = {}
+    try:
+        for file in run.glob("*.safetensors"):
+            found |= load_file(file)
+    except Exception:  # then no export may succeed
+        return set()
+    plain = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return {name for name in plain if name in state and plain[name].tolist() != state[name].tolist()}
+
+
 # ---- harms to texts, which have no checksum ----
 
 VALUES: list[Callable[[random.Random], Any]] = [
@@ -347,6 +397,7 @@ HARMS = {
     overwritten: 3,
     listed_otherwise: 4,
     odd_tensor: 4,
+    another_form: 6,
     changed_config: 4,
     changed_tokenizer: 2,
     changed_yaml: 2,
