@@ -52,7 +52,7 @@ class BundleError(UalmError):
     --------
     >>> Model.open("nowhere")
     Traceback (most recent call last):
-    ualm.runtime.errors.BundleError: nowhere: no bundle here (manifest.json is missing); ...
+    ualm.runtime.errors.BundleError: nowhere: no bundle here (no such folder); ...
     """
 
 

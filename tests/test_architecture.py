@@ -25,8 +25,8 @@ ABOVE = {
 }
 #: The rooms of the runtime from the bottom up. A room imports rooms before it only.
 ORDER = (
-    *("runtime._native", "runtime._cuda", "runtime.errors", "runtime.shown", "runtime.finish", "runtime.vocabulary"),
-    *("runtime.process", "runtime.files", "runtime.sampling", "runtime.text", "runtime.sound", "runtime.bundle"),
+    *("runtime._native", "runtime._cuda", "runtime.errors", "runtime.shown", "runtime.finish", "runtime.process"),
+    *("runtime.files", "runtime.vocabulary", "runtime.sampling", "runtime.text", "runtime.sound", "runtime.bundle"),
     *("runtime.engines", "runtime.audio", "runtime.conversation", "runtime.reasoning", "runtime.model"),
     *("runtime.diagnostics", "runtime.terminal", "runtime", "runtime.cli"),
 )

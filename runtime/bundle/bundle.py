@@ -125,9 +125,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         document = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(
-            f"{folder}: no bundle here ({MANIFEST} is missing); make one with: ualm export RUN -o BUNDLE"
-        ) from None
+        missing = (
+            f"{MANIFEST} is missing" if folder.is_dir() else "it is a file" if folder.exists() else "no such folder"
+        )
+        raise BundleError(f"{folder}: no bundle here ({missing}); make one with: ualm export RUN -o BUNDLE") from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: not readable ({first_line(error)}); copy the bundle again") from error
     if not isinstance(document, dict) or document.get("format") != "ualm-bundle":

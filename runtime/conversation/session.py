@@ -411,7 +411,7 @@ class Session:
                         f"{file}: its {ends[-1]} rows need {needed} bytes of cache, but memory_limit = {limits.memory}"
                     )
                 try:
-                    check_room(0, ends[-1], resources.max_context)
+                    check_room(0, ends[-1], resources.max_context, most=resources.bundle.manifest.model.max_positions)
                 except ContextError as error:
                     raise ContextError(f"{file}: {error}") from error
                 shape = resources.bundle.manifest.model

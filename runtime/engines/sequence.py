@@ -49,7 +49,7 @@ class SequenceBase(ABC):
         if cache.shape != (sizes.layers, 2, sizes.kv_heads, rows, sizes.head_dim) or cache.dtype != np.float32:
             raise EngineError(f"restore: {cache.dtype} {list(cache.shape)} is not a cache of this model")
         self.truncate(0)
-        check_room(0, rows, self._max_context)
+        check_room(0, rows, self._max_context, most=self._sizes.max_positions)
         self._write_cache(cache)
         self._length = rows
 
@@ -61,7 +61,7 @@ class SequenceBase(ABC):
         drawn = complete = 0
         end: Literal["stop", "limit"] | None = None
         while drawn < count and end is None:
-            check_room(self._length, 1, self._max_context)
+            check_room(self._length, 1, self._max_context, most=self._sizes.max_positions)
             flags = self._draw(rows[drawn], latents[complete], wanted=count - drawn)
             drawn += 1
             complete += bool(flags & _native.LATENT)

@@ -53,7 +53,7 @@ class DeviceSequence(SequenceBase):
     @_translated
     def prefill(self, parts: Sequence[np.ndarray]) -> None:
         rows = sum(map(len, parts))
-        check_room(self._length, rows, self._engine.max_context)
+        check_room(self._length, rows, self._engine.max_context, most=self._sizes.max_positions)
         self._running, body = False, self._engine.body
         for pieces in _chunks(parts, body.prefill_rows):
             count = sum(map(len, pieces))

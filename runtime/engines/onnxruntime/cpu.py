@@ -171,7 +171,7 @@ class OnnxRuntimeSequence(SequenceBase):
 
     def prefill(self, parts: Sequence[np.ndarray]) -> None:
         embeddings = np.concatenate([self._embed(part) for part in parts])
-        check_room(self._length, len(embeddings), self._engine.max_context)
+        check_room(self._length, len(embeddings), self._engine.max_context, most=self._sizes.max_positions)
         for first in range(0, len(embeddings), PREFILL_ROWS):
             chunk = np.ascontiguousarray(embeddings[None, first : first + PREFILL_ROWS])
             role = self._engine.prefill_body(chunk.shape[1])
@@ -261,7 +261,7 @@ class OnnxRuntimeSequence(SequenceBase):
         step, head = self._step(self._branches), self._head
         found = []
         for row in np.ascontiguousarray(rows, np.int32):
-            check_room(self._length, 1, self._engine.max_context)
+            check_room(self._length, 1, self._engine.max_context, most=self._sizes.max_positions)
             step.run(self._length)
             self._length += 1
             head.run()
