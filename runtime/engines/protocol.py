@@ -21,11 +21,11 @@ from .arithmetic import Arithmetic, Part
 def check_room(held: int, new: int, limit: int, *, most: int) -> None:
     """:class:`ContextError` if ``new`` rows do not fit after the ``held`` ones; ``most`` rows are the model's limit."""
     if held + new > limit:
-        advice = "open the model with a larger max_context, or shorten the input"
+        advice = "; open the model with a larger max_context, or shorten the input"
         if limit >= most:
-            advice = "which is this model's limit; shorten the input, or begin another conversation"
+            advice = ", this model's limit; shorten the input, or begin another conversation"
         raise ContextError(
-            f"the conversation needs {held + new} rows ({held} held + {new} new), but max_context = {limit}; {advice}"
+            f"the conversation needs {held + new} rows ({held} held + {new} new), but max_context = {limit}{advice}"
         )
 
 

@@ -313,7 +313,8 @@ def test_as_text_answers_are_on_standard_output_and_the_rest_on_standard_error(c
         (("--max-seconds", "0"), "--max-seconds 0"),
         (("--text-temperature", "-1"), "temperature = -1.0"),
         (("--time-limit", "0"), "time_limit = 0"),
-        (("--bundle", "none"), "none: no bundle here"),
+        (("--bundle", "none"), "none: no bundle here (no such folder)"),
+        (("--bundle", __file__), "no bundle here (it is a file)"),
     ],
 )
 def test_a_bad_option_is_one_line_and_no_chat(chat, options, piece):

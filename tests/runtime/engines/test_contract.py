@@ -25,8 +25,9 @@ from ualm.export.targets.tensorrt.target import add_engines
 from ualm.runtime import AudioSampling, ContextError, EngineError, TextSampling
 from ualm.runtime.audio.features import LogMelFrontend
 from ualm.runtime.bundle.bundle import Bundle
+from ualm.runtime.engines import registry
 from ualm.runtime.engines.arithmetic import Part
-from ualm.runtime.engines.protocol import Engine, EngineSequence, Frames
+from ualm.runtime.engines.protocol import Engine, EngineSequence, Frames, check_room
 from ualm.runtime.engines.tensorrt.engine import TensorRtEngine
 from ualm.runtime.sound.sound import Sound
 from ualm.runtime.vocabulary import CHOOSABLE, STREAMS, Modality
@@ -47,6 +48,14 @@ ENGINES: dict[str, tuple[str | None, Callable[[Bundle, int], Any]]] = {
     "device loop": (None, device_engine),
     "tensorrt, cache in place": ("in_place", tensorrt),
     "tensorrt, cache appended": ("appended", tensorrt),
+}
+
+#: Engine of the registry -> the entry of :data:`ENGINES` that stands for it.
+STANDS_FOR = {
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-cuda": "device loop",
+    "tensorrt": "tensorrt, cache appended",
+    "tensorrt-rtx": "tensorrt, cache in place",
 }
 
 
@@ -304,3 +313,15 @@ def test_nothing_works_once_it_is_closed(subject: Subject) -> None:
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         engine.open_sequence()
+
+
+def test_every_engine_is_held_to_the_contract() -> None:
+    assert set(STANDS_FOR) == set(registry.ENGINES) and set(STANDS_FOR.values()) == set(ENGINES)
+
+
+def test_advice_about_rows_names_a_larger_context_only_where_there_is_one() -> None:
+    with pytest.raises(ContextError, match="open the model with a larger max_context"):
+        check_room(1, 10, 5, most=20)
+    with pytest.raises(ContextError, match="max_context = 5, this model's limit; shorten the input"):
+        check_room(1, 10, 5, most=5)
+    check_room(0, 5, 5, most=5)
