@@ -79,6 +79,6 @@ def test_it_is_said_of_the_domain_as_it_is(known):
 def test_the_packaged_bundle_and_the_readme_say_the_same(known):
     folder = packaged_bundle()
     assert folder is not None
-    mend = "write it with: python -m ualm.export.knows runtime/tiny --tiny"
+    mend = "write it with: python -m ualm.export.tiny knows runtime/tiny"
     assert Bundle(folder, verify="never").manifest.knows == known, mend
     assert known.about in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
