@@ -39,7 +39,7 @@ def installed(place: Path, *, native: bool = True) -> Path:
 
 
 def in_wheel() -> tuple[dict[str, Path], set[str]]:
-    """The source of every module of the wheel, by its dotted name, and the modules that ``wheel.exclude`` leaves out."""
+    """The source of each module of the wheel, by its dotted name, and the modules that ``wheel.exclude`` leaves out."""
     text = (ROOT / "pyproject.toml").read_text()
     lists = [re.search(rf"^wheel\.{key} = [{{\[](.*)[}}\]]$", text, re.MULTILINE) for key in ("packages", "exclude")]
     mapped, excluded = (each.group(1) for each in lists if each is not None)
