@@ -17,41 +17,41 @@ from .quality.calibration_set import calibration_files, check_calibrated
 from .targets.registry import TARGETS, TEXT_TARGETS, ExportRequest, refuse_built, refuse_others
 
 
-def check_order(order: ExportRequest, engine: str) -> None:
+def check_request(request: ExportRequest, engine: str) -> None:
     """Raise what ``--engine`` ``engine`` would raise for the request's options and paths: an ``InputError``,
     ``ExportError`` or ``OutputError``."""
     if engine not in TARGETS:
         raise InputError(f"--engine {engine}: choose {', '.join(TARGETS)}")
-    refuse_others(order, engine)
+    refuse_others(request, engine)
     if engine in TEXT_TARGETS:
-        check_text_precision(order.precision)
+        check_text_precision(request.precision)
     else:
-        precision = order.precision or "fp32"
-        Precision.of(precision, order.encoder_precision, order.codec_precision, order.prefill)
-        if order.calibrate is not None:
+        precision = request.precision or "fp32"
+        Precision.of(precision, request.encoder_precision, request.codec_precision, request.prefill)
+        if request.calibrate is not None:
             check_calibrated(precision)
-            calibration_files(order.calibrate)
-    if order.max_context is not None and order.max_context < 1:
-        raise InputError(f"--max-context {order.max_context}: give a whole number of at least 1")
-    if engine.startswith("tensorrt") and order.run is not None and (order.run / MANIFEST).is_file():
-        refuse_built(order)
-        if resolved(order.output) != resolved(order.run):  # otherwise the bundle's engines are built again
-            _check_output(order.output)
+            calibration_files(request.calibrate)
+    if request.max_context is not None and request.max_context < 1:
+        raise InputError(f"--max-context {request.max_context}: give a whole number of at least 1")
+    if engine.startswith("tensorrt") and request.run is not None and (request.run / MANIFEST).is_file():
+        refuse_built(request)
+        if resolved(request.output) != resolved(request.run):  # otherwise the bundle's engines are built again
+            _check_output(request.output)
         return
     # these need yaml, which is not installed where a bundle is only compiled
     from .run.recipe import find_run, read_recipe
     from .run.shards import weight_files
 
-    files = find_run(order.run, config=order.config, weights=order.weights, step=order.step)
+    files = find_run(request.run, config=request.config, weights=request.weights, step=request.step)
     recipe = read_recipe(files.config)
     weight_files(files.weights)
-    limit, given = recipe.backbone.max_positions, order.max_context
+    limit, given = recipe.backbone.max_positions, request.max_context
     if given is not None and given > limit:
         raise InputError(f"--max-context {given}: give a whole number from 1 to {limit}, this model's limit")
     rate = recipe.codec.get("sample_rate", 16000)
-    if order.post_codec is not None and type(rate) is int and rate > 0:  # any other rate is refused by the codec
-        order.post_codec(CodecIdentity(rate, 1, 1, 0, 0, 0))
-    _check_output(order.output)
+    if request.post_codec is not None and type(rate) is int and rate > 0:  # any other rate is refused by the codec
+        request.post_codec(CodecIdentity(rate, 1, 1, 0, 0, 0))
+    _check_output(request.output)
 
 
 def _check_output(folder: Path) -> None:

@@ -90,10 +90,10 @@ def export_run(
 ) -> ExportReport:
     """Export a training run to the folder ``bundle``, which appears complete or not at all.
 
-    Arguments as :func:`run.find_run` and :meth:`Precision.of`; ``calibration`` as :meth:`CalibrationSet.read`;
+    Arguments as :func:`run.recipe.find_run` and :meth:`Precision.of`; ``calibration`` as :meth:`CalibrationSet.read`;
     ``post_codec`` describes a stage after the codec, see ``runtime.audio.post_codec``. A bundle that falls below a
-    gate of :mod:`agreement` is refused unless ``accept_quality``. Raises :class:`ExportError`, naming the field or
-    tensor, and :class:`OutputError` when the bundle cannot be written.
+    gate of :mod:`quality.agreement` is refused unless ``accept_quality``. Raises :class:`ExportError`, naming the field
+    or tensor, and :class:`OutputError` when the bundle cannot be written.
     """
     formats = Precision.of(precision, encoder_precision, codec_precision, prefill_precision)
     if calibration is not None:

@@ -2,7 +2,6 @@
 
 A bundle takes that from the ``knows.json`` of its training run when it is exported. This is for a bundle whose run
 had no such file then, or another one: its manifest is written again, with a new digest, and no other file is touched.
-``--tiny`` takes the words of ualm-tiny's recipe instead of a file.
 """
 
 from __future__ import annotations
@@ -39,19 +38,12 @@ def write_knows(folder: Path, knows: Knowledge | None) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="ualm.export.knows", description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("knows", type=Path, nargs="?", help="JSON file: about, and words")
-    source.add_argument("--tiny", action="store_true", help="what ualm-tiny knows, according to its recipe")
+    parser.add_argument("knows", type=Path, help="JSON file: about, and words")
     arguments = parser.parse_args()
     try:
-        if arguments.tiny:
-            from .tiny.training.run_folder import knowledge
-
-            knows: Knowledge | None = knowledge()
-        else:
-            knows = read_knows(arguments.knows)
-            if knows is None:
-                sys.exit(f"knows: {arguments.knows}: no such file")
+        knows = read_knows(arguments.knows)
+        if knows is None:
+            sys.exit(f"knows: {arguments.knows}: no such file")
         changed = write_knows(arguments.bundle, knows)
     except UalmError as error:
         sys.exit(f"knows: {error}")

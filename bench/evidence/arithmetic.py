@@ -260,8 +260,8 @@ def measure_damage(body: Body) -> Iterator[dict[str, Any]]:
     """The errors of every kind of damage, in float32."""
     expected = body.logits()
     for name, damage in damages(body.shape):
-        spoilt = dataclasses.replace(body, read=damage(body.read))
-        yield {"damage": name, "errors": errors(expected, spoilt.logits())}
+        damaged = dataclasses.replace(body, read=damage(body.read))
+        yield {"damage": name, "errors": errors(expected, damaged.logits())}
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m ualm.bench.evidence.arithmetic") -> None:

@@ -144,22 +144,22 @@ def damages(precision: str, layers: int) -> Iterator[tuple[str, Store]]:
     if precision in ("int8", "int4"):
         low, high = LIMITS[dtype]
 
-        def spoilt(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Store:
+        def damaged(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Store:
             return lambda name, matrix: dequantize(*change(*quantize(matrix, dtype)))
 
-        yield "scales of neighbouring blocks swapped", spoilt(lambda q, s: (q, _swapped(s, 0)))
-        yield "scales of neighbouring outputs swapped", spoilt(lambda q, s: (q, _swapped(s, 1)))
-        yield "scales one block further", spoilt(lambda q, s: (q, np.roll(s, 1, axis=0)))
+        yield "scales of neighbouring blocks swapped", damaged(lambda q, s: (q, _swapped(s, 0)))
+        yield "scales of neighbouring outputs swapped", damaged(lambda q, s: (q, _swapped(s, 1)))
+        yield "scales one block further", damaged(lambda q, s: (q, np.roll(s, 1, axis=0)))
         yield (
             "zero point off by one",
-            spoilt(lambda q, s: (np.clip(q.astype(np.int16) + 1, low, high).astype(np.int8), s)),
+            damaged(lambda q, s: (np.clip(q.astype(np.int16) + 1, low, high).astype(np.int8), s)),
         )
         yield "rounded towards zero", lambda name, matrix: _truncated(matrix, dtype)
         yield "one bit fewer", lambda name, matrix: _in_bits(matrix, 7 if precision == "int8" else 3)
         yield "two bits fewer", lambda name, matrix: _in_bits(matrix, 6 if precision == "int8" else 2)
         yield "one scale a column", lambda name, matrix: _in_bits(matrix, 8 if precision == "int8" else 4, len(matrix))
         if precision == "int4":
-            yield "nibbles swapped", spoilt(lambda q, s: (_swapped(q, 1), s))
+            yield "nibbles swapped", damaged(lambda q, s: (_swapped(q, 1), s))
     elif precision == "fp8":
         yield "two bits of fraction for three", lambda name, matrix: _with_fraction(matrix, 2)
         yield "scales half as large, cut off", lambda name, matrix: _float8_scaled(matrix, 0.5)

@@ -1,4 +1,4 @@
-"""Measures one thing, or two in turn: A B B A A B B A ..., so that a drift of the machine affects both alike."""
+"""Measures one thing, or two in turn: A B B A A B B A ..., so that a drift of the machine affects both equally."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Progress = Callable[[str], None]
 class Measured:
     """Samples of each figure, block by block in the order of measurement.
 
-    ``beside``: the readings before and after each block; empty if there were none.
+    ``readings_around``: the readings before and after each block; empty if there were none.
     """
 
     blocks: Mapping[str, tuple[tuple[float, ...], ...]]
-    beside: tuple[tuple[float, float], ...] = ()
+    readings_around: tuple[tuple[float, float], ...] = ()
 
     def samples(self, figure: str) -> list[float]:
         """All samples of a figure."""
@@ -49,7 +49,7 @@ def measure(
     ``progress`` is called with ``text`` and the number of finished blocks.
     """
     taken: list[dict[str, list[tuple[float, ...]]]] = [{} for _ in cases]
-    beside: list[list[tuple[float, float]]] = [[] for _ in cases]
+    readings_around: list[list[tuple[float, float]]] = [[] for _ in cases]
     done = 0
     before = None if read is None else read()
     for at, size in enumerate(sizes):
@@ -59,13 +59,13 @@ def measure(
                 taken[case].setdefault(figure, []).append(tuple(values))
             if read is not None and before is not None:
                 after = read()
-                beside[case].append((before, after))
+                readings_around[case].append((before, after))
                 before = after
             done += 1
             progress(f"{text}: {done}/{len(sizes) * len(cases)}")
     return [
-        Measured({figure: tuple(blocks) for figure, blocks in each.items()}, tuple(read_beside))
-        for each, read_beside in zip(taken, beside, strict=True)
+        Measured({figure: tuple(blocks) for figure, blocks in each.items()}, tuple(readings))
+        for each, readings in zip(taken, readings_around, strict=True)
     ]
 
 

@@ -33,7 +33,7 @@ _Measurable = TypeVar("_Measurable", bound=Measurable)
 
 
 class BundleScenario(Scenario[AnySubject], Protocol):
-    """What to measure of a bundle and of its rival, and with which settings."""
+    """What to measure of a bundle and of its baseline, and with which settings."""
 
     def settings(self, bundle: Bundle) -> Sequence[Mapping[str, Setting]]:
         """The settings to measure, one by one; defaults come from the bundle. Refuses what cannot be measured."""
@@ -41,7 +41,7 @@ class BundleScenario(Scenario[AnySubject], Protocol):
 
 
 def run_scenario(scenario: BundleScenario, request: Request, progress: Progress = lambda text: None) -> Report:
-    """Measure every setting of ``scenario`` for the request's bundle, in turn with its rival."""
+    """Measure every setting of ``scenario`` for the request's bundle, interleaved with the baseline."""
     load_average = current_load()
     threads = request.threads or cores()
     mine, other = open_subjects(request, threads)
@@ -197,7 +197,7 @@ def _measurements(
 
 def _pairs(measured: Measured, figure: str) -> list[BandwidthPair]:
     """Each block of a figure and the readings beside it."""
-    blocks = zip(measured.beside, measured.blocks[figure], strict=True)
+    blocks = zip(measured.readings_around, measured.blocks[figure], strict=True)
     return [BandwidthPair(before, after, statistics.median(values)) for (before, after), values in blocks]
 
 

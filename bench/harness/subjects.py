@@ -25,14 +25,14 @@ from ..report.schema import Subject
 if TYPE_CHECKING:
     from ..peers.torch_reference import TorchReference
 
-#: Rivals that ``--versus`` accepts besides bundles, with the torch type of each.
+#: Baselines that ``--versus`` accepts besides bundles, with the torch type of each.
 PEERS = {"reference-fp32": "float32", "reference-bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Request:
     """What to measure. ``threads`` None: all cores. ``versus``: a bundle or one of :data:`PEERS`; ``run``: the training
-    run whose weights such a rival takes. ``quiet``: print nothing about engines on standard error."""
+    run whose weights such a baseline takes. ``quiet``: print nothing about engines on standard error."""
 
     bundle: Path
     engine: str | None = None
@@ -142,17 +142,17 @@ AnySubject = BundleSubject | PeerSubject
 
 
 def _check_same_weights(bundle: Bundle, reference: TorchReference, run: Path) -> None:
-    """Raise :class:`InputError` if a bundle was not made from its rival's run, judged by their embedding tables."""
+    """Raise :class:`InputError` if a bundle was not made from its baseline's run, judged by their embedding tables."""
     ours = bundle.table("embedding")
     rows = np.linspace(0, len(ours) - 1, 256).astype(np.int64)
     theirs = reference.embedding_rows(rows) if len(ours) == reference.vocabulary.size else np.zeros((0, 0))
-    # the rival may hold them in bfloat16, which has 8 significant bits
+    # the baseline may hold them in bfloat16, which has 8 significant bits
     if theirs.shape != (len(rows), ours.shape[1]) or not np.allclose(widen(ours[rows]), theirs, rtol=2**-7, atol=1e-6):
         raise InputError(f"--run {run}: {bundle.folder} was not made from it; name the run that it was made from")
 
 
 def open_subjects(request: Request, threads: int) -> tuple[BundleSubject, AnySubject | None]:
-    """The bundle, and its rival, if any."""
+    """The bundle, and its baseline, if any."""
     mine = request.bundle
     name = resolved(mine).name
     if request.versus is None:

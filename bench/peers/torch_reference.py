@@ -1,9 +1,9 @@
-"""The rival: the published inference algorithm in torch, as its authors' code computes it.
+"""The baseline: the published inference algorithm in torch, as its authors' code computes it.
 
 transformers' Qwen2 body with a growing cache; guidance as a batch of two, whose null branch is a dense prefill of zero
 embeddings; the whole head for all eight streams of both branches, with the stream embeddings added to the hidden state;
 a mask over the whole vocabulary, top-k, softmax, a draw. Work of the published code whose results are never read is
-left out in the rival's favour: the head of every prompt position, and a second masking.
+left out in the baseline's favour: the head of every prompt position, and a second masking.
 
 Needs the export extra: torch, transformers, and the exporter's reader of training runs.
 """

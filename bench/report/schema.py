@@ -117,8 +117,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Subject:
-    """The subject of a measurement: a bundle in an engine, or a rival. ``digest`` is the bundle's; a rival names its
-    weights."""
+    """The subject of a measurement: a bundle in an engine, or a baseline. ``digest`` is the bundle's; a baseline names
+    its weights."""
 
     name: str
     engine: str

@@ -1,4 +1,4 @@
-// Where a vocabulary id stands in the logits of one step, and back.
+// Maps vocabulary ids to logit columns, and back.
 // Audio head: [eos, eot, stream 0: pad, code 0 .. K-1, stream 1: pad, codes, .. stream 7]; text head: [eos, eot, ids].
 // In both, ids rise with the column, so "ties to the lower id" and "ties to the lower column" are the same rule.
 #pragma once

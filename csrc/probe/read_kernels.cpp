@@ -32,9 +32,9 @@ uint64_t sum_portable(const uint64_t* words, int64_t count) {
 
 #if defined(UALM_READ_X86) || defined(UALM_READ_NEON)
 
-// What the vector kernels have in common: from the first whole cache line on (a vector across two lines is two reads),
-// `kStretches` stretches of `each` words lie behind each other, of which a step reads kStep words, whole lines, in turn.
-// One straight line is what a CPU foresees best; several keep more reads under way where memory is slow to answer.
+// What the vector kernels share. They start at a cache line, since a vector across two lines takes two reads, and read
+// `kStretches` consecutive stretches of `each` words: each step reads kStep words (whole lines) of one, then of the next.
+// A CPU's prefetcher predicts one stretch best; several keep more reads in flight where memory is slow to answer.
 constexpr int64_t kStep = 32;
 
 struct Split {

@@ -1,4 +1,4 @@
-// What measures the machine, for Python: bench/bandwidth.py and bench/core_distance.py.
+// What measures the machine, for Python: bench/meters/bandwidth.py and bench/meters/core_distance.py.
 #include "probe/core_round_trip.h"
 #include "probe/read_bandwidth.h"
 #include "python/arrays.h"

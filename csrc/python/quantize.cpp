@@ -1,4 +1,4 @@
-// Block quantisation for Python: what export/quantize.py and export/calibrate.py call.
+// Block quantisation for Python: what export/formats/blocks.py and export/quality/gptq.py call.
 #include "cpu/quantize_blocks.h"
 
 #include "python/arrays.h"

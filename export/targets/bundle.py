@@ -11,27 +11,27 @@ from ..bundle import export_run
 from .registry import ExportRequest, ExportResult, Progress, refuse_others
 
 
-def target(order: ExportRequest, progress: Progress) -> ExportResult:
+def target(request: ExportRequest, progress: Progress) -> ExportResult:
     """Export a bundle for ONNX Runtime; raises as :func:`export_run`."""
-    refuse_others(order, "onnxruntime")
-    return export_bundle(order, progress)
+    refuse_others(request, "onnxruntime")
+    return export_bundle(request, progress)
 
 
-def export_bundle(order: ExportRequest, progress: Progress) -> ExportResult:
+def export_bundle(request: ExportRequest, progress: Progress) -> ExportResult:
     """Export the bundle that every engine of ualm opens; raises as :func:`export_run`."""
     made = export_run(
-        order.run,
-        order.output,
-        config=order.config,
-        weights=order.weights,
-        step=order.step,
-        precision=order.precision or "fp32",
-        encoder_precision=order.encoder_precision,
-        codec_precision=order.codec_precision,
-        prefill_precision=order.prefill,
-        calibration=order.calibrate,
-        accept_quality=order.accept_quality,
-        post_codec=order.post_codec,
+        request.run,
+        request.output,
+        config=request.config,
+        weights=request.weights,
+        step=request.step,
+        precision=request.precision or "fp32",
+        encoder_precision=request.encoder_precision,
+        codec_precision=request.codec_precision,
+        prefill_precision=request.prefill,
+        calibration=request.calibrate,
+        accept_quality=request.accept_quality,
+        post_codec=request.post_codec,
         progress=progress,
     )
     size, seconds = sum(made.sizes.values()), sum(made.seconds.values())

@@ -84,7 +84,7 @@ TAKES: dict[str, tuple[str, ...]] = {
 TEXT_TARGETS = ("huggingface", "tensorrt-llm")
 
 #: Field of a request -> its option on the command line, if that is not ``--field-name``.
-_SPELLINGS = {"post_codec": "--sound-rate and --sound-channels"}
+_OPTIONS = {"post_codec": "--sound-rate and --sound-channels"}
 
 
 def find_target(engine: str) -> Target:
@@ -97,28 +97,28 @@ def find_target(engine: str) -> Target:
     return target
 
 
-def refuse_others(order: ExportRequest, engine: str) -> None:
+def refuse_others(request: ExportRequest, engine: str) -> None:
     """Raise :class:`InputError` for an option that was given but that the target neither takes nor may ignore."""
-    if engine == "tensorrt" and order.target is not None:
+    if engine == "tensorrt" and request.target is not None:
         raise InputError(
-            f"--target {order.target}: TensorRT builds for the GPU that it sees, and for no other; leave it out, and "
+            f"--target {request.target}: TensorRT builds for the GPU that it sees, and for no other; leave it out, and "
             "run this on the machine where the engine is to run"
         )
-    for field in fields(order):
-        if field.name not in (*RUN_OPTIONS, *TAKES[engine]) and getattr(order, field.name) != field.default:
-            raise InputError(f"{_spelt(field.name)}: does not apply to --engine {engine}; leave it out")
+    for field in fields(request):
+        if field.name not in (*RUN_OPTIONS, *TAKES[engine]) and getattr(request, field.name) != field.default:
+            raise InputError(f"{_option_name(field.name)}: does not apply to --engine {engine}; leave it out")
 
 
-def refuse_built(order: ExportRequest) -> None:
+def refuse_built(request: ExportRequest) -> None:
     """Raise :class:`InputError` for an export option if the input is already a bundle that is only to be compiled."""
     for name in ("config", "weights", "step", *BUNDLE_OPTIONS):
-        value = getattr(order, name)
+        value = getattr(request, name)
         if value is not None and value is not False:
             raise InputError(
-                f"{_spelt(name)}: {order.run} is a bundle, and what is in it was chosen when it was exported; leave it "
-                "out, or give the training run"
+                f"{_option_name(name)}: {request.run} is a bundle, and what is in it was chosen when it was exported; "
+                "leave it out, or give the training run"
             )
 
 
-def _spelt(field: str) -> str:
-    return _SPELLINGS.get(field, f"--{field.replace('_', '-')}")
+def _option_name(field: str) -> str:
+    return _OPTIONS.get(field, f"--{field.replace('_', '-')}")

@@ -36,15 +36,15 @@ TOKENIZER = "tokenizer"
 UNVERIFIED = "unverified: never loaded by TensorRT-LLM; names and shapes were only checked by ualm's own rules"
 
 
-def target(order: ExportRequest, progress: Progress) -> ExportResult:
-    """Write the folder ``order.output``, complete or not at all. ``order.precision``: fp32, bf16 or fp16; the
+def target(request: ExportRequest, progress: Progress) -> ExportResult:
+    """Write the folder ``request.output``, complete or not at all. ``request.precision``: fp32, bf16 or fp16; the
     checkpoint's own by default. Raises :class:`ExportError`, naming the field or tensor."""
     began = time.perf_counter()
-    refuse_others(order, "tensorrt-llm")
-    side = read_text_side(order)
+    refuse_others(request, "tensorrt-llm")
+    side = read_text_side(request)
     tensors = stacked_tensors(side)
     total = sum(tensor.nbytes(side.dtype) for tensor in tensors)
-    with replacing_folder(order.output) as folder:
+    with replacing_folder(request.output) as folder:
         (folder / TOKENIZER).mkdir()
         write_hf_tokenizer(side.recipe, side.vocabulary, folder / TOKENIZER)
         for name, values in (("config.json", checkpoint_config(side)), (FACTS, vocabulary_facts(side))):
@@ -57,9 +57,9 @@ def target(order: ExportRequest, progress: Progress) -> ExportResult:
         check_checkpoint(folder)
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
-    place = str(order.output)
+    place = str(request.output)
     following = f"trtllm-build --checkpoint_dir {shlex.quote(place)} --output_dir {shlex.quote(f'{place}_engine')}"
-    return made(order, side, sizes, "tensorrt-llm", (UNVERIFIED,), began, following)
+    return made(request, side, sizes, "tensorrt-llm", (UNVERIFIED,), began, following)
 
 
 def stacked_tensors(side: TextSide) -> list[Stacked]:

@@ -56,10 +56,10 @@ class TextSide:
         return [range(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
 
 
-def read_text_side(order: ExportRequest) -> TextSide:
+def read_text_side(request: ExportRequest) -> TextSide:
     """Find and check the run of a request; raises :class:`ExportError` as an export to a bundle does."""
-    check_text_precision(order.precision)
-    files = find_run(order.run, config=order.config, weights=order.weights, step=order.step)
+    check_text_precision(request.precision)
+    files = find_run(request.run, config=request.config, weights=request.weights, step=request.step)
     recipe = read_recipe(files.config)
     checkpoint = Checkpoint(files.weights)
     planned = WeightStore("checked, never written")
@@ -70,8 +70,8 @@ def read_text_side(order: ExportRequest) -> TextSide:
     if checkpoint.read(EMBEDDING, slice(0, 1)).any():
         raise ExportError(f"tensor {EMBEDDING}: row 0 (padding) is not zero; this is not a UALM embedding table")
     tensors = {EMBEDDING: heads.tensors[EMBEDDING], **body.tensors, HEAD: heads.tensors[HEAD]}
-    if order.precision is not None:
-        dtype = TEXT_PRECISIONS[order.precision]
+    if request.precision is not None:
+        dtype = TEXT_PRECISIONS[request.precision]
     else:
         dtype = checkpoint.dtype(EMBEDDING)
         if dtype not in TEXT_PRECISIONS.values():

@@ -2,7 +2,8 @@
 
 Stages: ``data`` renders sounds and builds the codec and the tokenizer; ``train`` trains, resuming where it stopped;
 ``write`` writes the training run; ``all`` runs all three. ``ualm export RUN -o BUNDLE`` makes the bundle, and
-``ualm bench gates BUNDLE --run RUN -o gates.json`` judges its gates.
+``ualm bench gates BUNDLE --run RUN -o gates.json`` judges its gates. ``knows BUNDLE`` records in an existing bundle
+what the recipe says that the model knows.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ import torch
 
 from ...runtime.errors import UalmError
 from ...runtime.process.cores import check_threads, cores
+from ..knows import write_knows
 from .corpus.soundfont import SOUNDFONT
 from .training.loop import Recipe
+from .training.run_folder import knowledge
 from .training.stages import Workshop
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="ualm.export.tiny", description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("data", "train", "write", "all"))
-    parser.add_argument("work", type=Path, help="folder for renders, codec and training state")
+    parser.add_argument("stage", choices=("data", "train", "write", "all", "knows"))
+    parser.add_argument("work", type=Path, help="folder for renders, codec and training state; for knows: the bundle")
     parser.add_argument("-o", "--output", type=Path, help="folder of the training run to write")
     parser.add_argument("--soundfont", type=Path, default=SOUNDFONT)
     parser.add_argument("--threads", type=int, default=min(2, cores()))
@@ -44,6 +47,10 @@ def main() -> None:
     if arguments.stage in ("write", "all") and arguments.output is None:
         parser.error("--output: name the folder of the training run to write")
     try:
+        if arguments.stage == "knows":
+            changed = write_knows(arguments.work, knowledge())
+            print(f"{arguments.work}: {'written' if changed else 'unchanged'}")
+            return
         check_threads(arguments.threads, "--threads", "leave it out")
         torch.set_num_threads(arguments.threads)
         _run(arguments)

@@ -38,8 +38,8 @@ class _Job:
 class FeatureCache:
     """Thread-safe cache of a model's encoder features, keyed by the sound's content; each is computed once."""
 
-    def __init__(self, hearing: LogMelFrontend, engine: Engine, capacity: int = CACHE_BYTES) -> None:
-        self._hearing, self._engine, self._capacity = hearing, engine, capacity
+    def __init__(self, frontend: LogMelFrontend, engine: Engine, capacity: int = CACHE_BYTES) -> None:
+        self._frontend, self._engine, self._capacity = frontend, engine, capacity
         self._known: OrderedDict[bytes, _Job] = OrderedDict()
         self._lock = threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
@@ -48,17 +48,17 @@ class FeatureCache:
     @property
     def longest(self) -> float:
         """Seconds of the longest sound that the encoder takes."""
-        return self._hearing.spec.max_samples / self._hearing.spec.sample_rate
+        return self._frontend.spec.max_samples / self._frontend.spec.sample_rate
 
     def check(self, sound: Sound) -> None:
         """Refuse a sound that the encoder cannot take, with an :class:`InputError`."""
-        self._hearing.check(sound)
+        self._frontend.check(sound)
 
     def features(self, sound: Sound, look: Callable[[], object] = lambda: None) -> np.ndarray:
         """Feature rows float32 [L, H]; read-only, shared with other callers.
 
-        A sound that waits in the background is encoded here, at once. ``look`` is called before, and now and then while
-        another thread encodes it; an exception from it ends the call.
+        A sound that waits in the background is encoded here immediately. ``look`` is called before, and now and then
+        while another thread encodes it; an exception from it ends the call.
         """
         key = _content(sound)
         while True:
@@ -76,13 +76,13 @@ class FeatureCache:
 
     def start(self, sound: Sound) -> None:
         """Start encoding a sound in the background; a later :meth:`features` waits for what is left to do."""
-        self._hearing.check(sound)
+        self._frontend.check(sound)
         heard = self._entry(_content(sound), sound)
         with self._lock:
             if self._closed:
                 raise EngineError("the model is closed; open it again")
             if self._worker is None:
-                self._worker = ThreadPoolExecutor(1, thread_name_prefix="ualm-listener")
+                self._worker = ThreadPoolExecutor(1, thread_name_prefix="ualm-features")
             # if this fails, the sound is still unclaimed, and the call that needs it encodes it
             self._worker.submit(self._compute, heard)
 
@@ -110,7 +110,7 @@ class FeatureCache:
         try:
             if self._closed:
                 raise EngineError("the model is closed; open it again")
-            prepared = self._hearing.prepare(heard.sound)
+            prepared = self._frontend.prepare(heard.sound)
             # a copy: the encoder's padding would be kept with a view
             features = self._engine.encode(prepared.inputs)[: prepared.rows].copy()
         except BaseException as error:

@@ -35,12 +35,12 @@ def normalized(samples: np.ndarray) -> np.ndarray:
 
 def without_silence(samples: np.ndarray, spec: FeatureSpec) -> np.ndarray:
     """``samples`` float32 [n] without long silence at both ends, see ``FeatureSpec.silence_db``."""
-    first, stop = heard_range(samples, spec)
+    first, stop = audible_range(samples, spec)
     return samples[first:stop] if stop - first < len(samples) else samples
 
 
-def heard_range(samples: np.ndarray, spec: FeatureSpec) -> tuple[int, int]:
-    """First sample and the one behind the last that are heard of ``samples`` float32 [n].
+def audible_range(samples: np.ndarray, spec: FeatureSpec) -> tuple[int, int]:
+    """The first and the past-the-end audible sample of ``samples`` float32 [n].
 
     Counted in steps of two mel frames, a codec frame of the published models, and never less than the encoder can hear;
     a sound that is silent all over is heard whole.

@@ -7,7 +7,7 @@ that comes after the previous one was played out leaves a gap. A :class:`ChunkPr
 Why playback that begins with the first piece does not starve: let a frame last t seconds, a row take r and a codec call
 of n frames c(n), where c(n) / n does not grow with n; and let the first piece have n frames with n r + c(n) <= n t.
 While a piece of m >= n frames plays, m rows can be drawn and decoded, for m r + c(m) <= m t. At the end of a sound the
-l frames that the codec looks ahead come at once: if c(1) + c(l) <= n t, they are in time as well, in a call of their
+l frames that the codec looks ahead come together: if c(1) + c(l) <= n t, they are in time as well, in a call of their
 own where one for all would be late. The pacer makes the first piece large enough, and calls the codec before what was
 sent is played out. A stage after the codec counts as a part of its calls; the d seconds that it holds back shorten the
 first piece: n t - d takes the place of n t. Where no n is large enough the engine is slower than real time: see

@@ -32,8 +32,8 @@ class SoundDecoder:
     profile : str or ChunkProfile, default "balanced"
         How large the pieces are.
     pace : Pace or None, default None
-        How long calls take here, for a listener who plays the output at once; see ``pacing``. None: pieces follow the
-        profile alone.
+        How long calls take here, for a listener who plays the output immediately; see ``pacing``. None: pieces follow
+        the profile alone.
 
     Attributes
     ----------

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import BundleError, InputError
+from ..files.cache import cache_folder
 from ..files.reading import check_file, first_line, read_json, shown
 from ..files.safetensors_reader import MappedTensors
 from ..files.writing import resolved
@@ -159,13 +160,9 @@ def describe_file(path: Path, on_bytes: Callable[[int], None] = lambda count: No
 
 
 def _stamp_file(folder: Path, digest: str) -> Path | None:
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        cache = Path(base) if base else Path.home() / ".cache"
-    except RuntimeError:  # no home directory
-        return None
     place = hashlib.sha256(str(resolved(folder)).encode()).hexdigest()[:16]
-    return cache / "ualm" / "verified" / f"{digest[:32]}.{place}.json"
+    cache = cache_folder()
+    return None if cache is None else cache / "verified" / f"{digest[:32]}.{place}.json"
 
 
 def _read_stamp(path: Path) -> object:

@@ -101,7 +101,7 @@ class _Contents:
         if (parts := len(manifest.parts)) > MOST_PARTS:
             self._refuse(f"parts: {parts} of them, and {MOST_PARTS} are the most")
         if model.heads % model.kv_heads:
-            self._refuse(f"model.heads = {model.heads} is no multiple of model.kv_heads = {model.kv_heads}")
+            self._refuse(f"model.heads = {model.heads} is not a multiple of model.kv_heads = {model.kv_heads}")
         if model.head_dim % 2:
             self._refuse(f"model.head_dim = {model.head_dim} is odd; halves of a head are turned against each other")
         if model.max_positions > MOST_POSITIONS:

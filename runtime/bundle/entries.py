@@ -68,10 +68,10 @@ class PartEntry:
         if not isinstance(file, str):
             raise ValueError(f"{where}.file = {shown(file)}")
         if not isinstance(stored, str) or stored not in STORED:
-            raise ValueError(f"{where}.precision = {shown(stored)} is none of {', '.join(STORED)}")
+            raise ValueError(f"{where}.precision = {shown(stored)} must be one of {', '.join(STORED)}")
         known = get_args(Compute)
         if "compute" in entry and (not isinstance(compute, str) or compute not in known):
-            raise ValueError(f"{where}.compute = {shown(compute)} is none of {', '.join(known)}")
+            raise ValueError(f"{where}.compute = {shown(compute)} must be one of {', '.join(known)}")
         if "weight_bytes" in entry and (type(size) is not int or size < 0):
             raise ValueError(f"{where}.weight_bytes = {shown(size)}")
         return cls(**entry)

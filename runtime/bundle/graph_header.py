@@ -206,7 +206,7 @@ def _bytes(value: _Value | None) -> memoryview:
 
 def _integer(value: _Value) -> int:
     if not isinstance(value, int):
-        raise ValueError("a size is no number")
+        raise ValueError("a size is not a number")
     return value
 
 

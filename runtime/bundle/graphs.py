@@ -72,9 +72,12 @@ class Graphs:
         path, total = self._part(role), 0
         for name, weight in graph.weights.items():
             if weight.location != self._tables.path.name:
-                self._refuse(f"weight {shown(name)} lies in {shown(weight.location)}, no file of weights", path)
+                self._refuse(
+                    f"weight {shown(name)} is stored in {shown(weight.location)}, which is not the file of weights",
+                    path,
+                )
             if name not in self._tables:
-                self._refuse(f"weight {shown(name)} is none of {self._tables.path.name}", path)
+                self._refuse(f"weight {shown(name)} is not in {self._tables.path.name}", path)
             tensor, stored = self._tables[name], self._tables.stored_as(name)
             if (weight.offset, weight.length) != self._tables.place(name):
                 self._refuse(f"weight {shown(name)} is not where {self._tables.path.name} has it", path)
@@ -141,7 +144,7 @@ class Graphs:
         if role == "backbone" and "past_key.0" in graph.inputs:  # that for GPUs: its cache has the computing type
             number = graph.inputs["past_key.0"].dtype
             if number not in _FLOATS:
-                self._refuse(f"its cache is {number}, none of {', '.join(_FLOATS)}", self._part(role))
+                self._refuse(f"its cache is stored in {number}; choose {', '.join(_FLOATS)}", self._part(role))
         inputs: _Sides = {"embeddings": _floats(None, None, model.hidden_size)}
         if "write_index" in graph.inputs:
             inputs |= {

@@ -285,7 +285,7 @@ def _precision(formats: Mapping[str, Any]) -> Mapping[str, str]:
 def _tolerances(golden: Mapping[str, Any]) -> Mapping[str, float]:
     for name, value in golden.items():
         if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
-            raise ValueError(f"golden.{name} = {shown(value)} is no tolerance")
+            raise ValueError(f"golden.{name} = {shown(value)} is not a valid tolerance")
     return golden
 
 

@@ -49,7 +49,7 @@ def _checked(section: type[_Section], name: str, key: str, value: object) -> obj
     allowed = section.places.get(key, frozenset())
     if unknown := [place for place in _PLACE.findall(value) if place not in allowed]:
         known = ", ".join(f"{{{place}}}" for place in sorted(allowed)) or "none"
-        raise ValueError(f"{name}.{key}: {{{unknown[0]}}} is no place to fill in; known here: {known}")
+        raise ValueError(f"{name}.{key}: {{{unknown[0]}}} is not a known placeholder; known here: {known}")
     return value
 
 

@@ -42,7 +42,7 @@ def run(module: str) -> None:
 
 
 def _done(module: str) -> str | int | None:
-    """Do the work, and return its status as for ``sys.exit``. A signal that strikes later is left to :func:`run`."""
+    """Do the work, and return its status as for ``sys.exit``. A signal that arrives later is left to :func:`run`."""
     from importlib import import_module
 
     try:

@@ -170,10 +170,10 @@ def export(
         raise InputError("--output: name the folder of the bundle to make")
     check_native()
     try:
-        from ualm.export.arguments import check_order
+        from ualm.export.arguments import check_request
         from ualm.export.targets.registry import ExportRequest, find_target
 
-        order = ExportRequest(
+        request = ExportRequest(
             run=run,
             output=output,
             config=config,
@@ -189,13 +189,13 @@ def export(
             target=gpus,
             max_context=max_context,
         )
-        check_order(order, engine)  # mistakes are reported before torch is loaded
+        check_request(request, engine)  # mistakes are reported before torch is loaded
         target = find_target(engine)
     except ImportError as error:
         raise_interrupt(error)
         raise UalmError(f"export cannot be loaded ({error}); install it with: {install_hint('export')}") from error
     with live_bytes() as progress:
-        made = target(order, progress)
+        made = target(request, progress)
     report(as_json, made.result, "\n".join(made.lines))
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import UalmError
+from ..files.cache import cache_folder
 from ..files.writing import replacing_file
 
 #: Shells that are remembered, if it is not visible which have ended.
@@ -22,26 +23,27 @@ def first_in_this_shell() -> bool:
     The shell is the process that began the terminal's session, or else the one that started this process.
     """
     shells = _shells()
-    with suppress(OSError, RuntimeError, UalmError):  # RuntimeError: no home
+    with suppress(OSError, UalmError):
         place = _place()
-        heard = _heard(place)
-        if any(shell in heard for shell in shells):
+        if place is None:
+            return True
+        remembered = _remembered(place)
+        if any(shell in remembered for shell in shells):
             return False
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing_file(place) as temporary:
-            temporary.write_text(json.dumps([*heard, *shells][-_MOST:]) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps([*remembered, *shells][-_MOST:]) + "\n", encoding="utf-8")
     return True
 
 
-def _place() -> Path:
-    """The file, in a folder that the system clears after the user's session, if there is one."""
-    runtime, cache = os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("XDG_CACHE_HOME")
-    if runtime and Path(runtime).is_dir():
-        return Path(runtime) / "ualm" / "told.json"
-    return (Path(cache) if cache else Path.home() / ".cache") / "ualm" / "told.json"
+def _place() -> Path | None:
+    """The file, in a folder that the system clears after the user's session, if there is one; None without a home."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(runtime) / "ualm" if runtime and Path(runtime).is_dir() else cache_folder()
+    return None if folder is None else folder / "told.json"
 
 
-def _heard(place: Path) -> list[_Process]:
+def _remembered(place: Path) -> list[_Process]:
     """The remembered shells that have not ended; none if the file is missing or damaged, since it is written again."""
     try:
         found = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else []

@@ -39,7 +39,9 @@ MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", help="Longe
 TextTemperatureOption = Annotated[
     float | None, typer.Option("--text-temperature", help="Like --temperature, for texts.")
 ]
-PlayOption = Annotated[bool, typer.Option("--play", help="Play what is made while it is made; needs the extra `play`.")]
+PlayOption = Annotated[
+    bool, typer.Option("--play", help="Play the sound while it is generated; needs the extra `play`.")
+]
 PlotOption = Annotated[
     Path | None,
     typer.Option("--plot", help="Draw the sound's spectrogram: .png, .svg or .pdf; needs the extra `plot`."),

@@ -31,7 +31,7 @@ class Output(Protocol):
         ...
 
     def abort(self) -> None:
-        """Stop at once."""
+        """Stop immediately."""
         ...
 
     def report(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class Loudspeaker:
         self._stopped = True
 
     def abort(self) -> None:
-        """Be silent at once, and ready for another sound."""
+        """Stop playing immediately, and be ready for another sound."""
         player, self._player, self._stopped = self._player, None, False
         if player is not None:
             player.abort()

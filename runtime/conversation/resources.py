@@ -51,11 +51,18 @@ class Resources:
         """:class:`BundleError` if the tokenizer, or the stage after the codec, cannot be used."""
         manifest = bundle.manifest
         tokenizer = TextCodec(bundle.path(TOKENIZER), manifest.vocabulary.text_size)
-        hearing = LogMelFrontend(manifest.features, bundle.table("encoder.mel_filters"))
+        frontend = LogMelFrontend(manifest.features, bundle.table("encoder.mel_filters"))
         open_post_codec(bundle)  # an unknown stage is refused when opening, not at the first sound
         defaults = manifest.sampling
         return cls(
-            bundle, engine, max_context, tokenizer, FeatureCache(hearing, engine), Pace(), defaults.audio, defaults.text
+            bundle,
+            engine,
+            max_context,
+            tokenizer,
+            FeatureCache(frontend, engine),
+            Pace(),
+            defaults.audio,
+            defaults.text,
         )
 
     @property

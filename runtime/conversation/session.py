@@ -41,7 +41,7 @@ class Session:
     """A conversation with a model, whose cache is kept from turn to turn. Made by :meth:`Model.session`.
 
     It runs one turn at a time. It needs no closing, since its cache is freed with the last reference; as a context
-    manager, also of ``async with``, or by :meth:`close`, it frees the cache at once.
+    manager, also of ``async with``, or by :meth:`close`, it frees the cache immediately.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ class Session:
         max_seconds: float | None = None,
         max_tokens: int | None = None,
     ) -> list[Segment]:
-        """Take one whole turn at once, and return its segments.
+        """Take one whole turn, and return its segments.
 
         The sound is not played meanwhile: its pieces follow the profile, not the clock, so that equal turns give equal
         bits.
@@ -339,7 +339,7 @@ class Session:
         OutputError
             If the file cannot be written.
         InputError
-            If ``path`` is no path.
+            If ``path`` is not a path.
 
         Examples
         --------
@@ -387,7 +387,7 @@ class Session:
         ContextError
             If it has more rows than the model's ``max_context``.
         InputError
-            If ``path`` is no path.
+            If ``path`` is not a path.
 
         Examples
         --------

@@ -105,7 +105,7 @@ class SessionState:
             self._refuse_if_busy("begin a turn")
             before = self._running
             try:
-                # registered before it runs: wherever an interrupt strikes, the session knows about the turn
+                # registered before it runs: wherever an interrupt arrives, the session knows about the turn
                 self._running = turn
                 start(before)
             except BaseException:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ..audio.pacing import ChunkProfile
@@ -153,9 +152,8 @@ class Turn(Closing):
         >>> [segment.modality for segment in turn.segments()]
         ['audio']
         """
-        self._worker.options = replace(self._worker.options, live=False)
         found: list[Segment] = []
-        for event in self:
+        for event in self._events(live=False):
             if isinstance(event, SegmentEnded):
                 found.append(event.result)
             elif isinstance(event, TurnEnded) and event.reason == "cancelled":
@@ -163,10 +161,14 @@ class Turn(Closing):
         return found
 
     def __iter__(self) -> Iterator[Event]:
+        return self._events()
+
+    def _events(self, *, live: bool = True) -> Iterator[Event]:
+        """``live``: False if the sounds are not played meanwhile, whatever the options say."""
         reader = object()
         try:
             # inside the block: an interrupt may come as soon as the turn is under way
-            self._start(reader)
+            self._start(reader, live=live)
             while True:
                 event = self._received(self._worker.get())
                 if event is not None:
@@ -194,13 +196,14 @@ class Turn(Closing):
         """
         self._worker.join()
 
-    def _start(self, reader: object, wake: Callable[[], object] | None = None) -> None:
-        """Start the work for ``reader``; ``wake`` is called from the turn's thread after each event."""
+    def _start(self, reader: object, wake: Callable[[], object] | None = None, *, live: bool = True) -> None:
+        """Start the work for ``reader``; ``wake`` is called from the turn's thread after each event. ``live``: see
+        :meth:`_events`."""
 
         def start(before: UnderWay | None) -> None:
             self._reader = reader
             try:
-                self._worker.start(before, wake)
+                self._worker.start(before, wake, live=live)
             except BaseException:
                 if self.over:
                     self._reader = None

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -46,7 +46,7 @@ class Worker:
     """One turn's thread, and the bounded queue that it fills. A slow consumer makes the turn wait."""
 
     def __init__(self, state: SessionState, messages: Sequence[CheckedMessage], options: AnswerOptions) -> None:
-        self._state, self.messages, self.options = state, messages, options
+        self._state, self.messages, self._options = state, messages, options
         self.cancelled = False  # a plain flag: a lock could be held by the very thread that a signal interrupts
         #: Completed segments.
         self.segments: list[Segment] = []
@@ -63,6 +63,11 @@ class Worker:
     # ---- called by the consumer ----
 
     @property
+    def options(self) -> AnswerOptions:
+        """How the answer is drawn and cut into pieces."""
+        return self._options
+
+    @property
     def begun(self) -> bool:
         """Whether it was started."""
         return self._thread is not None
@@ -72,10 +77,12 @@ class Worker:
         """Whether it no longer uses the cache."""
         return self._done.is_set()
 
-    def start(self, before: UnderWay | None, wake: Callable[[], object] | None) -> None:
-        """``before``: a cancelled turn, which may still be using the cache. ``wake`` is called after each event."""
+    def start(self, before: UnderWay | None, wake: Callable[[], object] | None, *, live: bool = True) -> None:
+        """``before``: a cancelled turn, which may still be using the cache. ``wake`` is called after each event.
+        ``live``: False if its sounds are not played while they are made, whatever the options say."""
         self._wake, self._started = wake, time.perf_counter()
-        thread = threading.Thread(target=self._work, args=(before,), name="ualm-turn", daemon=True)
+        options = self._options if live else replace(self._options, live=False)
+        thread = threading.Thread(target=self._work, args=(before, options), name="ualm-turn", daemon=True)
         _under_way.add(self)
         try:
             self._thread = thread
@@ -107,12 +114,12 @@ class Worker:
 
     # ---- its own thread ----
 
-    def _work(self, before: UnderWay | None) -> None:
+    def _work(self, before: UnderWay | None, options: AnswerOptions) -> None:
         self._begun.set()
         try:
             if before is not None:
                 before.join()
-            finish = self._run()
+            finish = self._run(options)
             outcome = Outcome("eos" if finish == "eos" else "max_steps", self._state.sequence.length)
         except BaseException as error:  # of any kind: the consumer's thread must learn about it
             outcome = Outcome(error, 0)
@@ -122,7 +129,7 @@ class Worker:
         self._hand_over(outcome)
         del outcome  # an error refers to this frame: together they would keep the cache alive
 
-    def _run(self) -> Finish:
+    def _run(self, options: AnswerOptions) -> Finish:
         state, resources = self._state, self._state.resources
         sequence = state.sequence
         sequence.truncate(state.rows)
@@ -131,7 +138,7 @@ class Worker:
         self._check(sum(len(part) for part in prompt) + 1)
         finish: Finish = "eot"
         builder: SegmentBuilder | None = None
-        for step in answer_segments(sequence, prompt, resources, self.options, self._rows_a_call):
+        for step in answer_segments(sequence, prompt, resources, options, self._rows_a_call):
             self._check(1)
             if isinstance(step, SegmentBegan):
                 self._clock("prefill", once=True)
@@ -145,7 +152,7 @@ class Worker:
                 self.segments.append(step.segment)
                 self._put(SegmentEnded(step.index, step.segment))
         if finish == "eot":
-            raise SegmentLimitError(f"the turn goes on after {state.limits.segments} segments, its max_segments")
+            raise SegmentLimitError(f"the turn did not end within {state.limits.segments} segments, its max_segments")
         assert builder is not None
         closing = closing_rows(builder.rows[-1], finish, resources.vocabulary)
         self._check(len(closing))
@@ -194,7 +201,7 @@ class Worker:
             self._put(TextDelta(piece.index, content))
         else:
             rate = self._state.resources.bundle.manifest.sound_rate
-            preroll = piece.builder.preroll(self.options.audio.max_steps - STREAMS + 1)
+            preroll = piece.builder.preroll(self._options.audio.max_steps - STREAMS + 1)
             self._put(SoundChunk(piece.index, content, rate, piece.builder.samples_sent - len(content), preroll))
 
     def _put(self, event: Event) -> None:

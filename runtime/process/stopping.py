@@ -1,8 +1,8 @@
 """How Ctrl-C, SIGTERM and SIGHUP end a command: it prints nothing, leaves nothing half-written, and exits with 128 plus
 the signal's number, the status that a shell shows for a program that a signal ended.
 
-Until a command has begun its work there is nothing to undo, and the process ends at once. From then on a signal unwinds
-it by an exception, as Python does for Ctrl-C. Such an exception is raised wherever the main thread is, and three kinds
+Until a command has begun its work there is nothing to undo, and the process ends immediately. From then on a signal
+unwinds it by an exception, as Python does for Ctrl-C. It is raised wherever the main thread is, and three kinds
 of places spoil it: the initialisation of a C module turns it into an ImportError, which is taken for a missing library;
 a callback from C drops it; the removal of half-written files would be cut short. In these places a signal waits until
 they are left, which is checked a hundred times a second.
@@ -35,7 +35,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 _ALARM = getattr(signal, "SIGALRM", None)
 #: Seconds between two checks whether a waiting signal may strike.
 _LOOK = 0.01
-#: Seconds that a command has to unwind before the next signal strikes: Ctrl-C pressed twice counts once. The reader of
+#: Seconds that a command has to unwind before the next signal arrives: Ctrl-C pressed twice counts once. The reader of
 #: standard output has as long to take what is left.
 _PATIENCE = 1.0
 #: A module whose functions are called back from C, and a function that must not be cut short.
@@ -59,7 +59,7 @@ def unbroken(function: _Function) -> _Function:
 
 
 def begin() -> None:
-    """From now on a signal ends the process at once. Signals that its parent set to be ignored stay ignored."""
+    """From now on a signal ends the process immediately. Signals that its parent set to be ignored stay ignored."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _strike)

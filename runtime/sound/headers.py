@@ -42,13 +42,13 @@ class Header:
     start: int = 0
     guessed: bool = False
 
-    def mended(self, file: BinaryIO) -> BinaryIO:
+    def patched(self, file: BinaryIO) -> BinaryIO:
         """The file as libsndfile (or FFmpeg, which needs no patches) reads it whole.
 
         Needed even where nothing is patched: a damaged header makes a library seek before the beginning, and the
         exception that a Python file raises at that would be printed, since nothing catches it.
         """
-        return cast(BinaryIO, _Mended(file, self.patches, _STRETCH if self.guessed else 1))
+        return cast(BinaryIO, _Patched(file, self.patches, _STRETCH if self.guessed else 1))
 
 
 def look(file: BinaryIO) -> Header:
@@ -75,7 +75,7 @@ def look(file: BinaryIO) -> Header:
     return header
 
 
-class _Mended(io.RawIOBase):
+class _Patched(io.RawIOBase):
     """A seekable file, read with some of its bytes replaced, that claims to be ``stretch`` times as long."""
 
     def __init__(self, file: BinaryIO, patches: dict[int, bytes], stretch: int) -> None:
@@ -132,7 +132,7 @@ def _wave(file: BinaryIO, size: int, header: Header) -> None:
             elif claimed <= held:
                 after = start + claimed + claimed % 2
                 if claimed and not _chunks_follow(file, after, size):
-                    header.notes.append(f"{size - after} bytes behind its samples are no chunk, and are not read")
+                    header.notes.append(f"{size - after} bytes after its samples are not a chunk, and are not read")
                 return
             elif not _unknown(claimed):
                 header.notes.append(_CUT.format(claimed=claimed, held=held))

@@ -142,7 +142,7 @@ def _held(source: BinaryIO, limit: Limit) -> BinaryIO:
                 most = min(most, header.start + int((limit.seconds + 1) * header.bytes_per_second) + _READ)
         if held.tell() > most:
             why = f"the {limit.seconds:g} s that are heard" if most < STREAM_BYTES else "what is held of a stream"
-            raise InputError(f"goes on after {most} bytes, longer than {why}; give a shorter one, or a file")
+            raise InputError(f"exceeds {most} bytes, longer than {why}; give a shorter one, or a file")
 
 
 class _DamagedError(Exception):
@@ -158,7 +158,7 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]
 
 def _libsndfile(file: BinaryIO, limit: Limit) -> tuple[np.ndarray, int, list[str]]:
     header = look(file)
-    with _Stream(header.mended(file)) as stream:
+    with _Stream(header.patched(file)) as stream:
         rate, channels, claimed = stream.samplerate, stream.channels, header.frames or stream.frames
         limit.check_form(rate, channels)
         # without a longest sound a false claim is harmless: what is there is read, and counted
@@ -207,7 +207,7 @@ def _other(file: BinaryIO, limit: Limit, reason: str) -> tuple[np.ndarray, int, 
             f"extra `av`: {install_hint('av')}"
         )
     try:
-        return sound_av.decode(Header().mended(file), limit)
+        return sound_av.decode(Header().patched(file), limit)
     except sound_av.AvError as error:
         raise InputError(f"not a sound file that can be read ({reason}; FFmpeg: {error}); {_MEND}") from error
 

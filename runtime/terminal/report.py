@@ -24,7 +24,7 @@ def tell_engine(choice: Choice) -> None:
 
 
 def print_any(text: str) -> None:
-    """Print to standard output at once; characters that it cannot encode are escaped, so that no answer is lost."""
+    """Print to standard output immediately; characters that it cannot encode are escaped, so that no answer is lost."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors != "backslashreplace":
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

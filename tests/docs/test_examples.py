@@ -17,7 +17,7 @@ import ualm.runtime
 from support.runs import make_run
 from support.sounds import make_sound
 from ualm.runtime import AudioSampling, InputError, Model, TextSampling, errors
-from ualm.runtime.audio import feature_cache as listening
+from ualm.runtime.audio import feature_cache
 from ualm.runtime.conversation import events, state, worker
 from ualm.runtime.conversation.resources import DEFAULT_CONTEXT
 from ualm.runtime.sampling import SHORTEST_SOUND_ROWS
@@ -203,7 +203,7 @@ def test_the_table_of_limits_has_the_defaults(tiny_bundle: Path) -> None:
     assert defaults["segments of a turn"] == str(inspect.signature(Model.run).parameters["max_segments"].default)
     assert defaults["rows of a segment"].startswith(f"{AudioSampling().max_steps:,},")
     assert defaults["events that wait for a slow consumer"] == str(worker.QUEUE_EVENTS)
-    assert defaults["features of sounds kept for reuse, a model"] == f"{listening.CACHE_BYTES >> 20} MiB"
+    assert defaults["features of sounds kept for reuse, a model"] == f"{feature_cache.CACHE_BYTES >> 20} MiB"
     with Model.open(tiny_bundle, threads=1, max_context=256, verify="never") as model:
         spec = model.bundle.manifest.features
     assert defaults["shortest sound heard"].startswith(f"{1000 * spec.min_samples / spec.sample_rate:g} ms")

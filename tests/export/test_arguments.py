@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.runs import Run
-from ualm.export.arguments import check_order
+from ualm.export.arguments import check_request
 from ualm.export.targets.registry import TAKES, TARGETS, ExportRequest
 from ualm.runtime.errors import OutputError, UalmError
 
@@ -99,10 +99,10 @@ def test_a_slip_is_told_without_loading_torch(places: Callable[[str], str]) -> N
 
 
 def test_what_is_right_is_not_refused(tiny_run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
-    order = ExportRequest(tiny_run.folder, tmp_path / "new" / "bundle")
+    request = ExportRequest(tiny_run.folder, tmp_path / "new" / "bundle")
     for engine in TARGETS:
-        check_order(order, engine)
-    check_order(dataclasses.replace(order, run=tiny_bundle, output=tiny_bundle), "tensorrt")
+        check_request(request, engine)
+    check_request(dataclasses.replace(request, run=tiny_bundle, output=tiny_bundle), "tensorrt")
     assert not (tmp_path / "new").exists()
 
 
@@ -118,5 +118,5 @@ def test_a_folder_that_may_not_be_written_is_told(
 ) -> None:
     monkeypatch.setattr("ualm.export.arguments.os.access", lambda path, mode: False)
     with pytest.raises(OutputError, match="cannot write here") as refused:
-        check_order(ExportRequest(tiny_run.folder, tmp_path / "bundle"), "onnxruntime")
+        check_request(ExportRequest(tiny_run.folder, tmp_path / "bundle"), "onnxruntime")
     assert isinstance(refused.value, UalmError)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -34,6 +36,43 @@ def installed(place: Path, *, native: bool = True) -> Path:
         module = Path(_native.__file__)
         (place / "site" / "ualm" / "runtime" / module.name).symlink_to(module)
     return place / "site"
+
+
+def in_wheel() -> tuple[dict[str, Path], set[str]]:
+    """The source of each module of the wheel, by its dotted name, and the modules that ``wheel.exclude`` leaves out."""
+    text = (ROOT / "pyproject.toml").read_text()
+    lists = [re.search(rf"^wheel\.{key} = [{{\[](.*)[}}\]]$", text, re.MULTILINE) for key in ("packages", "exclude")]
+    mapped, excluded = (each.group(1) for each in lists if each is not None)
+    patterns = [re.sub(r"/\*\*$", "/", each) for each in re.findall(r'"(ualm/\S+?)"', excluded)]
+    kept, left_out = {}, set()
+    for target, source in re.findall(r'"(ualm/\S+)" = "(\S+?)"', mapped):
+        for file in (ROOT / source).rglob("*.py"):
+            place = f"{target}/{file.relative_to(ROOT / source).as_posix()}"
+            name = place.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            if any(place.startswith(each) if each.endswith("/") else place == each for each in patterns):
+                left_out.add(name)
+            elif not place.startswith("ualm/runtime/package/"):
+                kept[name] = file
+    return kept, left_out
+
+
+def imported(name: str, file: Path) -> Iterator[str]:
+    """What a module imports: modules, and names that may be modules."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = name.split(".")[: None if file.name == "__init__.py" else -1]
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            yield from (module, *(f"{module}.{each.name}" for each in node.names))
+
+
+def test_nothing_in_the_wheel_imports_what_is_left_out() -> None:
+    kept, left_out = in_wheel()
+    assert {"ualm.runtime.model", "ualm.export.knows", "ualm.bench.gates"} <= kept.keys()
+    assert {"ualm.export.tiny.training.run_folder", "ualm.export.tiny.judging.card"} <= left_out
+    assert [(name, each) for name, file in kept.items() for each in imported(name, file) if each in left_out] == []
 
 
 def python(code: str, *, site: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -109,6 +148,7 @@ print("Model" in vars(runtime), "Model" in vars(ualm), ualm.Model is runtime.Mod
 def test_an_attribute_that_a_module_lacks_while_it_loads_is_no_name_that_ualm_lacks(line: str, module: str) -> None:
     code = f"""
 import sys
+from collections.abc import Iterator
 from importlib.machinery import PathFinder
 
 class Spoilt:

@@ -34,13 +34,13 @@ LISTENING = "listening"
 FACTS = "ualm_text.json"
 
 
-def target(order: ExportRequest, progress: Progress) -> ExportResult:
-    """Write the folder ``order.output``, complete or not at all. ``order.precision``: fp32, bf16 or fp16; the
+def target(request: ExportRequest, progress: Progress) -> ExportResult:
+    """Write the folder ``request.output``, complete or not at all. ``request.precision``: fp32, bf16 or fp16; the
     checkpoint's own by default. Raises :class:`ExportError`, naming the field or tensor."""
     began = time.perf_counter()
-    refuse_others(order, "huggingface")
-    side = read_text_side(order)
-    with replacing_folder(order.output) as folder:
+    refuse_others(request, "huggingface")
+    side = read_text_side(request)
+    with replacing_folder(request.output) as folder:
         write_hf_tokenizer(side.recipe, side.vocabulary, folder)
         _write_json(folder / "config.json", model_config(side))
         _write_json(folder / "generation_config.json", generation_config(side))
@@ -59,14 +59,14 @@ def target(order: ExportRequest, progress: Progress) -> ExportResult:
         )
     code = (
         "from transformers import pipeline; "
-        f"pipe = pipeline('text-generation', {str(order.output)!r}); "
+        f"pipe = pipeline('text-generation', {str(request.output)!r}); "
         "print(pipe([{'role': 'user', 'content': 'Hello.'}])[0]['generated_text'][-1]['content'])"
     )
-    return made(order, side, sizes, "huggingface", notes, began, f"python -c {shlex.quote(code)}")
+    return made(request, side, sizes, "huggingface", notes, began, f"python -c {shlex.quote(code)}")
 
 
 def made(
-    order: ExportRequest,
+    request: ExportRequest,
     side: TextSide,
     sizes: Mapping[str, int],
     engine: str,
@@ -78,7 +78,7 @@ def made(
     ``following``: the command to run next."""
     size, seconds = sum(sizes.values()), time.perf_counter() - began
     result = {
-        "folder": str(order.output),
+        "folder": str(request.output),
         "engine": engine,
         "config": str(side.files.config),
         "weights": str(side.files.weights),
@@ -92,8 +92,8 @@ def made(
     }
     lines = [f"{name:<34}{in_bytes(size):>16}" for name, size in sizes.items()]
     summary = (
-        f"{order.output}: exported for {engine} in {side.dtype}, no sound comes out of it; {in_bytes(size).strip()} in "
-        f"{seconds:.1f} s; next: {following}"
+        f"{request.output}: exported for {engine} in {side.dtype}, no sound comes out of it; {in_bytes(size).strip()} "
+        f"in {seconds:.1f} s; next: {following}"
     )
     return ExportResult(result, (*lines, *notes, summary))
 

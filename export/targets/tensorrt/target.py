@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from ....runtime.bundle.manifest import BundleFile, Manifest
 from ....runtime.engines.build_commands import FP8_SM, sm_name
 from ....runtime.engines.tensorrt.library import Library, local_sm
 from ....runtime.errors import EngineError, ExportError, InputError
+from ....runtime.files.cache import cache_folder
 from ....runtime.files.writing import replacing_file, replacing_folder, resolved
 from ....runtime.shown import in_bytes
 from ..registry import ExportRequest, ExportResult, Progress, Target, refuse_built, refuse_others
@@ -29,23 +29,23 @@ from .build import BuildReport, build, find_library, known_sms
 from .parts import PartPlan, plan_parts
 
 
-def tensorrt_rtx(order: ExportRequest, progress: Progress) -> ExportResult:
+def tensorrt_rtx(request: ExportRequest, progress: Progress) -> ExportResult:
     """Engines for the GPUs of ``--target``; this machine needs none."""
-    refuse_others(order, "tensorrt-rtx")
+    refuse_others(request, "tensorrt-rtx")
     library = find_library("tensorrt-rtx")
-    return _make(order, progress, library, _target_sms(order.target, library))
+    return _make(request, progress, library, _target_sms(request.target, library))
 
 
-def tensorrt(order: ExportRequest, progress: Progress) -> ExportResult:
+def tensorrt(request: ExportRequest, progress: Progress) -> ExportResult:
     """Engines for the GPU of this machine."""
-    refuse_others(order, "tensorrt")
+    refuse_others(request, "tensorrt")
     try:
         sm = local_sm()
     except EngineError as error:
         raise ExportError(
             f"--engine tensorrt builds on the machine where the engine is to run, and here {error}"
         ) from (error)
-    return _make(order, progress, find_library("tensorrt"), (sm,))
+    return _make(request, progress, find_library("tensorrt"), (sm,))
 
 
 TARGETS: dict[str, Target] = {"tensorrt-rtx": tensorrt_rtx, "tensorrt": tensorrt}
@@ -69,16 +69,16 @@ def _target_sms(target: str | None, library: Library) -> tuple[int, ...]:
     return tuple(sorted(sms))
 
 
-def _make(order: ExportRequest, progress: Progress, library: Library, sms: tuple[int, ...]) -> ExportResult:
-    _refuse_fp8(order, sms)
+def _make(request: ExportRequest, progress: Progress, library: Library, sms: tuple[int, ...]) -> ExportResult:
+    _refuse_fp8(request, sms)
     lines: list[str] = []
-    with _bundle(order, progress, lines) as bundle:
-        reports = add_engines(bundle, library, sms, max_context=order.max_context, progress=progress)
+    with _bundle(request, progress, lines) as bundle:
+        reports = add_engines(bundle, library, sms, max_context=request.max_context, progress=progress)
     size = sum(report.size_bytes for report in reports.values())
     seconds = sum(report.seconds for report in reports.values())
-    following = f"ualm doctor {shlex.quote(str(order.output))} --engine {library.name}"
+    following = f"ualm doctor {shlex.quote(str(request.output))} --engine {library.name}"
     result = {
-        "bundle": str(order.output),
+        "bundle": str(request.output),
         "engine": library.name,
         "library": library.title,
         "sms": list(sms),
@@ -98,50 +98,50 @@ def _make(order: ExportRequest, progress: Progress, library: Library, sms: tuple
             "weights are written in primitives (docs/tensorrt.md)"
         )
     built = (
-        f"{order.output}: engines of {library.title} for {', '.join(map(sm_name, sms))}; built, not run; "
+        f"{request.output}: engines of {library.title} for {', '.join(map(sm_name, sms))}; built, not run; "
         f"{in_bytes(size).strip()} in {seconds:.1f} s; next, where they are to run: {following}"
     )
     return ExportResult(result, (*lines, built))
 
 
-def _refuse_fp8(order: ExportRequest, sms: tuple[int, ...]) -> None:
+def _refuse_fp8(request: ExportRequest, sms: tuple[int, ...]) -> None:
     """Raise :class:`InputError` for an fp8 body on GPUs that cannot multiply fp8, before anything is written."""
     older = ", ".join(sm_name(sm) for sm in sms if sm < FP8_SM)
     if not older:
         return
     what, fix = "--precision fp8", "choose"
-    if order.run is not None and (order.run / MANIFEST).is_file():
-        if Bundle(order.run, verify="never").manifest.precision["backbone"] != "fp8":
+    if request.run is not None and (request.run / MANIFEST).is_file():
+        if Bundle(request.run, verify="never").manifest.precision["backbone"] != "fp8":
             return
-        what, fix = f"{order.run} has an fp8 body", "give a bundle exported with --precision"
-    elif order.precision != "fp8":
+        what, fix = f"{request.run} has an fp8 body", "give a bundle exported with --precision"
+    elif request.precision != "fp8":
         return
-    others = "" if order.target is None else "leave such out of --target, or "
+    others = "" if request.target is None else "leave such out of --target, or "
     raise InputError(
         f"{what}: {older} cannot multiply fp8, which takes {sm_name(FP8_SM)} or newer; {others}{fix} int8, int4 or fp16"
     )
 
 
 @contextmanager
-def _bundle(order: ExportRequest, progress: Progress, lines: list[str]) -> Iterator[Bundle]:
+def _bundle(request: ExportRequest, progress: Progress, lines: list[str]) -> Iterator[Bundle]:
     """The bundle to add engines to: the given one, a copy of it, or one that is exported now."""
-    if order.run is None or not (order.run / MANIFEST).is_file():
-        with replacing_folder(order.output) as folder:
+    if request.run is None or not (request.run / MANIFEST).is_file():
+        with replacing_folder(request.output) as folder:
             made = importlib.import_module("..bundle", __package__).export_bundle(
-                dataclasses.replace(order, output=folder), progress
+                dataclasses.replace(request, output=folder), progress
             )
             lines += made.lines[:-1]
             yield Bundle(folder, verify="never")
         return
-    refuse_built(order)
-    given = Bundle(order.run)
-    if order.output.exists() and resolved(order.output) == resolved(order.run):
+    refuse_built(request)
+    given = Bundle(request.run)
+    if request.output.exists() and resolved(request.output) == resolved(request.run):
         yield given
         return
-    with replacing_folder(order.output) as folder:
+    with replacing_folder(request.output) as folder:
         for name in (*given.manifest.files, MANIFEST):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(order.run / name, folder / name)
+            shutil.copyfile(request.run / name, folder / name)
         yield Bundle(folder, verify="never")
 
 
@@ -216,9 +216,5 @@ def _free_name(bundle: Bundle, role: str, library: Library, sms: tuple[int, ...]
 
 def timing_cache(library: Library, sm: int) -> Path | None:
     """Where TensorRT keeps its measurements on a GPU for the next build; None without a home directory."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        folder = Path(base) if base else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return folder / "ualm" / "tensorrt" / f"{library.version}.{sm_name(sm)}.timing"
+    cache = cache_folder()
+    return None if cache is None else cache / "tensorrt" / f"{library.version}.{sm_name(sm)}.timing"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ....runtime.audio.features import heard_range
+from ....runtime.audio.features import audible_range
 from ....runtime.bundle.feature_spec import OMNI, FeatureSpec
 from ....runtime.vocabulary import BOS, EOS, EOT, MODALITIES, ROLES, STREAMS, Vocabulary
 from .detect import Judge
@@ -151,7 +151,7 @@ class Writer:
             noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(samples))
             samples = samples + (scale * noise).astype(np.float32)
         # as the bundle hears it: silence is cut, unless there is too much noise in it
-        first, stop = heard_range(samples, FEATURES)
+        first, stop = audible_range(samples, FEATURES)
         samples, frames = samples[first:stop], frames[first // HOP : stop // HOP]
         classes, onsets = self.studio.frame_classes(frames)
         rows = len(frames) // 2

@@ -31,7 +31,9 @@ def codes_of(run: Path | None) -> np.ndarray:
     try:
         codes = np.load(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give a folder that `python -m ualm.export.tiny write` made") from None
+        raise InputError(
+            f"{path}: no such file; give a folder that `python -m ualm.export.tiny write`, in a checkout, made"
+        ) from None
     except ValueError as error:
         raise InputError(f"{path}: cannot be read ({error}); write the run again") from error
     expected = (len(FrameIndex().labels), 8)

@@ -25,7 +25,7 @@ from .run_folder import write_run
 from .starting_point import start_codes
 
 RENDERS, CODEC, TOKENIZER = "renders.npy", "codec.pt", "tokenizer.json"
-_CARD = Path(__file__).with_name("MODEL_CARD.md")
+_CARD = Path(__file__).parents[1] / "judging" / "MODEL_CARD.md"
 
 
 class Workshop:
@@ -94,9 +94,7 @@ class Workshop:
         about |= {"step": state["step"], "rows": state["rows"], "cpu_seconds": state["cpu_seconds"]}
         about |= {"held_out_percent": training.HELD_OUT_PERCENT}
         about |= {"curves": list(training.curves(self.folder / training.CURVES))}
-        documents = {"training.json": json.dumps(about, indent=1)}
-        if _CARD.is_file():
-            documents["MODEL_CARD.md"] = _CARD.read_text(encoding="utf-8")
+        documents = {"training.json": json.dumps(about, indent=1), _CARD.name: _CARD.read_text(encoding="utf-8")}
         codec, codes = self.codec()
         step = int(state["step"])
         write_run(run, network, codec, self.tokenizer(), codes=codes, step=step, documents=documents)

@@ -1,7 +1,8 @@
 """What an engine on a device provides to the device loop: a body, and steps made from it.
 
 The interface is logits in device memory. Hidden states stay inside, so an engine may fuse anything up to there. Every
-call enqueues work on the device's compute stream and returns at once; nothing waits, and nothing is copied to the host.
+call enqueues work on the device's compute stream and returns immediately; nothing waits, and nothing is copied to the
+host.
 """
 
 from __future__ import annotations

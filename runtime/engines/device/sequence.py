@@ -79,7 +79,7 @@ class DeviceSequence(SequenceBase):
 
     def truncate(self, length: int) -> None:
         super().truncate(length)
-        self._work.clear_spoilt(length)
+        self._work.clear_invalid(length)
 
     @_translated
     def fork(self) -> DeviceSequence:
@@ -152,7 +152,7 @@ class DeviceSequence(SequenceBase):
         try:
             return flight.take(wanted=wanted)
         except EngineError:
-            self._work.spoilt = True
+            self._work.invalid = True
             raise
 
     @property

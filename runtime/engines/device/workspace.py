@@ -17,7 +17,7 @@ class Workspace:
         device, width = model.device, model.model.hidden_size
         self._model = model
         #: Whether the cache may hold NaN, from logits that could not be drawn from.
-        self.spoilt = False
+        self.invalid = False
         with model.explained_memory():
             self.cache = model.body.open_cache()
             #: Embeddings of a prompt's rows, and their ids.
@@ -42,17 +42,17 @@ class Workspace:
 
     def forget(self) -> None:
         """Leave nothing that the next conversation could take for its own."""
-        self.clear_spoilt(0)
+        self.clear_invalid(0)
         device = self._model.device
         with device.lock:
             device.cuda.set_bytes(self.hidden.address, 0, self.hidden.nbytes, device.stream.handle)
 
-    def clear_spoilt(self, rows: int) -> None:
+    def clear_invalid(self, rows: int) -> None:
         """Clear the cache after ``rows``, where it may hold NaN.
 
         An engine that attends to more rows than are held gives the others zero weight, but NaN times zero is NaN.
         """
-        if self.spoilt:
+        if self.invalid:
             with self._model.device.lock:
                 self.cache.clear(rows)
-        self.spoilt = False
+        self.invalid = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from ...bundle.bundle import WEIGHTS, Bundle
 from ...bundle.compiled import EngineFile
 from ...errors import EngineError
+from ...files.cache import cache_folder
 from ...files.safetensors_reader import widen
 from ...vocabulary import Modality
 from ..arithmetic import Arithmetic, Part, arithmetic_of
@@ -207,9 +207,5 @@ class TensorRtEngine(DeviceEngine):
 
 def _kernel_cache(bundle: Bundle, library: Library, sm: int) -> Path | None:
     """File of the kernels that TensorRT-RTX has compiled for this bundle here; None without a home directory."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        folder = Path(base) if base else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return folder / "ualm" / library.name / f"{bundle.digest[:32]}.{library.version}.{sm_name(sm)}.kernels"
+    cache, name = cache_folder(), f"{bundle.digest[:32]}.{library.version}.{sm_name(sm)}.kernels"
+    return None if cache is None else cache / library.name / name

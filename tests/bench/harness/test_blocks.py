@@ -54,7 +54,7 @@ def test_a_reading_is_taken_before_the_first_block_and_after_each():
 
     mine, other = measure([case.block for case in cases], [2, 2], "decode", lambda text: None, read)
     assert "".join(log) == "-a-b-b-a-"
-    assert (mine.beside, other.beside) == (((0, 1), (3, 4)), ((1, 2), (2, 3)))
+    assert (mine.readings_around, other.readings_around) == (((0, 1), (3, 4)), ((1, 2), (2, 3)))
 
 
 @pytest.mark.parametrize("seconds", [1e-5, 0.002, 0.0124, 0.0401, 0.06, 0.0999, 0.181, 2.0])

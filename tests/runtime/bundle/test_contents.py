@@ -148,7 +148,7 @@ def _set(*path: Any) -> Callable[[Document], None]:
         (_set("parts", "codec", "file", "encoder.onnx"), "has no input 'latents'"),
         (_set("parts", "head.text", "file", "head_audio.onnx"), "output 'logits' is"),
         (_set("parts", "codec", "precision", "int8"), "parts.codec.precision = 'int8', but precision.codec = 'fp32'"),
-        (_set("parts", "codec", "precision", []), r"parts.codec.precision = \[\] is none of"),
+        (_set("parts", "codec", "precision", []), r"parts.codec.precision = \[\] must be one of"),
         (_set("parts", "codec", "compute", "float16"), "parts.codec.compute = 'float16', but its graph computes in"),
         (_set("parts", "codec", "weight_bytes", 8), "parts.codec.weight_bytes = 8, but its graph reads"),
         (_set("precision", "heads", "fp16"), "precision.heads = 'fp16'"),
@@ -165,8 +165,8 @@ def _set(*path: Any) -> Callable[[Document], None]:
         (_set("calibration", {"source": "a", "prompts": 1, "sounds": -1}), "calibration.sounds = -1"),
         (_set("source", "step", 10**400), "source.step = a whole number of"),
         (_set("created_by", ["ualm"]), r"created_by = \['ualm'\]"),
-        (_set("golden", "pcm", "much"), "golden.pcm = 'much' is no tolerance"),
-        (_set("golden", "pcm", float("nan")), "golden.pcm = nan is no tolerance"),
+        (_set("golden", "pcm", "much"), "golden.pcm = 'much' is not a valid tolerance"),
+        (_set("golden", "pcm", float("nan")), "golden.pcm = nan is not a valid tolerance"),
         (_set("sampling", "audio", "max_steps", 3), "max_steps = 3 cannot hold one frame"),
         (_set("vocabulary", "text_base", 1), "do not lay"),
     ],
@@ -411,7 +411,7 @@ def test_a_cache_that_is_not_stored_in_floats_is_refused(tiny_bundle, tmp_path):
             value.type.tensor_type.elem_type = onnx.TensorProto.INT8
     folder = changed_part(bundle, tmp_path / "graph", "backbone", model.SerializeToString())
     named = changed_manifest(folder, tmp_path / "bundle", _set("parts", "backbone", "compute", "int8"))
-    assert "its cache is int8, none of float32, float16, bfloat16" in refusal(named)
+    assert "its cache is stored in int8; choose float32, float16, bfloat16" in refusal(named)
 
 
 @pytest.mark.parametrize("shape", [[], [1], [0, 1 << 40]], ids=str)

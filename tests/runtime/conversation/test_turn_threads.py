@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +48,9 @@ from ualm.runtime import (
 from ualm.runtime.audio.pacing import PROFILES, Pace, Pacer
 from ualm.runtime.conversation import worker as worker_module
 from ualm.runtime.conversation.events import Event, SegmentEnded, SegmentStarted, SoundChunk, TurnEnded
+from ualm.runtime.conversation.resources import Resources
 from ualm.runtime.conversation.state import Limits
+from ualm.runtime.conversation.turn import open_turn
 from ualm.runtime.conversation.worker import Worker
 from ualm.runtime.engines.onnxruntime.cpu import OnnxRuntimeSequence
 from ualm.runtime.engines.protocol import Frames
@@ -624,9 +626,8 @@ ROW_SECONDS, ROWS_A_CALL = 0.0005, 40
 
 def in_calls(session: Session) -> Turn:
     """A turn for the endless model; at any pace, no piece is due for more rows than a call may draw."""
-    turn = session.turn("A dog.", **options(3, steps=300, modality="audio", guidance=1.0), profile="throughput")
-    turn._worker.options = replace(turn._worker.options, live=False)
-    return turn
+    drawn = options(3, steps=300, modality="audio", guidance=1.0)
+    return open_turn(session.state, "A dog.", **drawn, profile="throughput", live=False)
 
 
 @pytest.fixture
@@ -644,6 +645,29 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     monkeypatch.setattr(OnnxRuntimeSequence, "run_frames", noted)
     return found
+
+
+def test_a_sound_is_played_meanwhile_only_where_its_events_are_read(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[bool] = []
+    real = Resources.builder
+
+    def noted(self: Resources, *given: Any, live: bool) -> Any:
+        found.append(live)
+        return real(self, *given, live=live)
+
+    monkeypatch.setattr(Resources, "builder", noted)
+    session, drawn = model.session(), options(3, steps=12, modality="audio")
+    list(session.turn("A dog.", **drawn))
+    assert set(found) == {True}
+    found.clear()
+    turn = session.turn("A dog.", **drawn)
+    before = turn._worker.options
+    turn.segments()
+    assert turn._worker.options is before
+    session.ask("A dog.", **drawn)
+    assert set(found) == {False}
 
 
 def test_a_call_draws_as_many_rows_as_nobody_waits_for(endless: Model, calls: Calls) -> None:

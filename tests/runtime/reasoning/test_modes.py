@@ -340,7 +340,7 @@ def test_templates_of_the_run_are_kept_and_used(tiny_run: Run, tmp_path):
         ({"reflct": {}}, "reflct: unknown"),
         ({"enrich": {"ask": "x"}}, "enrich.ask: unknown"),
         ({"enrich": []}, "is not an object"),
-        ({"reflect": {"check": "{sound}?"}}, "{sound} is no place"),
+        ({"reflect": {"check": "{sound}?"}}, "{sound} is not a known placeholder"),
         ({"reflect": {"agrees": "yes"}}, "not a list of texts"),
         ({"dialogue": {"request": " "}}, "not a text"),
     ],

@@ -143,7 +143,7 @@ def test_an_mp3_without_a_table_of_contents_is_read_to_its_end(caplog):
         (wav(STEPS, 4036, 4000), 1000, "claims 4000 bytes of samples, but 2000 are there"),
         (wav(STEPS)[:-1], 999, "claims 2000 bytes of samples, but 1999 are there"),
         (rf64(STEPS, (4072, 4000, 2000)), 1000, "claims 4000 bytes of samples, but 2000 are there"),
-        (wav(STEPS, data=1000), 500, "1000 bytes behind its samples are no chunk"),
+        (wav(STEPS, data=1000), 500, "1000 bytes after its samples are not a chunk"),
         (flac_total(flac(make_sound(1)[0]), 100), 16000, "claims 100 samples, but 16000 are there"),
         (flac_total(flac(make_sound(1)[0]), 2**36 - 1), 16000, "claims 68719476735 samples, but 16000 are there"),
         (
@@ -278,7 +278,7 @@ def few_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 def test_a_stream_without_end_is_left_at_the_limit(few_bytes):
     zeros = Stream()
-    with pytest.raises(InputError, match=r"file object: goes on after 1048576 bytes, .* give a shorter one, or a file"):
+    with pytest.raises(InputError, match=r"file object: exceeds 1048576 bytes, .* give a shorter one, or a file"):
         Sound.from_file(zeros)
     assert zeros.taken <= few_bytes + (1 << 16)
 

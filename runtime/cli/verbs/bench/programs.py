@@ -26,7 +26,7 @@ PROGRAMS: dict[str, tuple[str, str, tuple[Extra, ...]]] = {
     "random-run": ("random_run.run", "Write a training run with random weights, to try an export with.", ("export",)),
     "damage": (
         "evidence.damage",
-        "How far sound and spoilt exports agree with the weights of a trained model.",
+        "How far sound and damaged exports agree with the weights of a trained model.",
         ("export",),
     ),
     "arithmetic": ("evidence.arithmetic", "How far the arithmetic of engines moves the golden logits.", ("export",)),

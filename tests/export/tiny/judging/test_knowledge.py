@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from ualm.export.knows import write_knows
+from ualm.export.tiny import __main__ as tiny
 from ualm.export.tiny.corpus.conversations import TASKS
 from ualm.export.tiny.corpus.domain import DRUMS, INSTRUMENTS, NOTES, random_clip
 from ualm.export.tiny.corpus.language import PHRASES, exact_prompt, loose_prompt, question_and_answer, text_only
@@ -79,6 +83,16 @@ def test_it_is_said_of_the_domain_as_it_is(known):
 def test_the_packaged_bundle_and_the_readme_say_the_same(known):
     folder = packaged_bundle()
     assert folder is not None
-    mend = "write it with: python -m ualm.export.knows runtime/tiny --tiny"
+    mend = "write it with: python -m ualm.export.tiny knows runtime/tiny"
     assert Bundle(folder, verify="never").manifest.knows == known, mend
     assert known.about in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def test_the_recipe_records_it_in_an_existing_bundle(known, tmp_path, monkeypatch, capsys):
+    folder = Path(shutil.copytree(str(packaged_bundle()), tmp_path / "bundle"))
+    write_knows(folder, None)
+    monkeypatch.setattr(sys, "argv", ["tiny", "knows", str(folder)])
+    for said in ("written", "unchanged"):
+        tiny.main()
+        assert capsys.readouterr().out == f"{folder}: {said}\n"
+        assert Bundle(folder, verify="always").manifest.knows == known
