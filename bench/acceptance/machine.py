@@ -18,42 +18,38 @@ if TYPE_CHECKING:
 #: Targets to build engines for: this GPU, older architectures, and several at once.
 _TARGETS = ("default", "8.0", "8.0,8.6,8.9")
 #: Seconds that an attempt may take.
-_PATIENCE = 240
+_PATIENCE = 60
 #: TensorFloat-32 keeps ten bits of a factor.
 _TOLERANCE = 2e-3
 
 
-def describe(ground: Ground) -> Findings:
+def describe(ground: Ground, found: Findings) -> None:
     """The stage; versions are part of the run's facts."""
-    found = Findings("environment")
-    with found.checking("GPU") as details:
+    with found.checking("GPU") as said:
         gpu = ground.gpu
         if gpu is None:
             raise Skip("a dry run: the kernels are compiled for the CPU")
         clocks = ", ".join(f"{name} {value} MHz" for name, value in gpu.clocks_mhz.items()) or "clocks not readable"
-        details.append(
+        said.append(
             f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver}, CUDA {gpu.cuda}, {clocks}"
         )
     for name in ENGINES:
-        with found.checking(f"engine {name}") as details:
+        with found.checking(f"engine {name}") as said:
             reason = why_not(name, ground.bundle, 1024)
             if reason is not None:
                 raise Skip(reason)
-            details.append("can run here")
-    return found
+            said.append("can run here")
 
 
-def try_tensorrt_rtx(ground: Ground) -> Findings:
+def try_tensorrt_rtx(ground: Ground, found: Findings) -> None:
     """The stage: does an engine built for each of the targets load and run here?"""
-    found = Findings("tensorrt-rtx")
     for target in _TARGETS:
-        with found.checking(f"an engine built for {target}") as details:
+        with found.checking(f"an engine built for {target}") as said:
             if importlib.util.find_spec("tensorrt_rtx") is None:
                 raise Skip(f"tensorrt_rtx is not installed; install it with: {install_hint('tensorrt-rtx')}")
             if ground.dry_run and target == "default":
                 raise Skip("a dry run: there is no GPU to build for")
-            details.append(_try(target, build_only=ground.dry_run))
-    return found
+            said.append(_try(target, build_only=ground.dry_run))
 
 
 def _try(target: str, *, build_only: bool) -> str:
@@ -63,6 +59,8 @@ def _try(target: str, *, build_only: bool) -> str:
     words = " ".join(done.stderr.split())[-300:]
     assert done.returncode == 0 and lines, f"the process ended with status {done.returncode}: {words}"
     about = json.loads(lines[-1])
+    if "refused" in about:
+        raise Skip(about["refused"])
     assert "problem" not in about, f"{about['problem']}, after: {about['reached']}; {words}"
     if build_only:
         return f"TensorRT-RTX {about['library']} built {about['bytes']} bytes; not loaded, not run"
