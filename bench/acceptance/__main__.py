@@ -129,6 +129,8 @@ def _run(arguments: Sequence[str], program: str) -> None:
     given = parser.parse_args(arguments)
     if given.shim is not None and not given.dry_run:
         raise InputError("--shim: only --dry-run takes kernels that are compiled for the CPU")
+    if given.expected is not None and not given.expected.is_file():
+        raise InputError(f"--expected {given.expected}: no such file; make it with: {program} prepare -o FILE")
     names = given.stage or of_call(given.call)
     minutes = given.minutes if given.minutes is not None else CALLS.get(given.call, float("inf"))
     with ExitStack() as stack:

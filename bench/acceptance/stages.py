@@ -97,10 +97,10 @@ STAGES: dict[str, Stage] = {
     "kernels": Stage("kernels against what the CPU drew", _kernels, 80, 1),
     "memcheck": Stage("kernels under compute-sanitizer: memory", partial(_sanitized, tool="memcheck"), 60, 1),
     "racecheck": Stage("kernels under compute-sanitizer: races", partial(_sanitized, tool="racecheck"), 60, 1),
-    "loop": Stage("golden vector, frame and first sound in each engine", _loop, 75, 2),
-    "tensorrt-rtx": Stage("whether an engine of TensorRT-RTX loads", _tensorrt_rtx, 30, 2),
-    "engines": Stage("the same as loop in engines compiled here", _engines, 75, 2),
-    "published": Stage("the published algorithm in torch, 1.5B shape", _published, 120, 2),
+    "loop": Stage("golden vector, frame and first sound in each engine", _loop, 70, 2),
+    "tensorrt-rtx": Stage("whether an engine of TensorRT-RTX loads", _tensorrt_rtx, 60, 2),
+    "engines": Stage("the same as loop in engines compiled here", _engines, 70, 2),
+    "published": Stage("the published algorithm in torch, 1.5B shape", _published, 100, 2),
 }
 for _name in ("1.5b", "7b"):
     STAGES[f"make-{_name}"] = Stage(f"bundles of the {_name} shape", partial(_make, shape=_name), 3600)

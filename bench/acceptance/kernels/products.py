@@ -56,19 +56,19 @@ def added_in_order(hidden: np.ndarray, weights: np.ndarray, scales: np.ndarray |
     for block in range(inputs // BLOCK):
         local = np.zeros((branches, len(bias)), np.float32)
         for i in range(block * BLOCK, (block + 1) * BLOCK):
-            local = _fused(wide[:, i, None], weights[i], local)
+            local = fused(wide[:, i, None], weights[i], local)
         warp = warps[block % WARPS]
         if scales is None:
             warp += local
         else:
-            warp[...] = _fused(local.astype(np.float64), scales[block].astype(np.float64), warp)
+            warp[...] = fused(local.astype(np.float64), scales[block].astype(np.float64), warp)
     total = warps[0]
     for warp in warps[1:]:
         total = total + warp
     return total + bias
 
 
-def _fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """float32 fused multiply-add: ``a * b``, exact in float64, plus ``c``, rounded once.
 
     The sum in float64 is first rounded to odd: of its two neighbours the one with an odd last bit, from which float32
