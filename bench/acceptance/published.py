@@ -47,16 +47,14 @@ def measure_published(ground: Ground, found: Findings) -> None:
 
 def _make(ground: Ground, kind: str, number: str) -> RandomReference:
     try:
-        from ..peers.random_reference import RandomReference
+        from ..peers.random_reference import RandomReference, cuda_problem
     except (ImportError, OSError) as error:  # OSError: a shared library of torch cannot be loaded
         raise_interrupt(error)
-        raise Skip(
-            f"torch cannot be loaded ({error}); for CUDA's libraries see LD_LIBRARY_PATH in docs/gpu.md"
-        ) from error
-    try:
-        return RandomReference(SHAPES[kind], number, seed=ground.seed, device=ground.torch_device)
-    except AssertionError as error:  # torch's word for a build without CUDA
-        raise Skip(f"this torch computes on no GPU: {error}") from error
+        why = f"torch cannot be loaded ({error}); for CUDA's libraries see LD_LIBRARY_PATH in docs/gpu.md"
+        raise Skip(why) from error
+    if ground.torch_device != "cpu" and (problem := cuda_problem()) is not None:
+        raise Skip(problem)
+    return RandomReference(SHAPES[kind], number, seed=ground.seed, device=ground.torch_device)
 
 
 def _same_logits(reference: RandomReference, number: Arithmetic, layers: int, seed: int) -> str:
@@ -78,10 +76,10 @@ def _frames(ground: Ground, found: Findings, reference: RandomReference, kind: s
     for _ in range(blocks):
         times.append(case.block(count)["frame"])
         beside.append(ground.meter.read())
-    _check_row(reference, case.row)
-    case.close()
     summary = summarize([each for block in times for each in block])
     assert 0 < summary.p50 < math.inf, f"{summary.p50:g} ms is no time"
+    _check_row(reference, case.row)
+    case.close()
     held = context + WARM_UP + (count + 1) / 2
     step = StepBytes(reference.body_bytes, reference.head_bytes, held * reference.row_bytes(2))
     pairs = [BandwidthPair(*beside[at : at + 2], statistics.median(block)) for at, block in enumerate(times)]

@@ -19,6 +19,14 @@ from .published import PublishedAlgorithm
 CODEBOOK, RMS_EPSILON, ROPE_THETA = 1024, 1e-6, 1e6
 
 
+def cuda_problem() -> str | None:
+    """Why torch cannot compute on a GPU here, a sentence; None if it can."""
+    if torch.cuda.is_available():
+        return None
+    why = "was built without CUDA" if torch.version.cuda is None else f"of CUDA {torch.version.cuda} finds no GPU"
+    return f"torch {torch.__version__} {why}"
+
+
 @dataclass
 class Layer:
     """Weights of a layer; those of queries, keys and values in this order."""

@@ -13,6 +13,8 @@ from .numbers import Numbers
 
 #: Rows of a trial: a drain fits in, with room on both sides.
 ROWS = 24
+#: The row whose logits are faulty, in the trials of faults.
+FAULTY = 9
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ SUITES = {
 
 
 def draw_logits(trial: Trial, shape: tuple[int, ...], random: Numbers) -> Iterator[np.ndarray]:
-    """Logits float32 of ``shape`` for one row after the other."""
+    """Logits float32 of ``shape``, [sequences, branches, columns], for one row after the other."""
     for row in range(ROWS):
         values = random.normal(shape) * np.float32(3)
         kind = trial.logits
@@ -126,11 +128,13 @@ def draw_logits(trial: Trial, shape: tuple[int, ...], random: Numbers) -> Iterat
             values *= np.float32(1e30)
         elif kind == "stops":
             values[..., :3] += np.float32(2)
-        elif row == 9:
+        elif kind in ("NaN", "+inf", "all -inf") and row < FAULTY:
+            values[..., :2] = -1e4  # no stop: the sequence must live to see it
+        elif row == FAULTY:
             if kind == "NaN":
                 values[..., -3] = np.nan
-            elif kind == "+inf":
-                values[..., -5] = np.inf
+            elif kind == "+inf":  # of the conditional branch alone: guidance would make NaN of both
+                values[..., 0, -5] = np.inf
             elif kind == "all -inf":
-                values[...] = -np.inf
+                values[..., 0, :] = -np.inf
         yield np.ascontiguousarray(values)

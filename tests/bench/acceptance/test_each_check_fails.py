@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from functools import cache as cache_of_calls
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,14 +209,19 @@ def test_a_head_that_is_off_by_a_bit_is_told(number: str, branches: int) -> None
 
 
 def test_a_product_is_added_with_one_rounding() -> None:
-    """1 + 2^-24 + 2^-69 lies above the middle of two float32 numbers; rounded to float64 first, it is the middle."""
-    a, b = np.float64(1 + 2**-23), np.float64(1.0)
-    tiny = np.array([2.0**-24], np.float32)
-    assert products.fused(np.array([1.0]), np.array([1.0]), tiny)[0] == np.float32(1.0)
-    exact = np.array([2.0**-24 * (1 + 2**-23)])
-    assert products.fused(exact, np.array([1.0 + 2**-23]), np.float32([1.0]))[0] == np.float32(1 + 2**-23)
-    assert products.fused(-exact, np.array([1.0 + 2**-23]), np.float32([-1.0]))[0] == np.float32(-(1 + 2**-23))
-    assert products.fused(a[None], b[None], np.float32([2.0**30]))[0] == np.float32(2.0**30)
+    """The exact sum lies just below the middle of two float32 numbers; rounded to float64 first, it is the middle."""
+    a, b, c = np.array([2.0**-24 * (1 + 2**-23)]), np.array([1 - 2.0**-23]), np.float32([1 + 2**-23])
+    assert (a * b + c).astype(np.float32)[0] == np.float32(1 + 2**-22)
+    for sign in (1, -1):
+        assert products.fused(sign * a, b, sign * c)[0] == sign * c[0]
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((2, 500)).astype(np.float32)
+    z = (random.standard_normal(500) * 10.0 ** random.integers(-9, 9, 500)).astype(np.float32)
+    for found, *terms in zip(products.fused(x.astype(np.float64), y.astype(np.float64), z), x, y, z, strict=True):
+        one, two, three = (Fraction(float(term)) for term in terms)
+        near = [np.nextafter(found, np.float32(side)) for side in (-np.inf, np.inf)]
+        distance = abs(Fraction(float(found)) - (one * two + three))
+        assert all(distance <= abs(Fraction(float(each)) - (one * two + three)) for each in near)
 
 
 @pytest.mark.parametrize("number", ["float32", "bfloat16"])
@@ -362,7 +368,7 @@ def limits_of(monkeypatch: pytest.MonkeyPatch, **figures: Any) -> Findings:
     given = {"best": 9.0, "median": 8.0, "readings": [7.0, 8.0], "launches": {"plain, device": [1.0]}} | figures
     copies = SimpleNamespace(best=given["best"], median=given["median"], bytes=1 << 20, kernel="copy")
     rates = list(given["readings"])
-    summary = SimpleNamespace(best=max(rates), median=rates[0], bytes=1 << 20, kernel="read")
+    summary = SimpleNamespace(best=rates[-1], median=rates[0], bytes=1 << 20, kernel="read")
     reader = SimpleNamespace(read=lambda: rates[0], result=summary)
     monkeypatch.setattr(limits, "_launches", lambda device: given["launches"])
     monkeypatch.setattr(limits, "_read_meter", lambda ground: reader)

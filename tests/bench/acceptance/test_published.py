@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ualm.bench.acceptance import published
 from ualm.bench.acceptance.context import Ground
@@ -48,17 +49,18 @@ def test_without_torch_it_is_skipped(ground: Ground, error: Exception, monkeypat
 def test_a_torch_without_cuda_is_skipped(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ground, "torch_device", "cuda")
     ((verdict, said),) = checks(ground)
-    assert (verdict, said) == ("skipped", "this torch computes on no GPU: Torch not compiled with CUDA enabled")
+    assert verdict == "skipped" and said.startswith(f"torch {torch.__version__} ")
+    assert "was built without CUDA" in said or "finds no GPU" in said
 
 
 def test_attention_that_goes_wrong_is_told(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row at a wrong position in the cache changes what a prompt gives row by row."""
+    """Values that change while they are held give other logits row by row than at once."""
     through = RandomReference.through
 
     def shifted(self: RandomReference, embeddings: Any, cache: Any) -> Any:
         hidden = through(self, embeddings, cache)
         keys, values = cache.layers[1]
-        cache.layers[1] = keys * 1.01, values
+        cache.layers[1] = keys, values * 1.1
         return hidden
 
     monkeypatch.setattr(RandomReference, "through", shifted)
@@ -88,7 +90,7 @@ def test_a_row_of_other_ids_is_told(ground: Ground, stream: int, id_: int, monke
     assert verdict == "fail" and "which is no row of sound" in said
 
 
-@pytest.mark.parametrize("time", [0.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("time", [0.0, -1.0, float("nan")])
 def test_a_frame_that_took_no_time_is_told(ground: Ground, time: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchDecode, "block", lambda self, count: {"frame": [time] * count})
     assert checks(ground)[2] == ("fail", f"{time:g} ms is no time")
