@@ -17,7 +17,7 @@ import numpy as np
 from ....runtime import _native
 from ....runtime.errors import InputError
 from ....runtime.files.saved_arrays import SavedArrays
-from ....runtime.files.writing import replacing_file
+from ....runtime.files.writing import check_place, replacing_file
 from ....runtime.vocabulary import STREAMS
 from .numbers import Numbers
 from .tables import Tables
@@ -121,6 +121,7 @@ def load(path: Path, suite: str, seed: int) -> Expected:
 
 def prepare(path: Path, seed: int, progress: Callable[[str], None] = lambda text: None) -> None:
     """Write what this machine's CPU draws. Equal seeds give equal bytes."""
+    check_place(path)
     arrays = {"seed": np.array([seed], np.int64)}
     for suite in SUITES.values():
         arrays |= {f"{suite.name}/{name}": values for name, values in draw(suite, seed, progress).items()}
