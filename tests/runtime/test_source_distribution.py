@@ -1,4 +1,4 @@
-"""The source distribution: small enough to be carried to a machine without a network, and all that a wheel is made of."""
+"""The source distribution: small enough to carry to a machine without a network, and all that a wheel is made of."""
 
 from __future__ import annotations
 

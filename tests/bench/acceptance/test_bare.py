@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.bare import BLOCKED, make_bare
+from support.cuda.bare import BLOCKED, make_bare
 from support.cuda.shim import load_shim
 from ualm.bench.acceptance.findings import WHOLE
 from ualm.bench.acceptance.stages import of_call

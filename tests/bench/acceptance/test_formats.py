@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from support.half import HalfEngine
+from support.runs import make_run
 from ualm.bench.acceptance.context import Ground
 from ualm.bench.acceptance.findings import Findings
 from ualm.bench.acceptance.loops import loop
-from ualm.bench.random_run.run import SHAPES, write_random_run
 from ualm.export.bundle import export_run
 from ualm.runtime.bundle.bundle import Bundle
 from ualm.runtime.engines.arithmetic import logits_tolerance
@@ -23,8 +23,7 @@ FORMATS = {"fp16": "float16", "bf16": "bfloat16", "int8": "int8", "int4": "int8"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
-    write_random_run(folder, SHAPES["tiny"])
-    return folder
+    return make_run(folder, hidden=128, heads=4, kv_heads=2, ffn=192, layers=2).folder
 
 
 @pytest.mark.parametrize("precision", FORMATS)
@@ -32,7 +31,7 @@ def test_the_loop_is_rehearsed_in_every_format(
     run: Path, ground: Ground, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / precision
-    export_run(run, folder, precision=precision, accept_quality=True)
+    export_run(run, folder, precision=precision, encoder_precision="fp16", accept_quality=True)
     if precision in ("fp16", "bf16"):  # ONNX Runtime's CPU provider does not compute in them
         monkeypatch.setattr(Ground, "engine", lambda self, name, bundle, max_context: HalfEngine(bundle, max_context))
     there = Ground(tmp_path, 0, True, ground.shim, folder)

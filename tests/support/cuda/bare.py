@@ -9,7 +9,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 #: Libraries of ualm that a borrowed machine may lack.
 BLOCKED = (
     *("typer", "rich", "soundfile", "soxr", "tokenizers", "cffi", "onnxruntime", "torch", "transformers"),
