@@ -13,7 +13,7 @@ from ...runtime.process.stopping import raise_interrupt
 from ...runtime.vocabulary import EOS, EOT
 from ..meters.traffic import StepBytes, held_against
 from ..random_run.shapes import SHAPES
-from ..report.schema import BandwidthPair, Measurement, Subject
+from ..report.schema import BandwidthPair, Measurement, Setting, Subject
 from ..report.statistics import summarize
 from ..scenarios.common import WARM_UP
 from ..scenarios.published import TorchDecode
@@ -74,7 +74,7 @@ def _frames(ground: Ground, found: Findings, reference: RandomReference, kind: s
     case = TorchDecode(reference, context, "audio", _GUIDANCE, ground.seed)
     beside, times = [ground.meter.read()], list[list[float]]()
     for _ in range(blocks):
-        times.append(case.block(count)["frame"])
+        times.append(list(case.block(count)["frame"]))
         beside.append(ground.meter.read())
     summary = summarize([each for block in times for each in block])
     assert 0 < summary.p50 < math.inf, f"{summary.p50:g} ms is no time"
@@ -82,10 +82,13 @@ def _frames(ground: Ground, found: Findings, reference: RandomReference, kind: s
     case.close()
     held = context + WARM_UP + (count + 1) / 2
     step = StepBytes(reference.body_bytes, reference.head_bytes, held * reference.row_bytes(2))
-    pairs = [BandwidthPair(*beside[at : at + 2], statistics.median(block)) for at, block in enumerate(times)]
+    pairs = [
+        BandwidthPair(before, after, statistics.median(block))
+        for before, after, block in zip(beside[:-1], beside[1:], times, strict=True)
+    ]
     traffic = held_against(step, summary.p50, pairs, ground.meter.result)
     subject = Subject(f"published algorithm, {kind} shape, random weights", reference.engine, None, {"all": number})
-    settings = {"context": context, "modality": "audio", "guidance": _GUIDANCE}
+    settings: dict[str, Setting] = {"context": context, "modality": "audio", "guidance": _GUIDANCE}
     found.measurements.append(Measurement("decode", subject, settings, "frame", "ms", summary, traffic))
     share = f"{100 * traffic.fraction:.0f} % of the bandwidth"
     return f"p50 {summary.p50:.3g} p99 {summary.p99:.3g} ms over {summary.n} frames, {share}"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...runtime.errors import EngineError
-from ...runtime.files.reading import first_line
 from ..report.schema import Check, Report
 from .context import Ground
 from .facts import NOT_READ, run_facts
@@ -46,7 +45,7 @@ def run_stage(name: str, ground: Ground, limit: float, *, why: str = "its limit"
 
 
 def _cut_short(name: str, ended: Ended, at: str | None, why: str) -> Check:
-    where = "" if not at else f", at: {first_line(at)}"
+    where = "" if not at else f", at: {' '.join(at.split())}"
     if ended.status is not None:
         said = f"its process ended with status {ended.status}{where}; {ended.words or 'it printed nothing'}"
         return Check(name, "the stage as a whole", "fail", said, ended.seconds)

@@ -158,7 +158,7 @@ class RandomReference(PublishedAlgorithm):
     def logits_after(self, embeddings: torch.Tensor, *, stepwise: bool) -> torch.Tensor:
         """Logits [8, ids] after a prompt's embeddings [1, n, H], given at once or one by one."""
         cache = Cache()
-        pieces = embeddings.split(1, 1) if stepwise else [embeddings]
+        pieces = torch.chunk(embeddings, embeddings.shape[1], 1) if stepwise else (embeddings,)
         for piece in pieces:
             hidden = self.through(piece, cache)
         return self.logits(hidden)[0]

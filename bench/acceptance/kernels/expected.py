@@ -83,7 +83,7 @@ class Expected:
 
 def checksum(values: np.ndarray, before: int = 0) -> int:
     """CRC-32 of an array's bytes."""
-    return zlib.crc32(memoryview(np.ascontiguousarray(values)).cast("B"), before)
+    return zlib.crc32(np.ascontiguousarray(values).data, before)
 
 
 def segment_options(trial: Trial, seed: int, index: int) -> dict[str, Any]:
