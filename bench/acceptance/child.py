@@ -36,9 +36,9 @@ class StageProcess:
             return
         self._exchange.keep(self._found.report(self._facts))
         before = len(self._found.checks)
-        with self._found.checking("the stage as a whole") as said:
+        with self._found.checking("the stage as a whole") as details:
             STAGES[self._request.stage].run(self._ground, self._found)
-            said.append(f"{len(self._found.checks) - before} checks")
+            details.append(f"{len(self._found.checks) - before} checks")
         if self._found.checks[-1].verdict == "pass":
             del self._found.checks[-1]  # it went through to its end, which is worth no line
         bandwidth = self._facts.bandwidth if self._facts.bandwidth is NOT_READ else self._ground.meter.result

@@ -45,19 +45,19 @@ class Findings:
     def checking(self, name: str) -> Iterator[list[str]]:
         """A check as a ``with`` block; its findings go into the list. A failure is recorded, and the stage
         continues."""
-        began, said, verdict = time.perf_counter(), list[str](), "pass"
+        began, details, verdict = time.perf_counter(), list[str](), "pass"
         self.watch(name)
         try:
-            yield said
+            yield details
         except Skip as reason:
-            verdict, said = "skipped", [str(reason)]
+            verdict, details = "skipped", [str(reason)]
         except ModuleNotFoundError as error:
             raise_interrupt(error)
-            verdict, said = _missing(error)
+            verdict, details = _missing(error)
         except (AssertionError, UalmError, ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
             raise_interrupt(error)
-            verdict, said = "fail", [first_line(error)]
-        self.checks.append(Check(self.stage, name, verdict, "; ".join(said), time.perf_counter() - began))
+            verdict, details = "fail", [first_line(error)]
+        self.checks.append(Check(self.stage, name, verdict, "; ".join(details), time.perf_counter() - began))
         self.watch(None)
 
     def take(self, report: Report) -> None:

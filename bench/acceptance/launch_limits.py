@@ -29,23 +29,23 @@ _IMPOSSIBLE = 1e5
 def measure_limits(ground: Ground, found: Findings) -> None:
     """The stage: copies are part of the run's facts; reads and launches are measurements."""
     device = ground.device
-    with found.checking("copy bandwidth") as said:
-        said.append(_rates(ground.meter.result))
-    with found.checking("read bandwidth") as said:
+    with found.checking("copy bandwidth") as details:
+        details.append(_rates(ground.meter.result))
+    with found.checking("read bandwidth") as details:
         reading = _read_meter(ground)
         rates = [reading.read() for _ in range(_READINGS)]
-        said.append(_rates(reading.result))
+        details.append(_rates(reading.result))
         subject = Subject("a kernel that reads and writes nothing", _name(device), None, {})
         size = {"bytes": reading.result.bytes}
         found.measurements.append(Measurement("memory", subject, size, "read", "GB/s", summarize(rates)))
-    with found.checking("launches") as said:
+    with found.checking("launches") as details:
         launches = _launches(device)
         subject = Subject("one small kernel", _name(device), None, {})
         for figure, samples in launches.items():
             summary = summarize(samples)
             assert 0 < summary.p50 < math.inf, f"{figure}: {summary.p50:g} us: the clock is broken"
             found.measurements.append(Measurement("launch", subject, {"batch": _LAUNCHES}, figure, "us", summary))
-            said.append(f"{figure} {summary.p50:.2f} us")
+            details.append(f"{figure} {summary.p50:.2f} us")
 
 
 def _name(device: Device) -> str:

@@ -25,31 +25,31 @@ _TOLERANCE = 2e-3
 
 def describe(ground: Ground, found: Findings) -> None:
     """The stage; versions are part of the run's facts."""
-    with found.checking("GPU") as said:
+    with found.checking("GPU") as details:
         gpu = ground.gpu
         if gpu is None:
             raise Skip("a dry run: the kernels are compiled for the CPU")
         clocks = ", ".join(f"{name} {value} MHz" for name, value in gpu.clocks_mhz.items()) or "clocks not readable"
-        said.append(
+        details.append(
             f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver}, CUDA {gpu.cuda}, {clocks}"
         )
     for name in ENGINES:
-        with found.checking(f"engine {name}") as said:
+        with found.checking(f"engine {name}") as details:
             reason = why_not(name, ground.bundle, 1024)
             if reason is not None:
                 raise Skip(reason)
-            said.append("can run here")
+            details.append("can run here")
 
 
 def try_tensorrt_rtx(ground: Ground, found: Findings) -> None:
     """The stage: does an engine built for each of the targets load and run here?"""
     for target in _TARGETS:
-        with found.checking(f"an engine built for {target}") as said:
+        with found.checking(f"an engine built for {target}") as details:
             if importlib.util.find_spec("tensorrt_rtx") is None:
                 raise Skip(f"tensorrt_rtx is not installed; install it with: {install_hint('tensorrt-rtx')}")
             if ground.dry_run and target == "default":
                 raise Skip("a dry run: there is no GPU to build for")
-            said.append(_try(target, build_only=ground.dry_run))
+            details.append(_try(target, build_only=ground.dry_run))
 
 
 def _try(target: str, *, build_only: bool) -> str:

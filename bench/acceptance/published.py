@@ -33,16 +33,16 @@ def measure_published(ground: Ground, found: Findings) -> None:
     """Milliseconds of a frame with rows held, in bfloat16 at the 1.5B shape; in a rehearsal a small one in float32."""
     kind, number = ("tiny", "float32") if ground.dry_run else ("1.5b", "bfloat16")
     made: list[RandomReference] = []
-    with found.checking(f"weights of the {kind} shape, made on the device") as said:
+    with found.checking(f"weights of the {kind} shape, made on the device") as details:
         made.append(_make(ground, kind, number))
-        said.append(f"{(made[0].body_bytes + made[0].head_bytes) / 1e9:.2f} GB of {number}; {made[0].engine}")
+        details.append(f"{(made[0].body_bytes + made[0].head_bytes) / 1e9:.2f} GB of {number}; {made[0].engine}")
     if not made:
         return
-    with found.checking("a prompt at once, and row by row") as said:
-        said.append(_same_logits(made[0], number, SHAPES[kind].layers, ground.seed))  # type: ignore[arg-type]
+    with found.checking("a prompt at once, and row by row") as details:
+        details.append(_same_logits(made[0], number, SHAPES[kind].layers, ground.seed))  # type: ignore[arg-type]
     for context in (64,) if ground.dry_run else (256, 1024):
-        with found.checking(f"a frame with {context} rows held") as said:
-            said.append(_frames(ground, found, made[0], kind, number, context))
+        with found.checking(f"a frame with {context} rows held") as details:
+            details.append(_frames(ground, found, made[0], kind, number, context))
 
 
 def _make(ground: Ground, kind: str, number: str) -> RandomReference:

@@ -47,8 +47,8 @@ def run_stage(name: str, ground: Ground, limit: float, *, why: str = "its limit"
 def _cut_short(name: str, ended: Ended, at: str | None, why: str) -> Check:
     where = "" if not at else f", at: {' '.join(at.split())}"
     if ended.status is not None:
-        said = f"its process ended with status {ended.status}{where}; {ended.words or 'it printed nothing'}"
-        return Check(name, "the stage as a whole", "fail", said, ended.seconds)
+        details = f"its process ended with status {ended.status}{where}; {ended.words or 'it printed nothing'}"
+        return Check(name, "the stage as a whole", "fail", details, ended.seconds)
     verdict = "fail" if why == "its limit" else "skipped"
-    said = f"ended after {ended.seconds:.0f} s, {why}{where}"
-    return Check(name, "the stage as a whole", verdict, said, ended.seconds)
+    details = f"ended after {ended.seconds:.0f} s, {why}{where}"
+    return Check(name, "the stage as a whole", verdict, details, ended.seconds)

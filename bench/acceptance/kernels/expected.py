@@ -187,10 +187,10 @@ def _step(tables: Tables, sampler: _native.FrameSampler, logits: np.ndarray) -> 
     return Row(at + 1 | flags << 32, ids, checksum(embedding), completed)
 
 
-def _fault_of(said: str, row: int) -> tuple[int, int]:
+def _fault_of(details: str, row: int) -> tuple[int, int]:
     """Number and stream of the fault that the sampler reports in words."""
     for fault, words in _native.FAULTS.items():
         for stream in range(STREAMS):
-            if words % (row, stream) == said:
+            if words % (row, stream) == details:
                 return fault, stream
-    raise ValueError(said)
+    raise ValueError(details)

@@ -84,8 +84,8 @@ def compare_row(expected: Row, word: int, rows: np.ndarray, latents: np.ndarray,
     )
     if expected.fault:
         row, cpu = expected.drawn, _native.FAULTS[expected.fault] % (expected.drawn, expected.stream)
-        said = _native.FAULTS[fault] % (drawn, stream) if fault in _native.FAULTS else "nothing"
-        assert said == cpu, f"row {row}: the CPU says {cpu}, the device fault {fault}: {said}"
+        details = _native.FAULTS[fault] % (drawn, stream) if fault in _native.FAULTS else "nothing"
+        assert details == cpu, f"row {row}: the CPU says {cpu}, the device fault {fault}: {details}"
         return
     row = expected.drawn - 1
     assert fault == 0, f"row {row}: the device found fault {fault} in stream {stream}, the CPU none"

@@ -27,11 +27,11 @@ _SHOWN = 4
 
 def check_under(tool: str, ground: Ground, found: Findings, *, patience: float = PATIENCE) -> None:
     """The stage of one tool: it must find nothing, and the kernels must still compute the CPU's bits."""
-    with found.checking(f"kernels under {tool}") as said:
+    with found.checking(f"kernels under {tool}") as details:
         program = _find()
         if program is None:
             raise Skip(f"{_PROGRAM} was not found; it comes with the CUDA toolkit: put it on PATH or set CUDA_HOME")
-        said.append(_run(program, tool, ground, patience))
+        details.append(_run(program, tool, ground, patience))
 
 
 def _find() -> str | None:

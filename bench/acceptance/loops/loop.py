@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ....runtime.bundle.bundle import Bundle
-from ....runtime.diagnostics.machine import GOLDEN_CONTEXT, check_golden
+from ....runtime.diagnostics.golden import GOLDEN_CONTEXT, check_golden
 from ....runtime.engines.protocol import Engine
 from ....runtime.files.writing import resolved
 from ....runtime.process.cores import cores
@@ -58,7 +58,7 @@ def check_loop(ground: Ground, found: Findings) -> None:
 
 def check_bundle(ground: Ground, found: Findings, name: str, bundle: Bundle) -> None:
     """Check the golden vector in the engine ``name``, and that rows do not depend on how they were launched."""
-    with found.checking(f"{name}: golden vector of {bundle.folder.name}") as said:
+    with found.checking(f"{name}: golden vector of {bundle.folder.name}") as details:
         engine = ground.engine(name, bundle, GOLDEN_CONTEXT)
         try:
             checks = check_golden(bundle, engine)
@@ -69,11 +69,11 @@ def check_bundle(ground: Ground, found: Findings, name: str, bundle: Bundle) -> 
         ]
         assert not wrong, "; ".join(wrong)
         nearest = max(checks, key=lambda check: (check.error or 0.0) / check.tolerance)
-        said.append(f"{len(checks)} outputs; {nearest.name} {nearest.error:.1e} of {nearest.tolerance:g} at most")
-    with found.checking(f"{name}: rows of {bundle.folder.name} do not depend on launching ahead") as said:
+        details.append(f"{len(checks)} outputs; {nearest.name} {nearest.error:.1e} of {nearest.tolerance:g} at most")
+    with found.checking(f"{name}: rows of {bundle.folder.name} do not depend on launching ahead") as details:
         engine = ground.engine(name, bundle, _CONTEXT)
         try:
-            said.append(_ahead_changes_nothing(engine))
+            details.append(_ahead_changes_nothing(engine))
         finally:
             engine.close()
 
@@ -116,14 +116,14 @@ def measure_bundle(ground: Ground, found: Findings, name: str, folder: Path, *, 
         ("first sound", stream, repeat[1]),
     )
     for what, scenario, count in scenarios:
-        with found.checking(f"{name}: {what}, {folder.name}") as said:
+        with found.checking(f"{name}: {what}, {folder.name}") as details:
             report = measure(ground, scenario, [DeviceSubject(folder, ground, name)], repeat=count)
             found.take(report)
             figures = [each for each in report.measurements if each.figure in ("frame", "first_row", "first_sample")]
             assert figures, "nothing was measured"
             for each in figures:
                 assert 0 < each.summary.p50 < math.inf, f"{each.figure}: {each.summary.p50:g} {each.unit} is no time"
-            said += [
+            details += [
                 f"{each.figure} p50 {each.summary.p50:.3g} p99 {each.summary.p99:.3g} {each.unit}"
                 + ("" if each.traffic is None else f", {100 * each.traffic.fraction:.0f} % of the bandwidth")
                 for each in figures

@@ -33,17 +33,17 @@ def make_shape(ground: Ground, found: Findings, shape: str) -> None:
         raise Skip(f"needs the extra export ({error}); install it with: {install_hint('export')}") from error
     kind = "tiny" if ground.dry_run else shape
     run = _run(ground, kind)
-    with found.checking(f"a training run of the {kind} shape") as said:
+    with found.checking(f"a training run of the {kind} shape") as details:
         if not run.exists():
             write_random_run(run, RUNS[kind], seed=ground.seed)
-        said.append(run.name)
+        details.append(run.name)
     for precision in SHAPES[kind]:
-        with found.checking(f"its bundle in {precision}") as said:
+        with found.checking(f"its bundle in {precision}") as details:
             bundle = _bundle(ground, kind, precision)
             if not bundle.exists():
                 # random logits are noise, on which narrow formats disagree; the gates mean nothing here
                 export_run(run, bundle, precision=precision, accept_quality=True)
-            said.append(bundle.name)
+            details.append(bundle.name)
 
 
 def check_shape(ground: Ground, found: Findings, shape: str) -> None:
@@ -64,7 +64,7 @@ def check_shape(ground: Ground, found: Findings, shape: str) -> None:
 
 
 def _against_torch(ground: Ground, found: Findings, name: str, kind: str, folder: Path, context: int) -> None:
-    with found.checking(f"{name}: a frame against torch on the same device") as said:
+    with found.checking(f"{name}: a frame against torch on the same device") as details:
         peer = "reference-fp32" if ground.dry_run else "reference-bf16"
         try:
             other = PeerSubject(peer, _run(ground, kind), 1 if ground.dry_run else 8, ground.torch_device)
@@ -74,7 +74,7 @@ def _against_torch(ground: Ground, found: Findings, name: str, kind: str, folder
         report = measure(ground, Decode((context,)), subjects, repeat=4 if ground.dry_run else 96)
         found.take(report)
         assert report.comparisons, "nothing was compared"
-        said += [f"{each.speedup:.2f} times as fast ({each.verdict})" for each in report.comparisons]
+        details += [f"{each.speedup:.2f} times as fast ({each.verdict})" for each in report.comparisons]
 
 
 def _run(ground: Ground, kind: str) -> Path:
