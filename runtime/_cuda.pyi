@@ -214,3 +214,9 @@ def write_kv_rows(
     device_position: int = 0,
     stream: int,
 ) -> None: ...
+
+# Bandwidth
+
+def read_memory(*, data: int, bytes: int, blocks: int, total: int, stream: int) -> None:
+    """Read memory with ``blocks`` blocks of 512 threads, and add the sum of its 64-bit words, modulo 2^64, to the
+    uint64 at ``total``. ``data`` is aligned to 16 bytes, and ``bytes`` a multiple of 16."""

@@ -8,42 +8,52 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.packaged import default_bundle
 from ...runtime.engines.device.device import Device
 from ...runtime.engines.device.facts import CudaFacts, cuda_facts, gpu_problem, load_kernels
-from ...runtime.engines.onnxruntime.cuda import NAME, OnnxRuntimeCudaEngine
-from ...runtime.engines.protocol import Engine
 from ...runtime.engines.registry import CPU, ENGINES, choose, why_not
 from ...runtime.errors import EngineError, InputError
-from ...runtime.files.writing import resolved
 from ...runtime.process.cores import cores
 from ...runtime.process.stopping import raise_interrupt
-from ..harness.subjects import BundleSubject, Request, precisions_of
 from ..meters.bandwidth import BandwidthMeter, Meter
 from ..meters.gpu import CopyMeter, describe_gpu
-from ..report.schema import Gpu, Subject
+from ..report.schema import Gpu
+from .findings import Skip
 
+if TYPE_CHECKING:
+    from ...runtime.engines.protocol import Engine
+
+#: The engine whose loop a rehearsal runs.
+_REHEARSED = "onnxruntime-cuda"
 #: Bytes that a rehearsal reads, to have a figure in place of a GPU's copy bandwidth.
 _REHEARSAL_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Ground:
-    """Where and how the stages run.
+    """How a stage runs.
 
     ``shim``: in a dry run, the module with the kernels compiled for the CPU (tests/csrc/cuda builds it). ``bundle``:
-    what the loop runs, None for the model that comes with ualm. ``work``: folder for large files.
+    what the loop runs, None for the model that comes with ualm. ``work``: folder for large files. ``expected``: what
+    the CPU drew, None for the file that comes with ualm. ``few``: only the trials of the kernels that show most.
     """
 
-    out: Path
     work: Path
     seed: int
     dry_run: bool
     shim: Path | None = None
     bundle_folder: Path | None = None
+    expected: Path | None = None
+    few: bool = False
     progress: Callable[[str], None] = lambda text: None
+
+    @property
+    def short(self) -> bool:
+        """Whether the kernels run fewer trials: in a rehearsal, and under a tool that slows them down."""
+        return self.few or self.dry_run
 
     @cached_property
     def facts(self) -> CudaFacts:
@@ -95,18 +105,20 @@ class Ground:
         return Bundle(default_bundle() if self.bundle_folder is None else self.bundle_folder)
 
     def engines(self, bundle: Bundle, max_context: int) -> list[str]:
-        """Engines on the GPU that can open ``bundle``; raises :class:`EngineError` with all reasons if none can."""
+        """Engines on the GPU that can open ``bundle``; raises :class:`Skip` with all reasons if none can."""
         if self.dry_run:
-            return [NAME]
+            return [_REHEARSED]
         reasons = {name: why_not(name, bundle, max_context) for name in ENGINES if name != CPU}
         found = [name for name, reason in reasons.items() if reason is None]
         if not found:
-            raise EngineError("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+            raise Skip("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
         return found
 
     def engine(self, name: str, bundle: Bundle, max_context: int) -> Engine:
         """An engine under test; in a dry run with ONNX Runtime's CPU provider instead of CUDA's."""
         if self.dry_run:
+            from ...runtime.engines.onnxruntime.cuda import OnnxRuntimeCudaEngine
+
             return OnnxRuntimeCudaEngine(bundle, self.device, max_context=max_context)
         return choose(name, bundle, threads=None, max_context=max_context).engine
 
@@ -114,26 +126,3 @@ class Ground:
     def torch_device(self) -> str:
         """torch's name for the same device."""
         return "cpu" if self.dry_run else "cuda"
-
-    def subject(self, name: str, folder: Path) -> DeviceSubject:
-        """A bundle for scenarios to measure in this context, in the engine ``name``."""
-        return DeviceSubject(folder, self, name)
-
-
-class DeviceSubject(BundleSubject):
-    """A bundle in the engine under test."""
-
-    #: Engine files fix the context they were built for, and a GPU allocates what is reserved.
-    least_context = 2048
-
-    def __init__(self, folder: Path, ground: Ground, engine: str) -> None:
-        super().__init__(folder, Request(folder, seed=ground.seed), resolved(folder).name)
-        self._ground, self._name_of_engine = ground, engine
-
-    def open(self, max_context: int) -> Engine:
-        return self._ground.engine(self._name_of_engine, self.bundle, max_context)
-
-    @cached_property
-    def about(self) -> Subject:
-        engine = "device loop on the CPU, a rehearsal" if self._ground.dry_run else self._name_of_engine
-        return Subject(self.bundle.folder.name, engine, self.bundle.digest, precisions_of(self.bundle))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,8 @@ class Findings:
     measurements: list[Measurement] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    #: Called with the name of a check that begins, and with None when it has ended.
+    watch: Callable[[str | None], None] = lambda name: None
 
     def check(self, name: str, found: Callable[[], str]) -> None:
         """Add a check: ``found`` returns what it found, or raises :class:`AssertionError` or an error of ualm."""
@@ -44,14 +46,19 @@ class Findings:
         """A check as a ``with`` block; its findings go into the list. A failure is recorded, and the stage
         continues."""
         began, details, verdict = time.perf_counter(), list[str](), "pass"
+        self.watch(name)
         try:
             yield details
         except Skip as reason:
             verdict, details = "skipped", [str(reason)]
+        except ModuleNotFoundError as error:
+            raise_interrupt(error)
+            verdict, details = _missing(error)
         except (AssertionError, UalmError, ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
             raise_interrupt(error)
             verdict, details = "fail", [first_line(error)]
         self.checks.append(Check(self.stage, name, verdict, "; ".join(details), time.perf_counter() - began))
+        self.watch(None)
 
     def take(self, report: Report) -> None:
         """Add what a scenario measured."""
@@ -65,6 +72,14 @@ class Findings:
         )
 
 
+def _missing(error: ModuleNotFoundError) -> tuple[str, list[str]]:
+    """A library that is not installed is no fault; a module of ualm that is not there is one."""
+    name = error.name or ""
+    if not name or name.split(".")[0] == "ualm":
+        return "fail", [first_line(error)]
+    return "skipped", [f"needs {name}, which is not installed"]
+
+
 def keep(folder: Path, name: str, report: Report) -> Path:
     """Write a stage's report, complete or not at all."""
     path = folder / _STAGE.format(name)
@@ -73,22 +88,29 @@ def keep(folder: Path, name: str, report: Report) -> Path:
     return path
 
 
-def gather(folder: Path, order: list[str], run: Run) -> Report:
-    """All stages in ``folder``, in one report; stages of a rehearsal and of a GPU are not mixed."""
-    found = Findings("")
+def check_same_kind(folder: Path, names: Iterable[str], *, dry_run: bool) -> None:
+    """:class:`InputError` if the folder holds stages of a rehearsal and this run is none, or the other way round."""
+    for name in names:
+        path = folder / _STAGE.format(name)
+        if path.exists() and read_report(path)[0].run.dry_run != dry_run:
+            made = "on a GPU" if dry_run else "by a dry run"
+            raise InputError(f"{path}: was made {made}, this run was not; give another --out")
+
+
+def gather(folder: Path, order: Iterable[str]) -> Report:
+    """All stages in ``folder``, in one report with the facts of the one that ran last."""
+    found, newest = Findings(""), list[Run]()
     for name in order:
         path = folder / _STAGE.format(name)
         if not path.exists():
             continue
         report = read_report(path)[0]
-        if report.run.dry_run != run.dry_run:
-            raise InputError(
-                f"{path}: was made {'by a dry run' if report.run.dry_run else 'on a GPU'}, this run was not; give "
-                "another --out"
-            )
+        newest = sorted([*newest, report.run], key=lambda run: run.created)[-1:]
         found.take(report)
         found.checks += report.checks
-    whole = found.report(run)
+    if not newest:
+        raise InputError(f"{folder}: holds no stage of an acceptance run")
+    whole = found.report(newest[0])
     with replacing_file(folder / WHOLE) as temporary:
         temporary.write_text(write_json(whole), encoding="utf-8", newline="")
     return whole

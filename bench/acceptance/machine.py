@@ -18,14 +18,13 @@ if TYPE_CHECKING:
 #: Targets to build engines for: this GPU, older architectures, and several at once.
 _TARGETS = ("default", "8.0", "8.0,8.6,8.9")
 #: Seconds that an attempt may take.
-_PATIENCE = 240
+_PATIENCE = 18
 #: TensorFloat-32 keeps ten bits of a factor.
 _TOLERANCE = 2e-3
 
 
-def describe(ground: Ground) -> Findings:
+def describe(ground: Ground, found: Findings) -> None:
     """The stage; versions are part of the run's facts."""
-    found = Findings("environment")
     with found.checking("GPU") as details:
         gpu = ground.gpu
         if gpu is None:
@@ -40,12 +39,10 @@ def describe(ground: Ground) -> Findings:
             if reason is not None:
                 raise Skip(reason)
             details.append("can run here")
-    return found
 
 
-def try_tensorrt_rtx(ground: Ground) -> Findings:
+def try_tensorrt_rtx(ground: Ground, found: Findings) -> None:
     """The stage: does an engine built for each of the targets load and run here?"""
-    found = Findings("tensorrt-rtx")
     for target in _TARGETS:
         with found.checking(f"an engine built for {target}") as details:
             if importlib.util.find_spec("tensorrt_rtx") is None:
@@ -53,16 +50,20 @@ def try_tensorrt_rtx(ground: Ground) -> Findings:
             if ground.dry_run and target == "default":
                 raise Skip("a dry run: there is no GPU to build for")
             details.append(_try(target, build_only=ground.dry_run))
-    return found
 
 
 def _try(target: str, *, build_only: bool) -> str:
     command = [sys.executable, "-m", f"{__package__}.rtx_probe", target, *(["build"] if build_only else [])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"ended after {_PATIENCE} s, its limit") from None
     lines = done.stdout.strip().splitlines()
     words = " ".join(done.stderr.split())[-300:]
     assert done.returncode == 0 and lines, f"the process ended with status {done.returncode}: {words}"
     about = json.loads(lines[-1])
+    if "refused" in about:
+        raise Skip(about["refused"])
     assert "problem" not in about, f"{about['problem']}, after: {about['reached']}; {words}"
     if build_only:
         return f"TensorRT-RTX {about['library']} built {about['bytes']} bytes; not loaded, not run"

@@ -1,8 +1,8 @@
 """One attempt with TensorRT-RTX in a separate process, which may crash: build a product, load it, run it.
 
-``python -m ualm.bench.acceptance.rtx_probe default|8.0|8.0,8.6,8.9`` prints a JSON object: how far it got, and the
-library's own message if it got no further. Building needs no GPU, except for the default target; loading and running
-do.
+``python -m ualm.bench.acceptance.rtx_probe default|8.0|8.0,8.6,8.9`` prints a JSON object: how far it got; if it got no
+further, the library's own message; "refused" if this GPU is none that it is for. Building needs no GPU, except for the
+default target; loading and running do.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ...runtime.engines.build_commands import sm_name
+from ...runtime.engines.tensorrt.library import local_sm
+
 ROWS, INPUTS, OUTPUTS = 2, 64, 48
 
 
@@ -21,6 +24,11 @@ def probe(target: str, *, run: bool) -> dict[str, Any]:
     import tensorrt_rtx as trt
 
     found: dict[str, Any] = {"target": target, "library": trt.__version__, "reached": "import"}
+    here = local_sm() if run else None
+    known = sorted(int(name[2:]) for name in dir(trt.ComputeCapability) if name.startswith("SM"))
+    if here is not None and known and here not in known:
+        able = ", ".join(map(sm_name, known))
+        return found | {"refused": f"TensorRT-RTX {trt.__version__} runs on {able}; the GPU here is {sm_name(here)}"}
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -45,7 +53,9 @@ def probe(target: str, *, run: bool) -> dict[str, Any]:
         return found
     engine = trt.Runtime(logger).deserialize_cuda_engine(content)
     if engine is None:
-        return found | {"problem": "the engine does not load on this GPU"}
+        others = target != "default" and here not in {int(each.replace(".", "")) for each in target.split(",")}
+        why = "problem" if not others else "refused"
+        return found | {why: f"the engine does not load on this GPU{', which it is not for' if others else ''}"}
     found["reached"] = "load"
     return found | _run(engine, weights)
 

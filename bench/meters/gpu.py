@@ -1,19 +1,24 @@
-"""A GPU for the bench: its facts, and how fast it copies within its memory."""
+"""A GPU for the bench: its facts, and how fast it copies within its memory and reads it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 
+import numpy as np
+
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.engines.device.device import Buffer, Device
 from ...runtime.engines.device.facts import driver_version, load_kernels
 from ...runtime.engines.registry import CPU, ENGINES, VARIABLE, why_not
+from ...runtime.errors import UalmError
 from ..report.schema import Bandwidth, Gpu
 from .bandwidth import READING_SECONDS, Meter
 
-#: Bytes of a copy, far beyond any cache of a GPU.
+#: Bytes of a copy or a reading, far beyond any cache of a GPU.
 COPY_BYTES = 1 << 30
+#: Blocks of the kernel that reads, for each multiprocessor: as many as one holds.
+_BLOCKS = 4
 
 
 class CopyMeter(Meter):
@@ -59,6 +64,62 @@ class CopyMeter(Meter):
         self._device.copy(target.address, source.address, self._bytes)
         end.record()
         end.wait()
+        return max(end.since(begin) / 1000, 1e-9)
+
+
+class ReadMeter(Meter):
+    """Reads one buffer with a kernel of ours and writes nothing, timed by the device's own clock.
+
+    A step of a model reads its weights and writes next to nothing: this is its limit, a copy only comes near it.
+    """
+
+    def __init__(self, device: Device, *, nbytes: int = COPY_BYTES, reading_seconds: float = READING_SECONDS) -> None:
+        super().__init__(reading_seconds)
+        free, _ = device.memory()
+        self._device, self._bytes = device, min(nbytes, free // 4) // 16 * 16
+        self._blocks = _BLOCKS * int(device.cuda.device_properties(device.index)["multiprocessors"])
+        self._buffers: tuple[Buffer, Buffer] | None = None
+
+    def read(self) -> float:
+        """As for every meter; raises :class:`UalmError` if the sum of what was read is wrong."""
+        try:
+            return super().read()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        self._buffers = None
+
+    @property
+    def result(self) -> Bandwidth:
+        return self._summary(0, self._bytes, "device", "read")
+
+    def _pass(self) -> tuple[int, float]:
+        if self._buffers is None:
+            self._buffers = self._device.allocate(self._bytes), self._device.allocate(8)
+            self._device.cuda.set_bytes(self._buffers[0].address, 1, self._bytes, self._device.stream.handle)
+            spent = 0.0
+            while spent < self._reading_seconds / 2:  # clocks rise
+                spent += self._time()
+        return self._bytes, self._time()
+
+    def _time(self) -> float:
+        """Seconds of one pass."""
+        assert self._buffers is not None
+        device, (data, total) = self._device, self._buffers
+        begin, end = (device.event(timed=True) for _ in range(2))
+        device.cuda.set_bytes(total.address, 0, 8, device.stream.handle)
+        begin.record()
+        device.cuda.read_memory(
+            data=data.address, bytes=self._bytes, blocks=self._blocks, total=total.address, stream=device.stream.handle
+        )
+        end.record()
+        found = np.zeros(1, np.uint64)
+        device.download(found, total.address)
+        device.synchronize()
+        expected = self._bytes // 8 * 0x0101010101010101 % 2**64
+        if int(found[0]) != expected:
+            raise UalmError(f"reading memory on the GPU gave the sum {found[0]}, {expected} is right")
         return max(end.since(begin) / 1000, 1e-9)
 
 

@@ -24,28 +24,30 @@ from ...export.run.checkpoint import Checkpoint
 from ...export.run.recipe import find_run, read_recipe
 from ...runtime.errors import ExportError
 from ...runtime.sampling import AudioSampling, TextSampling
-from ...runtime.vocabulary import EOS, EOT, MODALITIES, PAD, ROLES, SPECIALS, STREAMS, Modality, Vocabulary
+from ...runtime.vocabulary import EOS, EOT, ROLES, SPECIALS, STREAMS, Modality, Vocabulary
+from .published import PublishedAlgorithm
 
 
-class TorchReference:
+class TorchReference(PublishedAlgorithm):
     """The body, embedding table and head of a training run in ``dtype`` ("float32" or "bfloat16").
 
-    ``device``: torch's name, "cpu" or "cuda". Every frame's ids are copied to the host, as in the published loop, so
-    that its time includes the device's work. Sets torch's number of threads, for the whole process.
+    ``device``: torch's name, "cpu" or "cuda". Sets torch's number of threads, for the whole process.
     """
 
     def __init__(self, run: Path, dtype: str, *, threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(threads)
-        self.engine = f"torch {torch.__version__}" + ("" if device == "cpu" else f", {device}")
-        self.device = torch.device(device)
-        self._dtype: torch.dtype = getattr(torch, dtype)
+        place, number = torch.device(device), getattr(torch, dtype)
+
+        def read(name: str) -> torch.Tensor:
+            return torch.from_numpy(checkpoint.read(name).copy()).to(place, number)
+
         files = find_run(run)
         recipe, checkpoint = read_recipe(files.config), Checkpoint(files.weights)
         ids, s = checkpoint.shape(HEAD)[0], recipe.backbone
         audio, rest = divmod(ids - SPECIALS - recipe.text_size, STREAMS)
         if rest or audio < 2:
             raise ExportError(f"{files.weights}: {HEAD} has {ids} rows, which is not a vocabulary of {STREAMS} streams")
-        self.vocabulary = Vocabulary.in_order(recipe.vocabulary_order, recipe.text_size, audio - 1)
+        vocabulary = Vocabulary.in_order(recipe.vocabulary_order, recipe.text_size, audio - 1)
         settings: dict[str, Any] = {
             "vocab_size": ids,
             "hidden_size": s.hidden_size,
@@ -65,38 +67,20 @@ class TorchReference:
         with torch.device("meta"):  # randomly initialised weights would only cost time and memory
             self._body: Any = Qwen2Model(config)
         names = [name for name in checkpoint if name.startswith("model.")]
-        state = {name.removeprefix("model."): self._read(checkpoint, name) for name in names}
+        state = {name.removeprefix("model."): read(name) for name in names}
         self._body.load_state_dict(state, strict=True, assign=True)
         # its frequencies are not part of a state dict
-        self._body.rotary_emb = Qwen2RotaryEmbedding(config).to(self.device)
+        self._body.rotary_emb = Qwen2RotaryEmbedding(config).to(place)
         self._body.requires_grad_(False)
         self._body.train(False)
-        self._embedding = state[EMBEDDING.removeprefix("model.")]
-        self._head = self._read(checkpoint, HEAD)
-        streams = self._read(checkpoint, STREAM_EMBEDDING).clone()
-        streams[0] = 0.0
-        self._streams = streams
-        self._masks = {modality: self._mask(modality) for modality in ("audio", "text")}
-
-    def _read(self, checkpoint: Checkpoint, name: str) -> torch.Tensor:
-        return torch.from_numpy(checkpoint.read(name).copy()).to(self.device, self._dtype)
-
-    def _mask(self, modality: str) -> torch.Tensor:
-        """Forbidden ids of each stream, bool [8, ids]."""
-        vocabulary = self.vocabulary
-        mask = torch.ones(STREAMS, vocabulary.size, dtype=torch.bool)
-        if modality == "audio":
-            for stream, pad in enumerate(vocabulary.pads.tolist()):
-                mask[stream, pad : pad + 1 + vocabulary.codebook_size] = False
-        else:
-            mask[0, vocabulary.text_base : vocabulary.text_base + vocabulary.text_size] = False
-            mask[1:, PAD] = False
-        mask[0, [EOS, EOT]] = False
-        return mask.to(self.device)
-
-    def embedding_rows(self, ids: np.ndarray) -> np.ndarray:
-        """Rows float32 [n, H] of the embedding table, as held here."""
-        return self._embedding[torch.from_numpy(ids).to(self.device)].float().cpu().numpy()
+        super().__init__(
+            vocabulary,
+            place,
+            number,
+            embedding=state[EMBEDDING.removeprefix("model.")],
+            head=read(HEAD),
+            streams=read(STREAM_EMBEDDING),
+        )
 
     # ---- the algorithm ----
 
@@ -107,19 +91,12 @@ class TorchReference:
         hidden: torch.Tensor = output.last_hidden_state[:, -1]
         return hidden
 
-    def embed(self, part: np.ndarray) -> torch.Tensor:
-        """Embeddings [1, n, H] of rows (integers [n, 8]), or features (float32 [n, H]) as they are."""
-        if part.dtype == np.float32:
-            return torch.from_numpy(part)[None].to(self.device, self._dtype)
-        ids = torch.from_numpy(part.astype(np.int64)).to(self.device)
-        return torch.nn.functional.embedding(ids, self._embedding).sum(1)[None]
-
     @torch.inference_mode()
     def prefill(self, parts: Sequence[np.ndarray]) -> tuple[Any, torch.Tensor]:
         """Prefill a prompt: returns the cache, and the logits [8, ids] after its last row."""
         cache = DynamicCache()
         hidden = self.through(torch.cat([self.embed(part) for part in parts], dim=1), cache)
-        return cache, self._logits(hidden)[0]
+        return cache, self.logits(hidden)[0]
 
     @torch.inference_mode()
     def with_null_branch(self, cache: Any) -> Any:
@@ -131,27 +108,6 @@ class TorchReference:
         for layer, (mine, other) in enumerate(zip(cache.layers, null.layers, strict=True)):
             both.update(torch.cat([mine.keys, other.keys]), torch.cat([mine.values, other.values]), layer)
         return both
-
-    @torch.inference_mode()
-    def frame(
-        self, row: np.ndarray, cache: Any, modality: Modality, sampling: AudioSampling | TextSampling, random: Any
-    ) -> np.ndarray:
-        """Feed ``row`` int64 [8] to all branches of ``cache`` and draw the next row."""
-        guided = sampling.guidance > 1
-        logits = self._logits(self.through(self.embed(row[None]).tile(1 + guided, 1, 1), cache))
-        if guided:
-            mine, null = logits.chunk(2)
-            logits = mine * sampling.guidance + null * (1 - sampling.guidance)
-        logits = logits[0].masked_fill_(self._masks[modality], float("-inf"))
-        if sampling.temperature == 0:
-            return logits.argmax(-1).cpu().numpy()
-        values, ids = torch.topk(logits, sampling.top_k or logits.shape[-1])
-        drawn = torch.multinomial(torch.softmax(values / sampling.temperature, -1), 1, generator=random)
-        return torch.gather(ids, -1, drawn)[:, 0].cpu().numpy()
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [B, 8, ids] of hidden states [B, H]."""
-        return torch.nn.functional.linear(hidden[:, None] + self._streams, self._head)
 
     @torch.inference_mode()
     def speak(
@@ -171,19 +127,6 @@ class TorchReference:
             if row[0] in (EOS, EOT):
                 break
         return np.stack(rows)
-
-    def generator(self, seed: int) -> torch.Generator:
-        """Random numbers on the device."""
-        return torch.Generator(self.device).manual_seed(seed)
-
-    def synchronize(self) -> None:
-        """Wait until the device has finished its work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def marker(self, modality: Modality) -> np.ndarray:
-        """The first row of a segment, int64 [8]."""
-        return self.vocabulary.special_row(MODALITIES[modality]).astype(np.int64)
 
     @torch.inference_mode()
     def noise(self, rows: int, branches: int) -> Any:

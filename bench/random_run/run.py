@@ -31,6 +31,8 @@ from ...runtime.files.writing import replacing_folder
 from ...runtime.terminal.live import live_bytes
 from ...runtime.vocabulary import STREAMS, Vocabulary
 from .checkpoint import Filling, Progress, check_space, lay_out
+from .shapes import SHAPES as SHAPES
+from .shapes import RunShape as RunShape
 
 CHECKPOINT = "mp_rank_00_model_states.pt"
 ENCODER_TAG = "Qwen/Qwen2.5-Omni-7B"
@@ -38,65 +40,6 @@ CODEC_PREFIX = "multimodal_io_dict.discrete_audio.codec_model."
 ENCODER_PREFIX = "multimodal_io_dict.continuous_audio.model.audio_tower."
 #: Values drawn and written at a time.
 BLOCK = 1 << 22
-
-
-@dataclass(frozen=True)
-class RunShape:
-    """Sizes of a run; the codec and the encoder are given as overrides of their published configurations."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    ffn: int
-    text_size: int
-    codec: Mapping[str, Any]
-    encoder: Mapping[str, Any]
-
-
-_SMALL_HUBERT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "conv_dim": [16, 16, 16, 16, 16, 16, 16],
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 2,
-}
-SHAPES = {
-    "tiny": RunShape(
-        hidden=128,
-        layers=4,
-        heads=4,
-        kv_heads=2,
-        ffn=384,
-        text_size=320,
-        codec={
-            "acoustic_model_config": {"decoder_hidden_size": 64, "encoder_hidden_size": 8, "hidden_size": 32},
-            "semantic_model_config": _SMALL_HUBERT,
-        },
-        encoder={
-            "d_model": 64,
-            "encoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "encoder_ffn_dim": 128,
-            "output_dim": 96,
-        },
-    ),
-    "1.5b": RunShape(
-        hidden=1536, layers=28, heads=12, kv_heads=2, ffn=8960, text_size=151936, codec={}, encoder={"output_dim": 3584}
-    ),
-    "7b": RunShape(
-        hidden=3584,
-        layers=28,
-        heads=28,
-        kv_heads=4,
-        ffn=18944,
-        text_size=152064,
-        codec={},
-        encoder={"output_dim": 3584},
-    ),
-}
 
 
 def write_random_run(

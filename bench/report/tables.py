@@ -7,12 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from ...runtime.errors import InputError
-from ...runtime.terminal.tables import bands
 from .formats import Format, write_csv, write_json, write_jsonl
 from .schema import Bandwidth, Check, Comparison, Measurement, Report, Run, Setting, Subject, Traffic
 
@@ -59,6 +54,8 @@ class _Grid:
         rows."""
         if _DETAIL in self.columns:  # it is wrapped instead
             return [self]
+        from ...runtime.terminal.tables import bands
+
         kept = self.columns.index("figure") + 1 if "figure" in self.columns else 1
         widths = [max(map(len, (name, *self.cells(name)))) + _GAP for name in self.columns]
         found = bands(widths, kept, None if columns is None else columns - _EDGES)
@@ -88,6 +85,10 @@ def render(reports: Sequence[Report], form: Format, columns: int | None = None) 
 def to_table(report: Report, columns: int | None = None) -> str:
     """The report as tables for a terminal. One that is wider than ``columns`` continues below with its remaining
     columns, because a figure broken over two lines cannot be read; only details are wrapped. None: no limit."""
+    from rich import box  # Markdown does without it
+    from rich.console import Console
+    from rich.table import Table
+
     out = io.StringIO()
     width = _WIDE if columns is None else columns
     console = Console(file=out, width=width, force_terminal=False, highlight=False, markup=False, emoji=False)

@@ -13,6 +13,7 @@ from ..report.statistics import Summary
 from .common import WARM_UP, random_prompt
 
 if TYPE_CHECKING:
+    from ..peers.published import PublishedAlgorithm
     from ..peers.torch_reference import TorchReference
 
 #: Frames per second of the published codec: 16 kHz in hops of 320 samples.
@@ -20,9 +21,12 @@ _FRAMES_A_SECOND = 50
 
 
 class TorchDecode:
-    """A conversation of ``context`` rows that continues frame by frame; a :class:`Case`."""
+    """A conversation of ``context`` rows that continues frame by frame; a :class:`Case`. ``row``: drawn last, int64
+    [8]."""
 
-    def __init__(self, reference: TorchReference, context: int, modality: Modality, guidance: float, seed: int) -> None:
+    def __init__(
+        self, reference: PublishedAlgorithm, context: int, modality: Modality, guidance: float, seed: int
+    ) -> None:
         self._reference, self._context = reference, context
         kind = AudioSampling if modality == "audio" else TextSampling
         self._modality, self._sampling = modality, kind(guidance=guidance, seed=seed)
@@ -39,7 +43,7 @@ class TorchDecode:
             started = time.perf_counter()
             self._step()
             times.append(1000 * (time.perf_counter() - started))
-            if self._row[0] in (EOS, EOT):
+            if self.row[0] in (EOS, EOT):
                 self._begin()
         return {"frame": times}
 
@@ -51,10 +55,10 @@ class TorchDecode:
 
     def _begin(self) -> None:
         self._cache = self._reference.noise(self._context, 2 if self._sampling.guidance > 1 else 1)
-        self._row = self._reference.marker(self._modality)
+        self.row = self._reference.marker(self._modality)
 
     def _step(self) -> None:
-        self._row = self._reference.frame(self._row, self._cache, self._modality, self._sampling, self._random)
+        self.row = self._reference.frame(self.row, self._cache, self._modality, self._sampling, self._random)
 
 
 class TorchPrefill:

@@ -69,7 +69,8 @@ else()
 endif()
 find_package(CUDAToolkit REQUIRED)
 
-add_library(ualm_cuda STATIC csrc/cuda/frame_sampler.cu csrc/cuda/audio_head.cu csrc/cuda/kv_cache.cu csrc/cuda/rows.cu)
+add_library(ualm_cuda STATIC csrc/cuda/frame_sampler.cu csrc/cuda/audio_head.cu csrc/cuda/kv_cache.cu
+                             csrc/cuda/read_memory.cu csrc/cuda/rows.cu)
 target_include_directories(ualm_cuda PUBLIC csrc)
 target_compile_features(ualm_cuda PUBLIC cxx_std_17)
 set_target_properties(

@@ -143,4 +143,15 @@ struct KvWriteArgs {
 };
 Launched launch_kv_write(const KvWriteArgs& args, Stream stream);
 
+// ---- Bandwidth ------------------------------------------------------------------------------------------------------
+
+// Reads memory as fast as it can, and adds the sum of its 64-bit words, modulo 2^64, to `total`.
+struct ReadArgs {
+  const void* data;  // aligned to 16 bytes
+  int64_t bytes;     // a multiple of 16
+  int32_t blocks;    // of 512 threads
+  uint64_t* total;   // device memory
+};
+Launched launch_read(const ReadArgs& args, Stream stream);
+
 }  // namespace ualm::cuda

@@ -181,6 +181,15 @@ void bind_cache(py::module_& module) {
       "stream"_a);
 }
 
+void bind_bandwidth(py::module_& module) {
+  module.def(
+      "read_memory",
+      [](Address data, int64_t bytes, int32_t blocks, Address total, Address stream) {
+        raise(launch_read({pointer_of<void>(data), bytes, blocks, pointer_of<uint64_t>(total)}, stream_of(stream)));
+      },
+      py::kw_only(), "data"_a, "bytes"_a, "blocks"_a, "total"_a, "stream"_a);
+}
+
 }  // namespace
 
 }  // namespace ualm::cuda
@@ -200,4 +209,5 @@ PYBIND11_MODULE(_cuda, module) {
   bind_device(module);
   bind_frame(module);
   bind_cache(module);
+  bind_bandwidth(module);
 }

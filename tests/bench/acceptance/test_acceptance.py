@@ -14,14 +14,20 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from support.cuda.sanitizer import stand_in_for_sanitizer
 from support.cuda.shim import load_shim
 from ualm.bench.acceptance import __main__ as acceptance
-from ualm.bench.acceptance import engines, kernels, machine
-from ualm.bench.acceptance import sampler_trials as trials
+from ualm.bench.acceptance import machine, supervise
 from ualm.bench.acceptance.context import Ground
+from ualm.bench.acceptance.facts import NOT_READ, run_facts
 from ualm.bench.acceptance.findings import WHOLE, Findings, Skip
+from ualm.bench.acceptance.kernels import cache, expected, sampler, trials
+from ualm.bench.acceptance.kernels.numbers import Numbers
+from ualm.bench.acceptance.kernels.tables import DeviceTables, Tables
+from ualm.bench.acceptance.loops import engines
+from ualm.bench.acceptance.stages import CALLS, STAGES, of_call
 from ualm.bench.meters.bandwidth import READINGS
-from ualm.bench.meters.gpu import CopyMeter, describe_gpu, gpu_of
+from ualm.bench.meters.gpu import CopyMeter, ReadMeter, describe_gpu, gpu_of
 from ualm.bench.report.formats import read_report
 from ualm.bench.report.schema import Report
 from ualm.export.targets import registry as targets
@@ -63,25 +69,38 @@ def verdicts(report: Report, stage: str) -> dict[str, str]:
 
 
 def test_every_stage_is_rehearsed_and_the_result_says_that_it_is_a_rehearsal(
-    run: Run, tmp_path: Path, tiny_bundle: Path
+    run: Run, tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = ["environment", "limits", "kernels", "tensorrt-rtx", "loop", "engines"]
-    status, out = run("--stage", *stages, "--bundle", tiny_bundle)
+    stand_in_for_sanitizer(tmp_path / "bin", monkeypatch)
+    status, out = run("--bundle", tiny_bundle)
     assert status is None
     report = kept(tmp_path)
     assert report.run.dry_run and report.run.machine.gpu is None and report.run.bandwidth.memory == "host"
     assert [check.stage for check in report.checks] == sorted(
-        (check.stage for check in report.checks), key=list(acceptance.STAGES).index
+        (check.stage for check in report.checks), key=list(STAGES).index
     )
     assert not [check for check in report.checks if check.verdict == "fail"]
     assert verdicts(report, "environment")["GPU"] == "skipped"
-    assert set(verdicts(report, "kernels").values()) == {"pass"} and len(verdicts(report, "kernels")) == 12
+    assert {check.stage for check in report.checks} == set(of_call(None))
+    assert set(verdicts(report, "kernels").values()) == {"pass"} and len(verdicts(report, "kernels")) == 18
+    assert set((verdicts(report, "memcheck") | verdicts(report, "racecheck")).values()) == {"pass"}
+    assert list(verdicts(report, "published").values()) == ["pass"] * 3
     assert list(verdicts(report, "tensorrt-rtx").values()) == ["skipped", "pass", "pass"]
     assert set(verdicts(report, "loop").values()) == {"pass"}
     assert set(verdicts(report, "engines").values()) == {"skipped"} and len(verdicts(report, "engines")) == 2
     measured = {(each.scenario, each.figure) for each in report.measurements}
-    assert {("launch", "graph, device"), ("decode", "frame"), ("stream", "first_sample")} <= measured
-    assert all("rehearsal" in each.subject.engine or "shim" in each.subject.engine for each in report.measurements)
+    assert {
+        ("launch", "graph, device"),
+        ("memory", "read"),
+        ("decode", "frame"),
+        ("stream", "first_sample"),
+    } <= measured
+    about = {each.subject.engine for each in report.measurements}
+    assert {each.partition(",")[0].split()[0] for each in about} == {"host", "device", "torch"}
+    took = [note for note in report.notes if note.startswith("stage ")]
+    assert len(took) == len(of_call(None)) and all(" took " in note and ", of at most " in note for note in took)
+    left = {path.name for path in tmp_path.iterdir()} - {"bin"}
+    assert left == {WHOLE, *(f"stage_{name}.json" for name in of_call(None))}  # results and nothing else
     assert "DRY RUN" in out and str(tmp_path / WHOLE) in out
     assert "GPU 0" not in out and json.loads((tmp_path / WHOLE).read_text())["run"]["dry_run"] is True
 
@@ -92,13 +111,14 @@ def test_shapes_are_made_once_and_measured_against_torch(run: Run, tmp_path: Pat
     assert status is None
     (check,) = kept(tmp_path).checks
     assert check.verdict == "skipped" and "run the stage make-1.5b first" in check.detail
-    assert run("--stage", "make-1.5b", "loop-1.5b")[0] is None
+    work = tmp_path / "work"
+    assert run("--stage", "make-1.5b", "loop-1.5b", "--work", work)[0] is None
     report = kept(tmp_path)
     assert set(verdicts(report, "make-1.5b").values()) == set(verdicts(report, "loop-1.5b").values()) == {"pass"}
     (comparison,) = report.comparisons
     assert (comparison.figure, comparison.other.name) == ("frame", "reference-fp32")
     before = (tmp_path / "work" / "bundle_tiny_fp32" / "manifest.json").stat().st_mtime_ns
-    assert run("--stage", "make-1.5b")[0] is None
+    assert run("--stage", "make-1.5b", "--work", work)[0] is None
     assert (tmp_path / "work" / "bundle_tiny_fp32" / "manifest.json").stat().st_mtime_ns == before
 
 
@@ -109,31 +129,89 @@ def test_stages_of_several_calls_add_up(run: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("stage_*")) == ["stage_environment.json", "stage_limits.json"]
 
 
+def in_this_process(stage: Callable[[Ground, Findings], None]) -> Callable[..., supervise.Done]:
+    """Runs ``stage`` instead of a process with the named one."""
+
+    def run_stage(name: str, ground: Ground, limit: float, *, why: str) -> supervise.Done:
+        found = Findings(name, notes=[f"stage {name} took 1 s, of at most {limit:.0f}"])
+        stage(ground, found)
+        return supervise.Done(found.report(run_facts(ground, NOT_READ, None)), whole=True)
+
+    return run_stage
+
+
 def test_a_failed_check_is_kept_and_the_command_fails(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(ground: object) -> Findings:
-        found = Findings("kernels")
+    def broken(ground: Ground, found: Findings) -> None:
         found.check("one", lambda: "all is well")
         found.check("two", lambda: (_ for _ in ()).throw(AssertionError("row 3:\nother bits")))
         with found.checking("three"):
             raise Skip("not here")
-        return found
+        found.check("four", lambda: (_ for _ in ()).throw(EngineError("no memory is left")))
+        found.check("five", lambda: __import__("no_such_library"))
+        found.check("six", lambda: __import__("ualm.no_such_module"))
 
-    monkeypatch.setitem(acceptance.STAGES, "kernels", broken)
-    monkeypatch.setitem(
-        acceptance.STAGES, "limits", lambda ground: (_ for _ in ()).throw(EngineError("no memory is left"))
-    )
-    status, out = run("--stage", "kernels", "limits")
+    monkeypatch.setattr(supervise, "run_stage", in_this_process(broken))
+    status, out = run("--stage", "kernels")
     assert status == "ualm: a check failed"
     found = [(check.name, check.verdict, check.detail) for check in kept(tmp_path).checks]
     assert found == [
-        ("the stage as a whole", "fail", "no memory is left"),
         ("one", "pass", "all is well"),
         ("two", "fail", "row 3: other bits"),
         ("three", "skipped", "not here"),
+        ("four", "fail", "no memory is left"),
+        ("five", "skipped", "needs no_such_library, which is not installed"),
+        ("six", "fail", "No module named 'ualm.no_such_module'"),
     ]
     assert "other bits" in out
+
+
+def test_a_report_that_is_repeated_takes_the_place_of_the_old_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for verdict in ("first", "second"):
+        monkeypatch.setattr(
+            supervise, "run_stage", in_this_process(lambda ground, found, v=verdict: found.check("one", lambda: v))
+        )
+        assert run("--stage", "kernels")[0] is None
+    assert [check.detail for check in kept(tmp_path).checks] == ["second"]
+    assert kept(tmp_path).run.command.endswith("--stage kernels") or "pytest" in kept(tmp_path).run.command
+
+
+def test_the_two_calls_fit_their_minutes() -> None:
+    """4 and 5 minutes, whatever hangs; with a start, one call of three minutes more fits into fifteen."""
+    assert CALLS == {1: 4.0, 2: 5.0}
+    for call, minutes in CALLS.items():
+        assert 0 < sum(STAGES[name].limit for name in of_call(call)) <= 60 * minutes
+    assert of_call(None) == of_call(1) + of_call(2)
+    assert list(STAGES)[: len(of_call(None))] == of_call(None)
+    assert max(STAGES[name].limit for name in of_call(None)) <= 180
+
+
+def test_a_call_runs_its_stages_within_its_minutes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, float, str]] = []
+
+    def run_stage(name: str, ground: Ground, limit: float, *, why: str) -> supervise.Done:
+        asked.append((name, limit, why))
+        return in_this_process(lambda ground, found: None)(name, ground, limit, why=why)
+
+    monkeypatch.setattr(supervise, "run_stage", run_stage)
+    assert run("--call", 1)[0] is None
+    assert [name for name, *_ in asked] == of_call(1)
+    assert all(limit == STAGES[name].limit and why == "its limit" for name, limit, why in asked)
+    asked.clear()
+    assert run("--stage", "kernels", "--minutes", 0.5)[0] is None
+    ((name, limit, why),) = asked
+    assert name == "kernels" and 29 < limit <= 30 and why == "when the 0.5 minutes were over"
+
+
+def test_the_help_says_what_each_call_runs_and_how_long(run: Run) -> None:
+    status, out = run("--help")
+    assert status == 0
+    for name, stage in STAGES.items():
+        assert f"  {name:<13} at most {stage.limit:4.0f} s  {stage.does}\n" in out + "\n"
+    assert "call 1, 4 minutes" in out and "call 2, 5 minutes" in out
 
 
 def test_what_does_not_fit_the_time_is_named(run: Run) -> None:
@@ -156,6 +234,7 @@ def test_a_rehearsal_and_a_gpu_are_not_mixed(run: Run, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--shim", "x"], "--shim: only --dry-run"),
+        (["--expected", "x"], "--expected x: no such file; make it with: python -m ualm.bench.acceptance prepare"),
         ([], "no NVIDIA driver was found|built without CUDA kernels"),
         (["--dry-run"], "--shim None: no such file"),
         (["--dry-run", "--shim", str(Path(__file__).with_name("__init__.txt"))], "no such file"),
@@ -171,39 +250,40 @@ def test_what_cannot_be_is_one_line(
 
 
 def test_a_kernel_that_draws_otherwise_is_found_out() -> None:
-    """The comparison itself: it must fail with tables that differ from the CPU's in one number, and with another
-    seed."""
-    tables = kernels.Tables(Device(load_shim(), kind="cpu"), trials.Shape(16, 41, 24, 12), 0)
+    """The comparison itself: it must fail with tables that differ from the CPU's in one number."""
+    shape = trials.Shape(16, 41, 24, 12)
     trial = trials.Trial("audio", "fixed", 3.0, 0.8, 20, 1.0)
-    assert kernels.same_as_cpu(tables, trial, 1) > 8
+    rows = expected.Expected(expected.draw(trials.Suite("one", shape, (trial,), ()), 1))
+    device, tables = Device(load_shim(), kind="cpu"), Tables(shape, 1)
+    assert sampler.same_as_cpu(DeviceTables(device, tables), trial, 0, 1, rows) > 8
     tables.rvq[:, :, 3] += np.float32(1e-6)
     with pytest.raises(AssertionError, match="row 7: the latent differs"):
-        kernels.same_as_cpu(tables, trial, 1)
+        sampler.same_as_cpu(DeviceTables(device, tables), trial, 0, 1, rows)
     tables.embedding[:] ^= 1
     with pytest.raises(AssertionError, match="row 0: the next embedding differs"):
-        kernels.same_as_cpu(tables, trial, 1)
+        sampler.same_as_cpu(DeviceTables(device, tables), trial, 0, 1, rows)
 
 
 def test_rows_that_are_appended_elsewhere_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """It must fail if the position does not move between launches, or if one layer's rows are missing."""
     device = Device(load_shim(), kind="cpu")
-    kernels.append_rows(device, "bfloat16", 0)
+    cache.append_rows(device, "bfloat16", 0)
     write, still = Appended.write, device.uploaded(np.array([3], np.int64))
     with monkeypatch.context() as patch:
         patch.setattr(Appended, "write", lambda self, cache, rows, position: write(self, cache, rows, still))
         with pytest.raises(AssertionError, match=r"new_key\.0, appended at position \d+: the cache differs"):
-            kernels.append_rows(device, "float16", 0)
+            cache.append_rows(device, "float16", 0)
     layout = CacheShape.layout
     with monkeypatch.context() as patch:
         patch.setattr(CacheShape, "layout", lambda self, cuda: layout(replace(self, layers=2), cuda))
         with pytest.raises(AssertionError, match=r"new_(key|value)\.2, appended at position \d+: the cache differs"):
-            kernels.append_rows(device, "float16", 0)
+            cache.append_rows(device, "float16", 0)
 
 
 @pytest.mark.parametrize("kind", ["NaN", "+inf", "all -inf", "ties", "mostly -inf", "stops"])
 def test_the_trials_are_what_they_say(kind: str) -> None:
     trial = trials.Trial("audio", "fixed", 1.0, 0.8, 20, 1.0, logits=kind)
-    values = np.stack(list(trials.draw_logits(trial, (1, 1, 138), np.random.default_rng(0))))
+    values = np.stack(list(trials.draw_logits(trial, (1, 1, 138), Numbers(0))))
     found = {
         "NaN": np.isnan(values).any(),
         "+inf": np.isposinf(values).any(),
@@ -224,6 +304,15 @@ def test_copies_are_counted_twice() -> None:
     result = meter.result
     assert (result.memory, result.bytes, result.readings, result.threads) == ("device", 1 << 20, READINGS + 1, 0)
     assert result.kernel == "copy" and result.best >= result.median >= (result.worst or 0) > 0
+
+
+def test_reads_are_counted_once() -> None:
+    meter = ReadMeter(Device(load_shim(), kind="cpu"), nbytes=1 << 20, reading_seconds=1e-3)
+    meter.measure()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Event, "since", lambda self, earlier: 0.25)
+        assert meter.read() == pytest.approx((1 << 20) / 0.25e-3 / 1e9)
+    assert (meter.result.memory, meter.result.kernel, meter.result.bytes) == ("device", "read", 1 << 20)
 
 
 def test_a_gpu_is_described_and_known_by_its_engine(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +346,19 @@ def test_a_tensorrt_engine_that_crashes_or_errs_is_told(
     else:
         with pytest.raises(AssertionError, match=said):
             machine._try("8.0", build_only=False)
+
+
+def test_a_tensorrt_engine_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.subprocess, "run", Mock(side_effect=subprocess.TimeoutExpired([], 18)))
+    with pytest.raises(AssertionError, match="ended after 18 s, its limit"):
+        machine._try("8.0", build_only=False)
+
+
+def test_a_gpu_that_tensorrt_is_not_for_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 0, '{"reached": "import", "refused": "runs on sm86"}', "")
+    monkeypatch.setattr(machine.subprocess, "run", lambda *arguments, **options: done)
+    with pytest.raises(Skip, match=r"^runs on sm86$"):
+        machine._try("default", build_only=False)
 
 
 @pytest.fixture
@@ -295,10 +397,11 @@ def with_library(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_engines_are_built_anew_for_the_gpu_at_hand_and_then_tried(
     with_library: list[str], tmp_path: Path, tiny_bundle: Path
 ) -> None:
-    ground = Ground(out=tmp_path, work=tmp_path / "work", seed=0, dry_run=False, bundle_folder=tiny_bundle)
+    ground = Ground(work=tmp_path / "work", seed=0, dry_run=False, bundle_folder=tiny_bundle)
     rows = min(4096, ground.bundle.manifest.model.max_positions)
     for _ in range(2):  # the result of an earlier call is replaced
-        built, missing = engines.check_engines(ground).checks
+        engines.check_engines(ground, found := Findings("engines"))
+        built, missing = found.checks
         assert (built.verdict, built.detail) == ("pass", "TensorRT-RTX 1.7, sm89: 1 parts in 2 s, 3 MiB")
         assert (missing.verdict, missing.detail) == ("skipped", "TensorRT cannot be imported")
     folder = "engines_tensorrt-rtx"
@@ -325,7 +428,8 @@ def test_engines_that_are_not_there_are_not_tried(
     for name, result in changed.items():
         raised = result if isinstance(result, EngineError) else None
         monkeypatch.setattr(engines, name, Mock(return_value=result, side_effect=raised))
-    ground = Ground(out=tmp_path, work=tmp_path / "work", seed=0, dry_run=False, bundle_folder=tiny_bundle)
-    check = engines.check_engines(ground).checks[0]
+    ground = Ground(work=tmp_path / "work", seed=0, dry_run=False, bundle_folder=tiny_bundle)
+    engines.check_engines(ground, found := Findings("engines"))
+    check = found.checks[0]
     assert (check.verdict, check.detail) == (verdict, said)
     assert not [each for each in with_library if not each.startswith("build")]

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
+from functools import cache as cache_of_calls
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +22,14 @@ import numpy as np
 import pytest
 
 from support.cuda.shim import load_shim
-from ualm.bench.acceptance import engines, kernels, loop, machine, rtx_probe, shapes
 from ualm.bench.acceptance import launch_limits as limits
-from ualm.bench.acceptance import sampler_trials as trials
+from ualm.bench.acceptance import machine, rtx_probe
 from ualm.bench.acceptance.context import Ground
 from ualm.bench.acceptance.findings import Findings
+from ualm.bench.acceptance.kernels import cache, expected, products, sampler, stage, trials
+from ualm.bench.acceptance.kernels.numbers import Numbers
+from ualm.bench.acceptance.kernels.tables import DeviceTables, Tables
+from ualm.bench.acceptance.loops import engines, loop, shapes
 from ualm.bench.report.schema import Measurement, Subject
 from ualm.bench.report.statistics import summarize
 from ualm.runtime import UalmError, _native
@@ -36,6 +41,13 @@ TRIAL = trials.Trial("audio", "fixed", 3.0, 0.8, 20, 1.0, sequences=3)
 
 def verdicts(found: Findings) -> dict[str, str]:
     return {check.name: check.verdict for check in found.checks}
+
+
+def found_by(run: Callable[..., object], *given: Any, **named: Any) -> Findings:
+    """What a stage finds."""
+    found = Findings("any")
+    run(*given, found, **named)
+    return found
 
 
 def fails(*arguments: Any, **named: Any) -> Any:
@@ -63,6 +75,15 @@ class Planted:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cuda, name)
+
+
+@cache_of_calls
+def drawn_by_cpu(trial: trials.Trial) -> expected.Expected:
+    return expected.Expected(expected.draw(trials.Suite("one", SHAPE, (trial,), ()), 1))
+
+
+def same_as_cpu(device: Device, trial: trials.Trial) -> int:
+    return sampler.same_as_cpu(DeviceTables(device, Tables(SHAPE, 1)), trial, 0, 1, drawn_by_cpu(trial))
 
 
 def device_with(name: str, after: Callable[[dict[str, Any]], object] = lambda named: None, **forced: Any) -> Device:
@@ -135,9 +156,9 @@ def faulty(change: Callable[[int], int]) -> Callable[[dict[str, Any]], None]:
 def test_what_a_kernel_draws_otherwise_is_told(plant: Callable[[dict[str, Any]], None], logits: str, said: str) -> None:
     """Faults in the last of three sequences, in the last number of a row, or in the second copy of an embedding."""
     trial = TRIAL if logits == "normal" else replace(TRIAL, logits=logits, guidance=1.0)
-    assert kernels.same_as_cpu(kernels.Tables(Device(load_shim(), kind="cpu"), SHAPE, 0), trial, 1) > 20
+    assert same_as_cpu(Device(load_shim(), kind="cpu"), trial) > 20
     with pytest.raises(AssertionError, match=said):
-        kernels.same_as_cpu(kernels.Tables(device_with("SampleLaunch", plant), SHAPE, 0), trial, 1)
+        same_as_cpu(device_with("SampleLaunch", plant), trial)
 
 
 @pytest.mark.parametrize("changed", ["seed", "segment", "temperature", "top_k", "top_p", "guidance", "max_steps"])
@@ -146,42 +167,80 @@ def test_every_option_of_a_segment_matters_to_the_comparison(changed: str) -> No
         "seed": 77,
         "segment": 9,
         "temperature": 5.0,
-        "top_k": 3,
+        "top_k": 1,
         "top_p": 0.1,
         "guidance": 1.5,
         "max_steps": 9,
     }
     device = device_with("begin_segment", **{changed: other[changed]})
     with pytest.raises(AssertionError):
-        kernels.same_as_cpu(kernels.Tables(device, SHAPE, 0), TRIAL, 1)
+        same_as_cpu(device, TRIAL)
 
 
 def test_rows_are_compared_until_each_sequence_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not beyond: the CPU would draw nothing there."""
-    asked: list[bool] = []
-    real = kernels._compare_row
-    monkeypatch.setattr(kernels, "_compare_row", lambda *given: (asked.append(real(*given)), asked[-1])[1])
-    tables = kernels.Tables(Device(load_shim(), kind="cpu"), SHAPE, 0)
-    assert kernels.same_as_cpu(tables, replace(TRIAL, temperature=0.0), 1) == len(asked)
-    assert asked.count(False) == 3  # the limits of ROWS, ROWS - 1 and ROWS - 2 rows, or an earlier stop
+    asked: list[expected.Row] = []
+    monkeypatch.setattr(sampler, "compare_row", lambda row, *given: asked.append(row))
+    trial = replace(TRIAL, temperature=0.0)
+    assert same_as_cpu(Device(load_shim(), kind="cpu"), trial) == len(asked)
+    assert sum(row.ended for row in asked) == 3  # the limits of ROWS, ROWS - 1 and ROWS - 2 rows, or an earlier stop
 
 
+def test_other_logits_than_the_cpus_are_told() -> None:
+    """A numpy that draws other numbers is no fault of the kernels, and says so."""
+    device = DeviceTables(Device(load_shim(), kind="cpu"), Tables(SHAPE, 1))
+    with pytest.raises(AssertionError, match="not those that the CPU drew from: numpy differs"):
+        sampler.same_as_cpu(device, TRIAL, 0, 1, drawn_by_cpu(TRIAL), inputs=77)
+
+
+@pytest.mark.parametrize("branches", [1, 2])
 @pytest.mark.parametrize("number", ["float32", "float16", "bfloat16", "int8"])
-def test_a_head_that_is_off_is_told(number: str) -> None:
+def test_a_head_that_is_off_by_a_bit_is_told(number: str, branches: int) -> None:
     columns = SHAPE.columns("audio")
-    assert "of the largest logit" in kernels._head(Device(load_shim(), kind="cpu"), number, SHAPE, 0)
+    found = products.head(Device(load_shim(), kind="cpu"), number, SHAPE, branches, 0)
+    assert found == f"{branches * columns} logits are equal bit for bit"
 
-    def off(named: dict[str, Any]) -> None:
-        at(named["logits"], np.float32, 2 * columns - 1)[:] += 1e-4
+    def flip(named: dict[str, Any]) -> None:
+        at(named["logits"], np.int32, branches * columns - 1)[:] ^= 1
 
-    for device in (device_with("HeadLaunch", off), device_with("HeadLaunch", bias=0)):
-        with pytest.raises(AssertionError, match="largest difference"):
-            kernels._head(device, number, SHAPE, 0)
+    for device, count in ((device_with("HeadLaunch", flip), "1"), (device_with("HeadLaunch", bias=0), r"\d+")):
+        with pytest.raises(AssertionError, match=rf"^{count} logits differ, by "):
+            products.head(device, number, SHAPE, branches, 0)
+
+
+def test_a_product_is_added_with_one_rounding() -> None:
+    """The exact sum lies just below the middle of two float32 numbers; rounded to float64 first, it is the middle."""
+    a, b, c = np.array([2.0**-24 * (1 + 2**-23)]), np.array([1 - 2.0**-23]), np.float32([1 + 2**-23])
+    assert (a * b + c).astype(np.float32)[0] == np.float32(1 + 2**-22)
+    for sign in (1, -1):
+        assert products.fused(sign * a, b, sign * c)[0] == sign * c[0]
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((2, 500)).astype(np.float32)
+    z = (random.standard_normal(500) * 10.0 ** random.integers(-9, 9, 500)).astype(np.float32)
+    for found, *terms in zip(products.fused(x.astype(np.float64), y.astype(np.float64), z), x, y, z, strict=True):
+        one, two, three = (Fraction(float(term)) for term in terms)
+        near = [np.nextafter(found, np.float32(side)) for side in (-np.inf, np.inf)]
+        distance = abs(Fraction(float(found)) - (one * two + three))
+        assert all(distance <= abs(Fraction(float(each)) - (one * two + three)) for each in near)
+
+
+@pytest.mark.parametrize("number", ["float32", "bfloat16"])
+def test_a_sum_of_embeddings_that_is_off_is_told(number: str) -> None:
+    assert "37 rows" in products.embedded_rows(Device(load_shim(), kind="cpu"), number, SHAPE, 0)
+
+    def flip(named: dict[str, Any]) -> None:
+        last = 36 * named["copies"] + named["copies"] - 1
+        at(named["out"], np.int32, last * SHAPE.hidden + SHAPE.hidden - 1)[:] ^= 1
+
+    with pytest.raises(AssertionError, match="1 copies: row 36, copy 0: the sum"):
+        products.embedded_rows(device_with("embed_rows", flip), number, SHAPE, 0)
+    with pytest.raises(AssertionError, match=r"copies: row \d+, copy \d: the sum"):
+        products.embedded_rows(device_with("embed_rows", count=36), number, SHAPE, 0)
 
 
 @pytest.mark.parametrize("number", ["float32", "float16", "bfloat16"])
 def test_a_null_prefix_that_is_off_is_told(number: Any) -> None:
-    assert "equal bit for bit" in kernels._null_prefix(Device(load_shim(), kind="cpu"), number, 0)
+    assert "equal bit for bit" in cache.null_prefix(Device(load_shim(), kind="cpu"), number, 0)
 
     def flip(which: str, branch: int, position: int) -> Callable[[dict[str, Any]], None]:
         def plant(named: dict[str, Any]) -> None:
@@ -194,10 +253,10 @@ def test_a_null_prefix_that_is_off_is_told(number: Any) -> None:
 
     for which, (branch, position) in itertools.product(("keys", "values"), ((1, 5), (1, 90), (1, 4), (1, 91), (0, 40))):
         with pytest.raises(AssertionError, match=f"layer 2, {which}: 1 numbers differ"):
-            kernels._null_prefix(device_with("fill_null_prefix", flip(which, branch, position)), number, 0)
+            cache.null_prefix(device_with("fill_null_prefix", flip(which, branch, position)), number, 0)
     for forced in ({"first": 6}, {"last": 90}):
         with pytest.raises(AssertionError, match="layer 0, keys: 128 numbers differ"):
-            kernels._null_prefix(device_with("fill_null_prefix", **forced), number, 0)
+            cache.null_prefix(device_with("fill_null_prefix", **forced), number, 0)
 
 
 def test_a_row_appended_with_another_bit_is_told() -> None:
@@ -205,41 +264,59 @@ def test_a_row_appended_with_another_bit_is_told() -> None:
         at(int(at(named["values"], np.int64, 2)[0]), np.uint8, 0)[:] ^= 1
 
     with pytest.raises(AssertionError, match=r"new_value\.2, appended at position \d+: the cache differs"):
-        kernels.append_rows(device_with("write_kv_rows", flip), "float32", 0)
+        cache.append_rows(device_with("write_kv_rows", flip), "float32", 0)
 
 
 def test_each_kernel_that_fails_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
     ground: Any = SimpleNamespace(
-        device=Device(load_shim(), kind="cpu"), seed=0, dry_run=True, progress=lambda text: None
+        device=Device(load_shim(), kind="cpu"), seed=0, dry_run=True, short=True, expected=None, progress=lambda text: 0
     )
-    tried: list[tuple[int, trials.Trial]] = []
+    tried: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        kernels, "same_as_cpu", lambda tables, trial, seed: (tried.append((tables.shape.hidden, trial)), 7)[1]
+        sampler, "same_as_cpu", lambda tables, trial, at, *given: (tried.append((tables.shape.hidden, at)), 7)[1]
     )
-    for name in ("_head", "_null_prefix", "append_rows"):
-        monkeypatch.setattr(kernels, name, lambda *given: "well")
-    found = kernels.check_kernels(ground)
-    assert set(verdicts(found).values()) == {"pass"} and len(found.checks) == 12
-    assert tried == [(24, each) for each in trials.edge_trials(True)] + [
-        (1536, each) for each in trials.true_trials(True)
-    ]
+    for room, name in ((products, "head"), (products, "embedded_rows"), (cache, "null_prefix"), (cache, "append_rows")):
+        monkeypatch.setattr(room, name, lambda *given: "well")
+    found = found_by(stage.check_kernels, ground)
+    assert set(verdicts(found).values()) == {"pass"} and len(found.checks) == 18
+    small, rehearsal = trials.SUITES["small"], trials.SUITES["rehearsal"]
+    assert tried == [(24, at) for at in small.few] + [(1536, at) for at in rehearsal.few]
     assert [check.detail.split(" are")[0] for check in found.checks[:2]] == [
-        f"{len(each(True))} trials, {7 * len(each(True))} rows" for each in (trials.edge_trials, trials.true_trials)
+        f"{len(each.few)} trials, {7 * len(each.few)} rows" for each in (small, rehearsal)
     ]
-    for name, begins in (
-        ("same_as_cpu", "rows, e"),
-        ("_head", "head"),
-        ("_null_prefix", "null"),
-        ("append_rows", "rows a"),
+    for room, name, begins in (
+        (sampler, "same_as_cpu", "rows, e"),
+        (products, "head", "head"),
+        (products, "embedded_rows", "rows em"),
+        (cache, "null_prefix", "null"),
+        (cache, "append_rows", "rows a"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(kernels, name, fails)
-            wrong = {check for check, verdict in verdicts(kernels.check_kernels(ground)).items() if verdict == "fail"}
+            patch.setattr(room, name, fails)
+            again = verdicts(found_by(stage.check_kernels, ground))
+        wrong = {check for check, verdict in again.items() if verdict == "fail"}
         assert wrong == {check for check in verdicts(found) if check.startswith(begins)} and wrong
 
 
+def test_a_kernel_that_is_off_fails_the_stage_against_the_file_that_comes_with_ualm() -> None:
+    """End to end: one bit of one row, in one of the trials."""
+
+    def off(named: dict[str, Any]) -> None:
+        if named["sequences"] == 1 and named["text"] and drawn(named, 0) == 5:
+            at(named["rows"], np.int32, 4 * 8)[:] ^= 1
+
+    ground: Any = SimpleNamespace(
+        device=device_with("SampleLaunch", off), seed=0, dry_run=True, short=True, expected=None,
+        progress=lambda text: None,
+    )  # fmt: skip
+    found = verdicts(found_by(stage.check_kernels, ground))
+    assert [name for name, verdict in found.items() if verdict == "fail"] == [
+        f"rows, embeddings, latents, stops: {suite}" for suite in ("small", "rehearsal")
+    ]
+
+
 def test_the_trials_hold_every_edge_of_every_option() -> None:
-    whole = trials.edge_trials(short=False)
+    whole = trials.edge_trials()
     kinds = {("audio", "fixed", 3.0), ("audio", "reference", 3.0), ("text", "fixed", 3.0), ("audio", "fixed", 1.0)}
     assert {(each.modality, each.mode, each.guidance) for each in whole} == kinds
     for kind in kinds:
@@ -251,27 +328,52 @@ def test_the_trials_hold_every_edge_of_every_option() -> None:
         assert {each.logits for each in mine} == {
             *("normal", "ties", "equal", "mostly -inf", "huge", "NaN", "+inf", "all -inf", "stops")
         }
-    short = trials.edge_trials(short=True)
-    assert set(short) < set(whole) and {each.modality for each in short} == {"audio", "text"}
-    large = trials.true_trials(short=False)
-    assert {(each.modality, each.sequences) for each in large} == {
-        ("audio", 1),
-        ("text", 1),
-        ("audio", 64),
-        ("text", 8),
-    }
-    assert {each.top_p for each in large} == {0.95, 1.0} and {each.temperature for each in large} == {0.0, 0.8}
-    assert trials.true_trials(short=True) == large[:2]
+    small = trials.SUITES["small"]
+    assert small.chosen(False) == list(enumerate(whole))
+    short = small.chosen(True)
+    assert {each.modality for _, each in short} == {"audio", "text"} and 10 < len(short) < len(whole) / 5
+    assert all(whole[at] == each for at, each in short)
+    assert len({small.seed(3, at) for at, _ in small.chosen(False)}) == len(whole)
+    for name, text in (("rehearsal", 1000), ("true sizes", 151936)):
+        large = trials.SUITES[name]
+        assert (large.shape.codebook, large.shape.text, large.shape.hidden, large.shape.latent) == (
+            1024,
+            text,
+            1536,
+            256,
+        )
+        assert {(each.modality, each.sequences) for each in large.trials} == {
+            ("audio", 1),
+            ("text", 1),
+            ("audio", 64),
+            ("text", 8),
+        }
+        assert {each.top_p for each in large.trials} == {0.95, 1.0}
+        assert {each.temperature for each in large.trials} == {0.0, 0.8}
+        assert [each.modality for _, each in large.chosen(True)] == ["audio", "text"]
 
 
 @pytest.mark.parametrize(("kind", "least", "most"), [("equal", 1.5, 1.5), ("huge", 1e30, 1e32), ("normal", 5, 30)])
 def test_plain_trials_are_what_they_say(kind: str, least: float, most: float) -> None:
-    values = np.stack(list(trials.draw_logits(replace(TRIAL, logits=kind), (1, 1, 138), np.random.default_rng(0))))
+    values = np.stack(list(trials.draw_logits(replace(TRIAL, logits=kind), (1, 1, 138), Numbers(0))))
     assert len(values) == trials.ROWS and least <= np.abs(values).max() <= most
     assert kind == "equal" or len(np.unique(values)) > 3000
 
 
 # ---- limits ----
+
+
+def limits_of(monkeypatch: pytest.MonkeyPatch, **figures: Any) -> Findings:
+    """The stage with a copy bandwidth, readings and launches as given."""
+    given = {"best": 9.0, "median": 8.0, "readings": [7.0, 8.0], "launches": {"plain, device": [1.0]}} | figures
+    copies = SimpleNamespace(best=given["best"], median=given["median"], bytes=1 << 20, kernel="copy")
+    rates = list(given["readings"])
+    summary = SimpleNamespace(best=rates[-1], median=rates[0], bytes=1 << 20, kernel="read")
+    reader = SimpleNamespace(read=lambda: rates[0], result=summary)
+    monkeypatch.setattr(limits, "_launches", lambda device: given["launches"])
+    monkeypatch.setattr(limits, "_read_meter", lambda ground: reader)
+    ground: Any = SimpleNamespace(device=SimpleNamespace(kind="cpu"), meter=SimpleNamespace(result=copies))
+    return found_by(limits.measure_limits, ground)
 
 
 @pytest.mark.parametrize(
@@ -281,36 +383,46 @@ def test_plain_trials_are_what_they_say(kind: str, least: float, most: float) ->
 def test_a_bandwidth_that_cannot_be_is_told(
     best: float, median: float, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "_launches", lambda device: {"plain, device": [1.0]})
-    bandwidth = SimpleNamespace(best=best, median=median, bytes=1 << 20)
-    ground: Any = SimpleNamespace(device=SimpleNamespace(kind="cpu"), meter=SimpleNamespace(result=bandwidth))
-    assert verdicts(limits.measure_limits(ground)) == {"copy bandwidth": verdict, "launches": "pass"}
+    found = verdicts(limits_of(monkeypatch, best=best, median=median))
+    assert found == {"copy bandwidth": verdict, "read bandwidth": "pass", "launches": "pass"}
+    found = verdicts(limits_of(monkeypatch, readings=[median, best]))
+    assert found == {"copy bandwidth": "pass", "read bandwidth": verdict, "launches": "pass"}
 
 
 @pytest.mark.parametrize("time", [0.0, -1.0, math.inf, math.nan])
 def test_launches_that_take_no_time_are_told(time: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_launches", lambda device: {"plain, device": [1.0], "graph, device": [time] * 3})
-    bandwidth = SimpleNamespace(best=9.0, median=8.0, bytes=1 << 20)
-    ground: Any = SimpleNamespace(device=SimpleNamespace(kind="cpu"), meter=SimpleNamespace(result=bandwidth))
-    check = limits.measure_limits(ground).checks[1]
+    check = limits_of(monkeypatch, launches={"plain, device": [1.0], "graph, device": [time] * 3}).checks[2]
     assert check.verdict == "fail" and "graph, device" in check.detail
 
 
 def test_launches_are_timed_on_the_device_in_the_call_and_around() -> None:
     figures = limits._launches(Device(load_shim(), kind="cpu"))
     assert set(figures) == {
-        f"{how}, {where}" for how in ("plain", "graph") for where in ("device", "host call", "there and back")
+        "node, device",
+        *(f"{how}, {where}" for how in ("plain", "graph") for where in ("device", "host call", "there and back")),
     }
     assert all(len(samples) == limits._BATCHES and min(samples) > 0 for samples in figures.values())
 
 
+def test_memory_that_is_read_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(named: dict[str, Any]) -> None:
+        at(named["total"], np.uint64, 0)[:] += np.uint64(1)
+
+    ground: Any = SimpleNamespace(
+        device=device_with("read_memory", off),
+        dry_run=True,
+        meter=SimpleNamespace(result=SimpleNamespace(best=9.0, median=8.0, bytes=1, kernel="copy")),
+    )
+    monkeypatch.setattr(limits, "_launches", lambda device: {})
+    check = found_by(limits.measure_limits, ground).checks[1]
+    assert check.verdict == "fail" and "reading memory on the GPU gave the sum" in check.detail
+    ground.device = device_with("read_memory", bytes=1 << 20)  # the rest is never read
+    assert found_by(limits.measure_limits, ground).checks[1].verdict == "fail"
+    ground.device = Device(load_shim(), kind="cpu")
+    assert found_by(limits.measure_limits, ground).checks[1].verdict == "pass"
+
+
 # ---- loop ----
-
-
-@pytest.fixture
-def ground(tmp_path: Path, tiny_bundle: Path) -> Ground:
-    shim = Path(str(load_shim().__file__))
-    return Ground(out=tmp_path, work=tmp_path / "work", seed=0, dry_run=True, shim=shim, bundle_folder=tiny_bundle)
 
 
 @pytest.mark.parametrize("part", ["decode_latents", "encode", "codes_to_latents"])
@@ -423,7 +535,7 @@ def test_a_gpu_that_cannot_be_described_is_told(monkeypatch: pytest.MonkeyPatch)
 
     answers = {"tensorrt": "no TensorRT", "onnxruntime": None}
     monkeypatch.setattr(machine, "why_not", lambda name, bundle, rows: answers.get(name, "not this one"))
-    found = verdicts(machine.describe(Broken()))  # type: ignore[arg-type]
+    found = verdicts(found_by(machine.describe, Broken()))
     assert found.pop("GPU") == "fail" and found.pop("engine onnxruntime") == "pass"
     assert set(found.values()) == {"skipped"} and len(found) == 3
 
@@ -431,10 +543,10 @@ def test_a_gpu_that_cannot_be_described_is_told(monkeypatch: pytest.MonkeyPatch)
 def test_a_try_at_tensorrt_that_fails_fails_its_check(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(machine, "_try", fails)
-    assert list(verdicts(machine.try_tensorrt_rtx(ground)).values()) == ["skipped", "fail", "fail"]
+    assert list(verdicts(found_by(machine.try_tensorrt_rtx, ground)).values()) == ["skipped", "fail", "fail"]
     monkeypatch.setattr(machine, "_try", lambda target, build_only: f"{build_only}")
     on_gpu: Any = SimpleNamespace(dry_run=False)
-    assert [(check.verdict, check.detail) for check in machine.try_tensorrt_rtx(on_gpu).checks] == [
+    assert [(check.verdict, check.detail) for check in found_by(machine.try_tensorrt_rtx, on_gpu).checks] == [
         ("pass", "False")
     ] * 3
 
@@ -524,6 +636,7 @@ def test_the_probe_tells_how_far_it_came_and_how_far_it_is_off(
     fake = FakeRtx(**library)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
     monkeypatch.setattr("ualm.runtime.engines.device.facts.load_kernels", load_shim)
+    monkeypatch.setattr(rtx_probe, "local_sm", lambda: 86)
     found = rtx_probe.probe("8.0,8.6", run=True)
     assert (found["reached"], found.get("problem")) == (reached, problem) and fake.asked == ["SM80", "SM86"]
     if reached == "run":
@@ -532,10 +645,26 @@ def test_the_probe_tells_how_far_it_came_and_how_far_it_is_off(
         assert rtx_probe.probe("default", run=False)["reached"] == "build" and fake.asked == ["SM80", "SM86"]
 
 
+@pytest.mark.parametrize(
+    ("here", "target", "reached", "said"),
+    [
+        (90, "default", "import", "TensorRT-RTX 1.7 runs on sm80, sm86; the GPU here is sm90"),
+        (86, "8.0", "build", "the engine does not load on this GPU, which it is not for"),
+    ],
+)
+def test_a_gpu_that_the_library_or_the_engine_is_not_for_is_no_fault(
+    here: int, target: str, reached: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", FakeRtx(loads=False))
+    monkeypatch.setattr(rtx_probe, "local_sm", lambda: here)
+    found = rtx_probe.probe(target, run=True)
+    assert (found["reached"], found.get("refused"), found.get("problem")) == (reached, said, None)
+
+
 def test_engines_that_cannot_be_built_are_told(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_build", fails)
     monkeypatch.setattr(engines, "check_bundle", lambda *given: pytest.fail("tried all the same"))
-    assert set(verdicts(engines.check_engines(ground)).values()) == {"fail"}
+    assert set(verdicts(found_by(engines.check_engines, ground)).values()) == {"fail"}
 
 
 def test_a_shape_that_cannot_be_made_is_told(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -544,7 +673,7 @@ def test_a_shape_that_cannot_be_made_is_told(ground: Ground, monkeypatch: pytest
 
     monkeypatch.setattr("ualm.bench.random_run.run.write_random_run", broken)
     monkeypatch.setattr("ualm.export.bundle.export_run", broken)
-    found = shapes.make_shape(ground, "1.5b")
+    found = found_by(shapes.make_shape, ground, shape="1.5b")
     assert [(check.verdict, check.detail) for check in found.checks] == [("fail", "no space is left")] * 2
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 SOURCES, SHIM = ROOT / "csrc", ROOT / "tests" / "csrc" / "cuda" / "shim"
 CACHE = ROOT / "build/cuda_shim"
 
-KERNELS = [SOURCES / "cuda" / name for name in ("frame_sampler.cu", "audio_head.cu", "kv_cache.cu", "rows.cu")]
+KERNELS = sorted((SOURCES / "cuda").glob("*.cu"))
 BINDINGS = [SOURCES / "python" / name for name in ("cuda_launches.cpp", "cuda_runtime.cpp")]
 STAND_IN = [SHIM / name for name in ("blocks.cpp", "runtime.cpp")]
 

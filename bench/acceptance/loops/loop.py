@@ -3,38 +3,57 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...runtime.bundle.bundle import Bundle
-from ...runtime.diagnostics.golden import GOLDEN_CONTEXT, check_golden
-from ...runtime.engines.protocol import Engine
-from ...runtime.process.cores import cores
-from ...runtime.sampling import AudioSampling, TextSampling
-from ..harness.measure import BundleScenario, measure_subjects
-from ..harness.subjects import AnySubject
-from ..meters.environment import current_load
-from ..report.schema import Report
-from ..scenarios.decode import Decode
-from ..scenarios.stream import Stream
-from .findings import Findings
+from ....runtime.bundle.bundle import Bundle
+from ....runtime.diagnostics.golden import GOLDEN_CONTEXT, check_golden
+from ....runtime.engines.protocol import Engine
+from ....runtime.files.writing import resolved
+from ....runtime.process.cores import cores
+from ....runtime.sampling import AudioSampling, TextSampling
+from ...harness.measure import BundleScenario, measure_subjects
+from ...harness.subjects import AnySubject, BundleSubject, Request, precisions_of
+from ...meters.environment import current_load
+from ...report.schema import Report, Subject
+from ...scenarios.decode import Decode
+from ...scenarios.stream import Stream
+from ..findings import Findings
 
 if TYPE_CHECKING:
-    from .context import Ground
+    from ..context import Ground
 
 #: Rows of context for the checks, which draw at most 60.
 _CONTEXT = 256
 
 
-def check_loop(ground: Ground) -> Findings:
+class DeviceSubject(BundleSubject):
+    """A bundle in the engine under test."""
+
+    #: Engine files fix the context they were built for, and a GPU allocates what is reserved.
+    least_context = 2048
+
+    def __init__(self, folder: Path, ground: Ground, engine: str) -> None:
+        super().__init__(folder, Request(folder, seed=ground.seed), resolved(folder).name)
+        self._ground, self._name_of_engine = ground, engine
+
+    def open(self, max_context: int) -> Engine:
+        return self._ground.engine(self._name_of_engine, self.bundle, max_context)
+
+    @cached_property
+    def about(self) -> Subject:
+        engine = "device loop on the CPU, a rehearsal" if self._ground.dry_run else self._name_of_engine
+        return Subject(self.bundle.folder.name, engine, self.bundle.digest, precisions_of(self.bundle))
+
+
+def check_loop(ground: Ground, found: Findings) -> None:
     """The stage: the bundle that comes with ualm, or the one that was given."""
-    found = Findings("loop")
     for name in ground.engines(ground.bundle, _CONTEXT):
         check_bundle(ground, found, name, ground.bundle)
         measure_bundle(ground, found, name, ground.bundle.folder, contexts=(64,) if ground.dry_run else (256, 1024))
-    return found
 
 
 def check_bundle(ground: Ground, found: Findings, name: str, bundle: Bundle) -> None:
@@ -98,7 +117,7 @@ def measure_bundle(ground: Ground, found: Findings, name: str, folder: Path, *, 
     )
     for what, scenario, count in scenarios:
         with found.checking(f"{name}: {what}, {folder.name}") as details:
-            report = measure(ground, scenario, [ground.subject(name, folder)], repeat=count)
+            report = measure(ground, scenario, [DeviceSubject(folder, ground, name)], repeat=count)
             found.take(report)
             figures = [each for each in report.measurements if each.figure in ("frame", "first_row", "first_sample")]
             assert figures, "nothing was measured"

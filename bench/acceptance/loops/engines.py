@@ -5,30 +5,29 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from ...runtime.bundle.bundle import Bundle
-from ...runtime.engines.build_commands import sm_name
-from ...runtime.engines.registry import why_not
-from ...runtime.engines.tensorrt.library import load_library, local_sm
-from ...runtime.errors import EngineError
-from ...runtime.process.extras import install_hint
-from ...runtime.process.stopping import raise_interrupt
-from .findings import Findings, Skip
+from ....runtime.bundle.bundle import Bundle
+from ....runtime.engines.build_commands import sm_name
+from ....runtime.engines.registry import why_not
+from ....runtime.engines.tensorrt.library import load_library, local_sm
+from ....runtime.errors import EngineError
+from ....runtime.process.extras import install_hint
+from ....runtime.process.stopping import raise_interrupt
+from ..findings import Findings, Skip
 from .loop import check_bundle, measure_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ...runtime.engines.build_commands import LibraryName
-    from .context import Ground
+    from ....runtime.engines.build_commands import LibraryName
+    from ..context import Ground
 
 #: Cache rows that the engines are compiled for: more than any measurement of the loop holds.
 _CAPACITY = 4096
 _LIBRARIES: tuple[LibraryName, ...] = ("tensorrt-rtx", "tensorrt")
 
 
-def check_engines(ground: Ground) -> Findings:
+def check_engines(ground: Ground, found: Findings) -> None:
     """The stage: the checks of ``loop``, on a copy of its bundle that each library has compiled here."""
-    found = Findings("engines")
     for name in _LIBRARIES:
         folder = ground.work / f"engines_{name}"
         with found.checking(f"{name}: engines for this GPU") as details:
@@ -36,7 +35,6 @@ def check_engines(ground: Ground) -> Findings:
         if found.checks[-1].verdict == "pass":
             check_bundle(ground, found, name, Bundle(folder))
             measure_bundle(ground, found, name, folder, contexts=(256, 1024))
-    return found
 
 
 def _build(ground: Ground, name: LibraryName, folder: Path) -> str:
@@ -50,9 +48,9 @@ def _build(ground: Ground, name: LibraryName, folder: Path) -> str:
     except EngineError as error:
         raise Skip(str(error)) from error
     try:
-        from ...export.targets.registry import ExportRequest
-        from ...export.targets.tensorrt.build import known_sms
-        from ...export.targets.tensorrt.target import TARGETS
+        from ....export.targets.registry import ExportRequest
+        from ....export.targets.tensorrt.build import known_sms
+        from ....export.targets.tensorrt.target import TARGETS
     except ImportError as error:
         raise_interrupt(error)
         raise Skip(f"needs onnx ({error}); install it with: {install_hint(name)}") from error

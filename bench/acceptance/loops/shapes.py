@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
-from ...runtime.bundle.bundle import Bundle
-from ...runtime.errors import UalmError
-from ...runtime.process.extras import install_hint
-from ...runtime.process.stopping import raise_interrupt
-from ..harness.subjects import AnySubject, PeerSubject
-from ..scenarios.decode import Decode
-from .findings import Findings, Skip
-from .loop import check_bundle, measure, measure_bundle
+from ....runtime.bundle.bundle import Bundle
+from ....runtime.errors import UalmError
+from ....runtime.process.extras import install_hint
+from ....runtime.process.stopping import raise_interrupt
+from ...harness.subjects import AnySubject, PeerSubject
+from ...scenarios.decode import Decode
+from ..findings import Findings, Skip
+from .loop import DeviceSubject, check_bundle, measure, measure_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .context import Ground
+    from ..context import Ground
 
 #: Shape -> precisions to try, the first one against torch in bf16. "tiny" is for rehearsals.
 SHAPES = {"1.5b": ("bf16", "int4"), "7b": ("bf16", "int4"), "tiny": ("fp32",)}
 
 
-def make_shape(ground: Ground, shape: str) -> Findings:
+def make_shape(ground: Ground, found: Findings, shape: str) -> None:
     """Write a run with random weights and its bundles into the work folder; existing ones are kept."""
-    found = Findings(f"make-{shape}")
     try:
-        from ...export.bundle import export_run
-        from ..random_run.run import SHAPES as RUNS
-        from ..random_run.run import write_random_run
+        from ....export.bundle import export_run
+        from ...random_run.run import SHAPES as RUNS
+        from ...random_run.run import write_random_run
     except ImportError as error:
         raise_interrupt(error)
         raise Skip(f"needs the extra export ({error}); install it with: {install_hint('export')}") from error
@@ -47,12 +44,10 @@ def make_shape(ground: Ground, shape: str) -> Findings:
                 # random logits are noise, on which narrow formats disagree; the gates mean nothing here
                 export_run(run, bundle, precision=precision, accept_quality=True)
             details.append(bundle.name)
-    return found
 
 
-def check_shape(ground: Ground, shape: str) -> Findings:
+def check_shape(ground: Ground, found: Findings, shape: str) -> None:
     """Golden vector and speed of each bundle, and the first one's frame against torch's."""
-    found = Findings(f"loop-{shape}")
     kind = "tiny" if ground.dry_run else shape
     contexts = (64,) if ground.dry_run else (256, 1024)
     for precision in SHAPES[kind]:
@@ -66,7 +61,6 @@ def check_shape(ground: Ground, shape: str) -> Findings:
     first = _bundle(ground, kind, SHAPES[kind][0])
     for name in ground.engines(Bundle(first, verify="never"), contexts[-1]):
         _against_torch(ground, found, name, kind, first, contexts[0])
-    return found
 
 
 def _against_torch(ground: Ground, found: Findings, name: str, kind: str, folder: Path, context: int) -> None:
@@ -76,7 +70,7 @@ def _against_torch(ground: Ground, found: Findings, name: str, kind: str, folder
             other = PeerSubject(peer, _run(ground, kind), 1 if ground.dry_run else 8, ground.torch_device)
         except UalmError as error:
             raise Skip(str(error)) from error
-        subjects: list[AnySubject] = [ground.subject(name, folder), other]
+        subjects: list[AnySubject] = [DeviceSubject(folder, ground, name), other]
         report = measure(ground, Decode((context,)), subjects, repeat=4 if ground.dry_run else 96)
         found.take(report)
         assert report.comparisons, "nothing was compared"
@@ -89,11 +83,3 @@ def _run(ground: Ground, kind: str) -> Path:
 
 def _bundle(ground: Ground, kind: str, precision: str) -> Path:
     return ground.work / f"bundle_{kind}_{precision}"
-
-
-#: Stages of the shapes, in order.
-STAGES: dict[str, Callable[[Ground], Findings]] = {
-    name: partial(stage, shape=shape)
-    for shape in ("1.5b", "7b")
-    for name, stage in ((f"make-{shape}", make_shape), (f"loop-{shape}", check_shape))
-}
