@@ -583,7 +583,7 @@ def test_segments_are_limited(model: Model, expected: list[Event]) -> None:
     assert tokens(turn_of(enough).segments()) == whole(expected)
     scarce = begun(model)
     scarce.limits = Limits(segments=count - 1)
-    with pytest.raises(SegmentLimitError, match=f"after {count - 1} segments, its max_segments;") as error:
+    with pytest.raises(SegmentLimitError, match=f"within {count - 1} segments, its max_segments;") as error:
         list(turn_of(scarce))
     assert tokens(error.value.segments) == whole(expected)[:-1] and str(error.value).endswith(kept(scarce))
     scarce.limits = Limits(segments=50)
