@@ -583,7 +583,7 @@ def test_segments_are_limited(model: Model, expected: list[Event]) -> None:
     assert tokens(turn_of(enough).segments()) == whole(expected)
     scarce = begun(model)
     scarce.limits = Limits(segments=count - 1)
-    with pytest.raises(SegmentLimitError, match=f"after {count - 1} segments, its max_segments;") as error:
+    with pytest.raises(SegmentLimitError, match=f"within {count - 1} segments, its max_segments;") as error:
         list(turn_of(scarce))
     assert tokens(error.value.segments) == whole(expected)[:-1] and str(error.value).endswith(kept(scarce))
     scarce.limits = Limits(segments=50)
@@ -861,7 +861,7 @@ def test_native_calls_let_other_threads_run(call: str) -> None:
 def test_engine_calls_let_other_threads_run(endless: Model, call: str) -> None:
     engine, random = endless.resources.engine, np.random.default_rng(0)
     codec, hidden = endless.bundle.manifest.codec, endless.bundle.manifest.model.hidden_size
-    heard = endless.resources.features._hearing.prepare(
+    heard = endless.resources.features._frontend.prepare(
         Sound(random.standard_normal(16000 * 250).astype(np.float32), 16000)
     )
     latents = random.standard_normal((60_000, codec.latent_size)).astype(np.float32)

@@ -20,7 +20,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", home)
-    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
 
 def test_the_variable_goes_before_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
