@@ -43,7 +43,7 @@ def engine(model: Model) -> CountingEngine:
 
 @pytest.fixture
 def listener(model: Model, engine: CountingEngine) -> Iterator[FeatureCache]:
-    made = FeatureCache(model.resources.features._hearing, engine)  # type: ignore[arg-type]
+    made = FeatureCache(model.resources.features._frontend, engine)  # type: ignore[arg-type]
     yield made
     made.close()
 
@@ -108,7 +108,7 @@ def test_what_was_started_is_waited_for_and_not_heard_again(listener: FeatureCac
 
 def test_features_are_forgotten_by_bytes_the_oldest_first(model: Model, engine: CountingEngine) -> None:
     one = len(model.resources.features.features(sound()).tobytes())
-    listener = FeatureCache(model.resources.features._hearing, engine, capacity=2 * one)  # type: ignore[arg-type]
+    listener = FeatureCache(model.resources.features._frontend, engine, capacity=2 * one)  # type: ignore[arg-type]
     for seed in (0, 1, 0, 2):  # 0 is used again: 1 is the oldest when 2 comes
         listener.features(sound(seed))
     assert engine.heard == 3

@@ -861,7 +861,7 @@ def test_native_calls_let_other_threads_run(call: str) -> None:
 def test_engine_calls_let_other_threads_run(endless: Model, call: str) -> None:
     engine, random = endless.resources.engine, np.random.default_rng(0)
     codec, hidden = endless.bundle.manifest.codec, endless.bundle.manifest.model.hidden_size
-    heard = endless.resources.features._hearing.prepare(
+    heard = endless.resources.features._frontend.prepare(
         Sound(random.standard_normal(16000 * 250).astype(np.float32), 16000)
     )
     latents = random.standard_normal((60_000, codec.latent_size)).astype(np.float32)

@@ -12,7 +12,7 @@ from ualm.export.tiny.corpus.conversations import TASKS, apply_change, changes, 
 from ualm.export.tiny.corpus.domain import HOP, TAIL, Clip, held_out, random_clip
 from ualm.export.tiny.corpus.language import parse_description
 from ualm.export.tiny.corpus.writer import AUDIO, FEATURES, MODALITY, TEXT, Studio, Writer
-from ualm.runtime.audio.features import heard_range
+from ualm.runtime.audio.features import audible_range
 from ualm.runtime.bundle import Bundle
 from ualm.runtime.bundle.feature_spec import feature_rows
 from ualm.runtime.bundle.packaged import packaged_bundle
@@ -160,7 +160,7 @@ def test_what_is_heard_in_training_is_cut_as_the_bundle_cuts_it(studio: Studio) 
         clip = Clip("piano", (72, 76), "quick")
         w.user_sound(studio.bank.ids(clip), padded=True)
         (heard,) = w.example().heard
-        assert heard_range(heard.samples, FEATURES) == (0, len(heard.samples))
+        assert audible_range(heard.samples, FEATURES) == (0, len(heard.samples))
         assert heard.rows == len(heard.classes) == len(heard.onsets) == feature_rows(len(heard.samples) // 160)
         long += len(heard.samples) > len(studio.bank.samples(clip)) + 20 * HOP
     assert 0 < long < 12, "only where there is noise in it does long silence stay"
