@@ -1,6 +1,6 @@
 """The stages in the order in which they run: which call each belongs to, and how long it may take.
 
-The two calls are for a machine that is lent for a quarter of an hour: a new one must start, and one call of three
+The two calls are for a machine that is rented for a quarter of an hour: a new one must start, and one call of three
 minutes may be needed again.
 """
 

@@ -70,7 +70,8 @@ def test_what_derives_from_others_is_there():
         for path in (ROOT / room).rglob("*")
         if path.suffix in binary
     ]
-    assert [path for path in kept if not path.startswith(tuple(files))] == []
+    own = "bench/acceptance/kernels/expected.npz"  # what our sampler draws, from random numbers
+    assert [path for path in kept if not path.startswith((own, *files))] == []
 
 
 def test_it_goes_into_the_wheel_with_the_licence():

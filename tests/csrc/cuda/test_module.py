@@ -146,7 +146,15 @@ WAITING = {
 #: Calls that return at once on any device, and keep Python's lock: see ``csrc/python/cuda_runtime.cpp``.
 AT_ONCE = {
     *("runtime_version", "pinned_view", "create_event", "destroy_event", "record_event", "elapsed_ms"),
-    *("begin_capture", "launch_graph", "begin_segment", "embed_rows", "fill_null_prefix", "write_kv_rows"),
+    *(
+        "begin_capture",
+        "launch_graph",
+        "begin_segment",
+        "embed_rows",
+        "fill_null_prefix",
+        "write_kv_rows",
+        "read_memory",
+    ),
 }
 
 
