@@ -176,15 +176,17 @@ def test_what_a_tokenizer_quotes_is_one_short_line(bundle):
 # ---- folders that are no bundle, or a newer one ----
 
 
-@pytest.mark.parametrize("made", ["nothing", "empty", "file"])
-def test_what_is_no_bundle_is_told_how_to_make_one(tmp_path, made):
+@pytest.mark.parametrize(
+    ("made", "why"), [("nothing", "no such folder"), ("empty", f"{MANIFEST} is missing"), ("file", "it is a file")]
+)
+def test_what_is_no_bundle_is_told_how_to_make_one(tmp_path, made, why):
     place = tmp_path / "place"
     if made == "empty":
         place.mkdir()
     elif made == "file":
         place.write_text("bundle")
     message = refusal(place)
-    assert str(place) in message and MANIFEST in message and "ualm export RUN" in message
+    assert f"{place}: no bundle here ({why})" in message and "ualm export RUN" in message
 
 
 @pytest.mark.parametrize(

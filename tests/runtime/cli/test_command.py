@@ -409,7 +409,7 @@ def test_every_name_of_the_runtime_is_there() -> None:
 
 
 #: Programs whose parent reports for them, and which measure their own imports.
-CHILDREN = {"load_child.py", "tensorrt_build_child.py", "rtx_probe.py"}
+CHILDREN = {"child.py", "load_child.py", "tensorrt_build_child.py", "rtx_probe.py"}
 
 
 def test_every_program_minds_signals_before_it_imports_anything() -> None:
