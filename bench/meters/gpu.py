@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from functools import cached_property
 
 import numpy as np
 
@@ -21,8 +22,8 @@ COPY_BYTES = 1 << 30
 _BLOCKS = 4
 
 
-class CopyMeter(Meter):
-    """Copies one buffer into another on the device, timed by its own clock; each byte counts twice, read and written.
+class _DeviceMeter(Meter):
+    """Passes over buffers on a device, timed by its own clock.
 
     The buffers are held only during a reading: a GPU allocates quickly, and an engine may need all of its memory.
     """
@@ -30,7 +31,7 @@ class CopyMeter(Meter):
     def __init__(self, device: Device, *, nbytes: int = COPY_BYTES, reading_seconds: float = READING_SECONDS) -> None:
         super().__init__(reading_seconds)
         free, _ = device.memory()
-        self._device, self._bytes = device, min(nbytes, free // 4)
+        self._device, self._bytes = device, min(nbytes, free // 4) // 16 * 16
         self._buffers: tuple[Buffer, Buffer] | None = None
 
     def read(self) -> float:
@@ -41,81 +42,87 @@ class CopyMeter(Meter):
 
     def release(self) -> None:
         self._buffers = None
+
+    def _pass(self) -> tuple[int, float]:
+        if self._buffers is None:
+            self._buffers = self._allocate()
+            # the first passes touch fresh memory, wait for frames that an engine launched ahead, and raise the clocks
+            spent = 0.0
+            while spent < self._reading_seconds / 2:
+                spent += self._time(*self._buffers)
+        return self._traffic, self._time(*self._buffers)
+
+    @property
+    def _traffic(self) -> int:
+        """Bytes that a pass reads and writes."""
+        return self._bytes
+
+    def _allocate(self) -> tuple[Buffer, Buffer]:
+        raise NotImplementedError
+
+    def _time(self, first: Buffer, second: Buffer) -> float:
+        """Seconds of one pass."""
+        raise NotImplementedError
+
+
+class CopyMeter(_DeviceMeter):
+    """Copies one buffer into another; each byte counts twice, read and written."""
 
     @property
     def result(self) -> Bandwidth:
         return self._summary(0, self._bytes, "device", "copy")
 
-    def _pass(self) -> tuple[int, float]:
-        if self._buffers is None:
-            self._buffers = self._device.allocate(self._bytes), self._device.allocate(self._bytes)
-            # the first copies touch fresh memory, and wait for frames that an engine launched ahead
-            spent = 0.0
-            while spent < self._reading_seconds / 2:
-                spent += self._time()
-        return 2 * self._bytes, self._time()
+    @property
+    def _traffic(self) -> int:
+        return 2 * self._bytes
 
-    def _time(self) -> float:
-        """Seconds of one copy."""
-        assert self._buffers is not None
-        source, target = self._buffers
+    def _allocate(self) -> tuple[Buffer, Buffer]:
+        return self._device.allocate(self._bytes), self._device.allocate(self._bytes)
+
+    def _time(self, first: Buffer, second: Buffer) -> float:
         begin, end = (self._device.event(timed=True) for _ in range(2))
         begin.record()
-        self._device.copy(target.address, source.address, self._bytes)
+        self._device.copy(second.address, first.address, self._bytes)
         end.record()
         end.wait()
         return max(end.since(begin) / 1000, 1e-9)
 
 
-class ReadMeter(Meter):
-    """Reads one buffer with a kernel of ours and writes nothing, timed by the device's own clock.
+class ReadMeter(_DeviceMeter):
+    """Reads one buffer with a kernel of ours and writes nothing.
 
-    A step of a model reads its weights and writes next to nothing: this is its limit, a copy only comes near it.
+    A step of a model reads its weights and writes next to nothing: this is its limit, a copy only comes near it. A
+    reading raises :class:`UalmError` if the sum of what was read is wrong.
     """
-
-    def __init__(self, device: Device, *, nbytes: int = COPY_BYTES, reading_seconds: float = READING_SECONDS) -> None:
-        super().__init__(reading_seconds)
-        free, _ = device.memory()
-        self._device, self._bytes = device, min(nbytes, free // 4) // 16 * 16
-        self._blocks = _BLOCKS * int(device.cuda.device_properties(device.index)["multiprocessors"])
-        self._buffers: tuple[Buffer, Buffer] | None = None
-
-    def read(self) -> float:
-        """As for every meter; raises :class:`UalmError` if the sum of what was read is wrong."""
-        try:
-            return super().read()
-        finally:
-            self.release()
-
-    def release(self) -> None:
-        self._buffers = None
 
     @property
     def result(self) -> Bandwidth:
         return self._summary(0, self._bytes, "device", "read")
 
-    def _pass(self) -> tuple[int, float]:
-        if self._buffers is None:
-            self._buffers = self._device.allocate(self._bytes), self._device.allocate(8)
-            self._device.cuda.set_bytes(self._buffers[0].address, 1, self._bytes, self._device.stream.handle)
-            spent = 0.0
-            while spent < self._reading_seconds / 2:  # clocks rise
-                spent += self._time()
-        return self._bytes, self._time()
+    @cached_property
+    def _blocks(self) -> int:
+        return _BLOCKS * int(self._device.cuda.device_properties(self._device.index)["multiprocessors"])
 
-    def _time(self) -> float:
-        """Seconds of one pass."""
-        assert self._buffers is not None
-        device, (data, total) = self._device, self._buffers
+    def _allocate(self) -> tuple[Buffer, Buffer]:
+        data, total = self._device.allocate(self._bytes), self._device.allocate(8)
+        self._device.cuda.set_bytes(data.address, 1, self._bytes, self._device.stream.handle)
+        return data, total
+
+    def _time(self, first: Buffer, second: Buffer) -> float:
+        device = self._device
         begin, end = (device.event(timed=True) for _ in range(2))
-        device.cuda.set_bytes(total.address, 0, 8, device.stream.handle)
+        device.cuda.set_bytes(second.address, 0, 8, device.stream.handle)
         begin.record()
         device.cuda.read_memory(
-            data=data.address, bytes=self._bytes, blocks=self._blocks, total=total.address, stream=device.stream.handle
+            data=first.address,
+            bytes=self._bytes,
+            blocks=self._blocks,
+            total=second.address,
+            stream=device.stream.handle,
         )
         end.record()
         found = np.zeros(1, np.uint64)
-        device.download(found, total.address)
+        device.download(found, second.address)
         device.synchronize()
         expected = self._bytes // 8 * 0x0101010101010101 % 2**64
         if int(found[0]) != expected:
