@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ from ualm.runtime.bundle import packaged
 from ualm.runtime.cli import main as cli
 
 torch.set_num_threads(1)
+# a shell ignores interrupts in what it starts in the background, and the programs that tests start would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # the same examples in every run, so that a test fails because of a change and not by chance
 # (--hypothesis-profile=default looks for new ones)
 settings.register_profile("repeatable", derandomize=True)
